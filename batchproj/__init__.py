@@ -1,0 +1,32 @@
+"""batchproj: one searchable vector space from object storage full of images, sound and text.
+
+Data flows top to bottom:
+
+    errors, schema, media, config          what everything else speaks
+    objectstore, weights                   bytes from anywhere; models from anywhere
+    source -> decode -> encode -> project  the stages; none imports another
+    space, recipe                          which encoders and projectors; how to use the machine
+    collection                             plan, units, snapshots: what was done and what is left
+    embedding                              one unit on one worker, without Ray
+    index                                  the Lance table and its tags
+    pipeline                               all units through Ray Data
+    embed, search, train, evaluate         what people do
+    demo, cli                              how they do it
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from batchproj.search import Collection
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "open"]
+
+
+def open(uri: str) -> Collection:  # noqa: A001 - batchproj.open(uri) reads as intended
+    """Open a collection for reading; raises CollectionError if there is none."""
+    from batchproj.search import Collection
+
+    return Collection(uri)

@@ -1,0 +1,243 @@
+"""The `batchproj` command: arguments in, one function called, two lines out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, TextIO
+
+import typer
+
+# Only what parsing arguments needs is imported here: --help must not wait for torch.
+from batchproj.errors import BatchprojError
+
+TOO_MANY_BAD = 3
+
+DEFAULT_MAX_BAD = 0.05
+DEFAULT_MAX_BAD_ITEMS = 50
+"""Without --max-bad: 5 %, but a small corpus may have this many bad files before the exit code says so."""
+
+app = typer.Typer(
+    help="One searchable vector space from object storage full of images, sound and text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
+VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own output and tracebacks.")]
+SpaceOption = Annotated[str, typer.Option("--space", help="A shipped space, or path or URL of a space file.")]
+CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collection, on any fsspec URL.")]
+
+
+class _Stopped(BaseException):
+    """SIGINT or SIGTERM arrived; raised where the program is, so that everything on the way out is closed."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+
+
+def main() -> None:
+    """Entry point: every error on purpose becomes one line and its exit code."""
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+    try:
+        app()
+    except BatchprojError as error:
+        _say(f"error: {_one_line(error)}")
+        sys.exit(error.exit_code)
+    except _Stopped as stopped:
+        _say("stopped; nothing half-done is visible, run the same command again to go on")
+        sys.exit(stopped.exit_code)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Stop once; further signals must not interrupt the clean-up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise _Stopped(number)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, ensure_ascii=False))
+
+
+@contextmanager
+def _console(verbose: bool) -> Iterator[TextIO]:
+    """The terminal for our own lines while libraries work; what they print goes to a log file.
+
+    stdout stays clean for the result, and Ray's and Lance's native code, which writes to file
+    descriptor 2 whatever Python says, does not drown the progress. With `verbose` all is shown.
+    An error that is not one of ours ends as one line that names the log, which then is kept.
+    """
+    with _redirected(None if verbose else tempfile.mkstemp(prefix="batchproj-", suffix=".log")) as (stream, log):
+        try:
+            yield stream
+        except BatchprojError:
+            raise
+        except Exception as error:
+            if log is None:
+                raise
+            log.write_text(log.read_text(errors="replace") + "".join(traceback.format_exception(error)))
+            kept = log.rename(log.with_suffix(".txt"))
+            raise BatchprojError(
+                f"internal: {type(error).__name__}: {_one_line(error)[:300]}; the traceback is in {kept}"
+            ) from error
+
+
+@contextmanager
+def _redirected(log: tuple[int, str] | None) -> Iterator[tuple[TextIO, Path | None]]:
+    """Point descriptors 1 and 2 to a log (1 to 2 without one); yields the old stderr."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved_out, saved_err = os.dup(1), os.dup(2)
+    os.dup2(log[0] if log else saved_err, 1)
+    if log:
+        os.dup2(log[0], 2)
+    try:
+        with os.fdopen(os.dup(saved_err), "w") as stream:
+            yield stream, Path(log[1]) if log else None
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(saved_out, 1)
+        os.dup2(saved_err, 2)
+        os.close(saved_out)
+        os.close(saved_err)
+        if log:
+            os.close(log[0])
+            Path(log[1]).unlink(missing_ok=True)
+
+
+def _max_bad(value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise typer.BadParameter("expected a share such as 0.05 or 5%", param_hint="--max-bad")
+    return share
+
+
+def _too_many_bad(quarantined: int, items: int, allowed: float | None) -> bool:
+    if allowed is None:
+        return quarantined > max(DEFAULT_MAX_BAD * items, DEFAULT_MAX_BAD_ITEMS)
+    return quarantined > allowed * items
+
+
+@app.command(epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
+def embed(
+    source: Annotated[str, typer.Argument(help="Folder, prefix or glob on any fsspec URL.")],
+    collection: CollectionArgument,
+    space: SpaceOption = "builtin",
+    recipe: Annotated[str | None, typer.Option(help="YAML file with limits, units, pools and index.")] = None,
+    max_bad: Annotated[
+        str | None, typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, or 50 items")
+    ] = None,
+    allow_mass_delete: Annotated[
+        bool, typer.Option("--allow-mass-delete", help="Go on although over 20 % of the items are gone.")
+    ] = False,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Bring a collection up to date with a source; a second run does only what changed."""
+    allowed = _max_bad(max_bad)
+    from batchproj.embed import Options, Watch
+    from batchproj.embed import embed as run_embed
+    from batchproj.progress import RunProgress
+    from batchproj.recipe import load_recipe
+    from batchproj.space import open_space, resolve
+
+    with _console(verbose) as stream:
+        options = Options(load_recipe(recipe), allow_mass_delete, verbose)
+        resolved = resolve(open_space(space))
+        with RunProgress(stream) as progress:
+            watch = Watch(progress.step, progress.totals, progress.progress)
+            report = run_embed(source, collection, resolved, options, watch)
+    if as_json:
+        _print_json(report.model_dump())
+    else:
+        _print_report(report, collection)
+    if _too_many_bad(report.quarantined, report.items, allowed):
+        _say(f"{report.quarantined:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
+        raise typer.Exit(TOO_MANY_BAD)
+
+
+def _print_report(report: Any, collection: str) -> None:
+    if report.commit is None:
+        print(f"Nothing to do: {report.unchanged:,} items unchanged, run {report.run} stays live.")
+    else:
+        print(
+            f"Run {report.run} is live: {report.embedded:,} embedded, {report.reprojected:,} projected again, "
+            f"{report.unchanged:,} unchanged, {report.deleted:,} deleted, {report.quarantined:,} in quarantine, "
+            f"{report.rows:,} rows, {report.seconds:,.1f} s."
+        )
+    print(f"Search it: batchproj search {collection} 'what you look for'")
+
+
+@app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
+def search(
+    collection: CollectionArgument,
+    text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
+    image: Annotated[str | None, typer.Option(help="Search with an image file.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
+    modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Find the nearest items to a text, an image or a sound, of any kind."""
+    from batchproj.search import Collection
+
+    with _console(verbose):
+        found = Collection(collection).search(
+            text, image=image, audio=audio, k=k, modality=modality, where=where or ()
+        )
+    if as_json:
+        _print_json([hit.as_dict() for hit in found])
+    else:
+        _print_hits(found)
+
+
+def _print_hits(hits: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score", justify="right")
+    for name in ("modality", "uri", "text"):
+        table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
+    for hit in hits:
+        snippet = _printable(" ".join((hit.text or "").split()))[:80]
+        table.add_row(f"{hit.score:.3f}", hit.modality, Text(_printable(hit.uri)), Text(snippet))
+    Console().print(table)
+
+
+def _printable(text: str) -> str:
+    """Object names and contents come from strangers: no control characters reach the terminal."""
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""What was done, what is live and what is left to do.
+
+plan.py      listing against the live manifest -> units of work
+unit.py      a unit's inputs, outputs and done-record
+snapshot.py  one visible state: the exact list of Parquet parts
+commit.py    finished units -> the next snapshot, every count checked
+layout.py    the names of all files in a collection
+"""

@@ -1,0 +1,128 @@
+"""Finished units -> the next snapshot: counts checked, parts rewritten, manifest merged.
+
+Nothing here is visible to a reader: that is the switch of the Lance tag, done by the caller last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchproj.collection import layout
+from batchproj.collection.plan import Plan
+from batchproj.collection.snapshot import Part, Snapshot
+from batchproj.collection.unit import Receipt, read_outcome, read_parquet, write_part
+from batchproj.errors import BatchprojError
+from batchproj.objectstore import Folder
+
+_CHUNK = 1_000
+
+_FINAL = """
+CREATE TABLE final AS SELECT * FROM outcome WHERE status <> 'deferred';
+CREATE TABLE removed AS
+SELECT m.item, m.part FROM manifest m JOIN plan p USING (item)
+    WHERE m.part IS NOT NULL AND p.action IN ('changed', 'encode', 'project')
+UNION ALL
+SELECT m.item, m.part FROM manifest m JOIN gone USING (item) WHERE m.part IS NOT NULL;
+CREATE TABLE renamed (old VARCHAR, new VARCHAR);
+"""
+
+_MANIFEST = """
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, f.status, f.reason, f.detail, f.stage,
+    f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
+    CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
+FROM listing l JOIN final f USING (item) LEFT JOIN space s ON s.modality = f.modality
+UNION ALL
+SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.status, m.reason, m.detail, m.stage,
+    m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
+    coalesce(r.new, m.part) AS part, m.features
+FROM manifest m JOIN plan p USING (item) LEFT JOIN renamed r ON r.old = m.part
+WHERE p.action IN ('unchanged', 'quarantined')
+ORDER BY key
+"""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The parts of the next snapshot, and how many items leave the rows that were live."""
+
+    kept: list[Part]
+    added: list[Part]
+    removed_items: int
+
+
+def record(plan: Plan, folder: Folder, receipts: Iterable[Receipt]) -> None:
+    """Bring the outcomes of finished units into the plan's tables."""
+    for receipt in receipts:
+        outcome = read_outcome(folder, receipt.unit.name)
+        unit = pa.array([receipt.unit.name] * outcome.num_rows, pa.string())
+        plan.insert("outcome", outcome.append_column("unit", unit))
+
+
+def check_complete(plan: Plan) -> None:
+    """Every planned item has exactly one final outcome: none lost, none double."""
+    plan.db.execute(_FINAL)
+    wrong = plan.rows(
+        "SELECT p.uri, count(f.item) AS times FROM plan p LEFT JOIN final f USING (item) "
+        "WHERE p.action IN ('new', 'changed', 'encode', 'project') GROUP BY p.uri HAVING times <> 1 LIMIT 1"
+    )
+    if wrong:
+        uri, times = wrong[0]
+        raise BatchprojError(f"{uri} has {times} outcomes where 1 was expected; nothing was made visible, rerun")
+
+
+def next_parts(plan: Plan, folder: Folder, live: Snapshot | None, receipts: list[Receipt]) -> Changes:
+    """Write the live parts that lose items again without them; new parts come from the receipts."""
+    lost = {part: items for part, items in plan.rows("SELECT part, count(*) FROM removed GROUP BY part")}
+    kept: list[Part] = []
+    for part in live.parts if live else []:
+        if part.name not in lost:
+            kept.append(part)
+            continue
+        rewritten = _without_removed(plan, folder, part)
+        if rewritten is not None:
+            kept.append(rewritten)
+            plan.db.execute("INSERT INTO renamed VALUES (?, ?)", [part.name, rewritten.name])
+    added = [receipt.part for receipt in receipts if receipt.part is not None and receipt.part.rows]
+    return Changes(kept, added, sum(lost.values()))
+
+
+def _without_removed(plan: Plan, folder: Folder, part: Part) -> Part | None:
+    """One part without its removed items, under a name of its own; None if nothing is left."""
+    removed = [row[0] for row in plan.rows(f"SELECT item FROM removed WHERE part = '{part.name}' ORDER BY item")]
+    rows = read_parquet(folder.read(layout.part(part.name)))
+    rows = rows.filter(pc.invert(pc.is_in(rows["item"], pa.array(removed))))
+    if not rows.num_rows:
+        return None
+    name = hashlib.sha256(json.dumps([part.name, removed]).encode()).hexdigest()[:32]
+    return write_part(folder, name, rows)
+
+
+def removed_items(plan: Plan) -> Iterator[list[str]]:
+    """Items whose rows must leave the Lance table, in chunks."""
+    for batch in plan.batches("SELECT item FROM removed ORDER BY item"):
+        items = batch["item"].to_pylist()
+        for start in range(0, len(items), _CHUNK):
+            yield items[start : start + _CHUNK]
+
+
+def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> None:
+    """Write the manifest and the quarantine table of a run."""
+    local = plan.scratch / "manifest.parquet"
+    plan.db.execute(f"COPY ({_MANIFEST}) TO '{local}' (FORMAT parquet, COMPRESSION zstd)")
+    items = plan.rows(f"SELECT count(*) FROM read_parquet('{local}')")[0][0]
+    if items != target.listed:
+        raise BatchprojError(f"{target.listed} items listed, {items} in the manifest; nothing was made visible, rerun")
+    bad = plan.scratch / "quarantine.parquet"
+    plan.db.execute(
+        f"COPY (SELECT item, uri, modality, reason, detail, stage, source_version, '{target.run}' AS run "
+        f"FROM read_parquet('{local}') WHERE status = 'quarantined' ORDER BY uri) "
+        f"TO '{bad}' (FORMAT parquet, COMPRESSION zstd)"
+    )
+    folder.upload(local, layout.manifest(target.run))
+    folder.upload(bad, layout.quarantine(target.run))

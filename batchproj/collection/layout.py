@@ -1,0 +1,42 @@
+"""Names of everything in a collection's folder."""
+
+from __future__ import annotations
+
+TABLE = "vectors"  # the Lance table `vectors.lance`
+LIVE = "live"  # the one pointer: a tag on a version of that table
+
+
+def part(name: str) -> str:
+    return f"parquet/{name}.parquet"
+
+
+def features(feature_fp: str, name: str) -> str:
+    return f"features/{feature_fp}/{name}.parquet"
+
+
+def unit_file(unit: str, file: str) -> str:
+    return f"units/{unit}/{file}"
+
+
+def snapshot(run: str) -> str:
+    return f"snapshots/{run}.json"
+
+
+def manifest(run: str) -> str:
+    return f"snapshots/{run}.manifest.parquet"
+
+
+def quarantine(run: str) -> str:
+    return f"quarantine/{run}.parquet"
+
+
+def ledger(run: str) -> str:
+    return f"runs/{run}.json"
+
+
+def space(fingerprint: str) -> str:
+    return f"spaces/{fingerprint}"
+
+
+def run_tag(run: str) -> str:
+    return f"run-{run}"

@@ -1,0 +1,226 @@
+"""The listing against the live manifest: what is new, changed, gone or made by other models.
+
+Both sides are tables of an on-disk DuckDB with a small memory limit, so the planner's memory does
+not grow with the corpus. Units are cut at places decided by the keys themselves (content-defined,
+as in rsync): an object more or less moves no other unit's borders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import pyarrow as pa
+
+from batchproj.collection.snapshot import Fingerprints
+from batchproj.collection.unit import Task, Unit, unit_name
+from batchproj.decode import hint
+from batchproj.schema import Modality
+
+MEMORY_LIMIT = "256MB"
+BATCH_ROWS = 8_192
+
+_TABLES = """
+CREATE TABLE listing (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
+    source_version VARCHAR, hint VARCHAR);
+CREATE TABLE manifest (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
+    source_version VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
+    modality VARCHAR, content_id VARCHAR, segments INTEGER, feature_fp VARCHAR, vector_fp VARCHAR,
+    part VARCHAR, features VARCHAR);
+CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
+    modality VARCHAR, content_id VARCHAR, segments INTEGER, unit VARCHAR, features VARCHAR);
+CREATE TABLE space (modality VARCHAR, feature_fp VARCHAR, vector_fp VARCHAR);
+"""
+
+_DECIDE = """
+CREATE TABLE plan AS
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
+    coalesce(m.modality, l.hint) AS modality, m.features AS cached,
+    CASE WHEN m.item IS NULL THEN 'new'
+         WHEN m.source_version <> l.source_version THEN 'changed'
+         WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
+         WHEN m.status = 'quarantined' THEN 'quarantined'
+         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp THEN 'project'
+         ELSE 'unchanged' END AS action
+FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
+CREATE TABLE gone AS SELECT item FROM manifest ANTI JOIN listing USING (item);
+"""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Items by what a run would do with each; `encode` are unchanged ones under a new encoder."""
+
+    new: int = 0
+    changed: int = 0
+    encode: int = 0
+    project: int = 0
+    unchanged: int = 0
+    quarantined: int = 0
+    deleted: int = 0
+
+    @property
+    def listed(self) -> int:
+        return self.new + self.changed + self.encode + self.project + self.unchanged + self.quarantined
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return not (self.new or self.changed or self.encode or self.project or self.deleted)
+
+
+class Plan:
+    """The working tables of one run; use as a context manager, it keeps a file on disk."""
+
+    def __init__(self, members: dict[Modality, Fingerprints]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="batchproj-plan-")
+        settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
+        self.db = duckdb.connect(str(Path(self._folder.name) / "plan.duckdb"), config=settings)
+        self.db.execute(_TABLES)
+        self._fingerprints = members
+        for modality, member in members.items():
+            self.db.execute("INSERT INTO space VALUES (?, ?, ?)", [modality, member.feature, member.vector])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.db.close()
+        self._folder.cleanup()
+
+    @property
+    def scratch(self) -> Path:
+        """A folder that lives as long as the plan."""
+        return Path(self._folder.name)
+
+    def add_listing(self, page: pa.RecordBatch) -> None:
+        hints = pa.array([hint(key) for key in page["key"].to_pylist()], pa.string())
+        self.insert("listing", pa.Table.from_batches([page]).append_column("hint", hints))
+
+    def insert(self, table: str, rows: pa.Table) -> None:
+        """Append Arrow rows, columns by name, to one of our tables."""
+        self.db.register("incoming", rows)
+        try:
+            self.db.execute(f"INSERT INTO {table} BY NAME SELECT * FROM incoming")
+        finally:
+            self.db.unregister("incoming")
+
+    def load_manifest(self, file: Path) -> None:
+        """Load the live snapshot's manifest from a local Parquet file."""
+        self.db.execute("INSERT INTO manifest BY NAME SELECT * FROM read_parquet(?)", [str(file)])
+
+    def decide(self) -> Counts:
+        """Compare the two sides; call once, after the listing and the manifest are in."""
+        self.db.execute(_DECIDE)
+        found: dict[str, int] = dict(self.rows("SELECT action, count(*) FROM plan GROUP BY action"))
+        return Counts(**found, deleted=self.rows("SELECT count(*) FROM gone")[0][0])
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        found: list[tuple[Any, ...]] = self.db.sql(query).fetchall()
+        return found
+
+    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
+        """Stream a query's rows on a cursor of its own, so that others may run meanwhile."""
+        cursor = self.db.cursor()
+        try:
+            yield from cursor.sql(query).to_arrow_reader(BATCH_ROWS)
+        finally:
+            cursor.close()
+
+    def to_embed(self) -> Iterator[pa.RecordBatch]:
+        """Items whose bytes must be read, by the modality their name promises, then by key."""
+        return self._inputs("SELECT * FROM plan WHERE action IN ('new', 'changed', 'encode')")
+
+    def to_project(self) -> Iterator[pa.RecordBatch]:
+        """Items whose cached features only need another projector, by file of features."""
+        return self._inputs("SELECT * FROM plan WHERE action = 'project'")
+
+    def deferred(self) -> Iterator[pa.RecordBatch]:
+        """Items whose content turned out to be of another modality than their name promises."""
+        return self._inputs(
+            "SELECT p.* REPLACE (o.modality AS modality) FROM plan p JOIN outcome o USING (item) "
+            "WHERE o.status = 'deferred' AND item NOT IN (SELECT item FROM outcome WHERE status <> 'deferred')"
+        )
+
+    def _inputs(self, items: str) -> Iterator[pa.RecordBatch]:
+        return self.batches(
+            "SELECT item, uri, key, pair, size, source_version, modality, "
+            f"CASE WHEN action = 'project' THEN cached END AS cached FROM ({items}) "
+            "ORDER BY modality NULLS LAST, cached, key"
+        )
+
+    def cut(
+        self, run: str, task: Task, batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int
+    ) -> Iterator[tuple[Unit, pa.Table]]:
+        """Cut the rows of `to_embed`, `to_project` or `deferred` into units."""
+        for group in _groups(batches, max_items, max_bytes, whole=task == "project"):
+            inputs = pa.Table.from_pylist(group, schema=_INPUT_SCHEMA)
+            modality = Modality(group[0]["modality"]) if group[0]["modality"] else None
+            member = self._fingerprints.get(modality) if modality else None
+            decides = f"{member.vector if member else None} {group[0]['cached']}"
+            name = unit_name(task, modality, decides, inputs)
+            size = sum(row["size"] for row in group)
+            yield (
+                Unit(
+                    name=name,
+                    run=run,
+                    task=task,
+                    modality=modality,
+                    items=len(group),
+                    bytes=size,
+                    cached=group[0]["cached"],
+                ),
+                inputs,
+            )
+
+
+_INPUT_SCHEMA = pa.schema(
+    [
+        pa.field("item", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("key", pa.string()),
+        pa.field("pair", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("source_version", pa.string()),
+    ]
+)
+
+
+def _groups(
+    batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int, whole: bool
+) -> Iterator[list[dict[str, Any]]]:
+    """Runs of rows with equal modality and cache file, closed at a border or when full.
+
+    `whole` groups hold all rows of one cache file: it is read once and was cut to size before.
+    """
+    group: list[dict[str, Any]] = []
+    size = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            if group and (_differ(group[0], row) or (not whole and _full(group, size, row, max_items, max_bytes))):
+                yield group
+                group, size = [], 0
+            group.append(row)
+            size += row["size"]
+    if group:
+        yield group
+
+
+def _differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return bool(a["modality"] != b["modality"] or a["cached"] != b["cached"])
+
+
+def _full(group: list[dict[str, Any]], size: int, row: dict[str, Any], max_items: int, max_bytes: int) -> bool:
+    if len(group) >= max_items or size + row["size"] > max_bytes:
+        return True
+    return len(group) >= max_items // 2 and _is_border(row["key"], max_items // 4)
+
+
+def _is_border(key: str, spacing: int) -> bool:
+    """True for about one key in `spacing`, decided by the key alone."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "big") % max(spacing, 1) == 0

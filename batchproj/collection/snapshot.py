@@ -1,0 +1,50 @@
+"""One visible state of a collection: the exact list of Parquet parts, and what made them."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from batchproj.collection import layout
+from batchproj.objectstore import Folder
+from batchproj.schema import Modality
+
+
+class Part(BaseModel):
+    """A Parquet file of vectors; `sha256` is of its bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Fingerprints(BaseModel):
+    """What made the features and the vectors of one modality, and the documents behind it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    feature: str
+    vector: str
+
+
+class Snapshot(BaseModel):
+    """`snapshots/<run>.json`. `listed` counts items; `rows` counts vectors, one per segment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    run: str
+    parent: str | None
+    source: str
+    space: str
+    dim: int
+    fingerprints: dict[Modality, Fingerprints]
+    listed: int
+    rows: int = 0
+    parts: list[Part] = []
+
+
+def read_snapshot(folder: Folder, run: str) -> Snapshot:
+    return Snapshot.model_validate_json(folder.read(layout.snapshot(run)))
+
+
+def write_snapshot(folder: Folder, snapshot: Snapshot) -> None:
+    folder.write(layout.snapshot(snapshot.run), snapshot.model_dump_json(indent=1).encode())

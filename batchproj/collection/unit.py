@@ -1,0 +1,113 @@
+"""A unit of work: at most a few hundred items of one modality, named by the digest of its inputs.
+
+The name makes a retry harmless: the same inputs give the same files with the same content, on
+any worker, in any run. The done-record, put if absent, is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from batchproj.collection import layout
+from batchproj.collection.snapshot import Part
+from batchproj.objectstore import Folder
+from batchproj.schema import Modality
+
+Task = Literal["embed", "project"]
+
+INPUTS = "inputs.parquet"
+OUTCOME = "outcome.parquet"
+DONE = "done.json"
+
+
+class Unit(BaseModel):
+    """What a worker is told; the items themselves are in the unit's `inputs.parquet`.
+
+    `modality` is what the names of the objects promise, None where they promise nothing.
+    `cached` names the file of features that a `project` unit starts from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    run: str
+    task: Task
+    modality: Modality | None
+    items: int
+    bytes: int
+    cached: str | None = None
+
+
+class Receipt(BaseModel):
+    """The done-record: what came of a unit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    unit: Unit
+    embedded: int
+    quarantined: int
+    deferred: int
+    encoded: int
+    busy_s: float
+    part: Part | None
+
+
+def unit_name(task: Task, modality: Modality | None, fingerprint: str, inputs: pa.Table) -> str:
+    """Digest of everything that decides a unit's files."""
+    digest = hashlib.sha256(json.dumps([task, modality, fingerprint, inputs.column_names]).encode())
+    for column in ("item", "uri", "source_version", "size", "pair"):
+        digest.update(json.dumps(inputs[column].to_pylist()).encode())
+    return digest.hexdigest()[:32]
+
+
+def write_inputs(folder: Folder, unit: Unit, inputs: pa.Table) -> None:
+    folder.write(layout.unit_file(unit.name, INPUTS), parquet_bytes(inputs))
+
+
+def read_inputs(folder: Folder, unit: Unit) -> pa.Table:
+    return read_parquet(folder.read(layout.unit_file(unit.name, INPUTS)))
+
+
+def write_part(folder: Folder, name: str, rows: pa.Table) -> Part:
+    """Write one part under `parquet/`; equal rows give equal bytes."""
+    data = parquet_bytes(rows)
+    folder.write(layout.part(name), data)
+    return Part(name=name, rows=rows.num_rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def finish(folder: Folder, receipt: Receipt, outcome: pa.Table) -> Receipt:
+    """Write the outcome and then the done-record; the receipt of whoever was first."""
+    name = receipt.unit.name
+    folder.write(layout.unit_file(name, OUTCOME), parquet_bytes(outcome))
+    if folder.create(layout.unit_file(name, DONE), receipt.model_dump_json().encode()):
+        return receipt
+    first = read_receipt(folder, name)
+    if first is None:
+        raise FileNotFoundError(layout.unit_file(name, DONE))
+    return first
+
+
+def read_receipt(folder: Folder, name: str) -> Receipt | None:
+    """The done-record of a unit, None if it is not done."""
+    try:
+        return Receipt.model_validate_json(folder.read(layout.unit_file(name, DONE)))
+    except FileNotFoundError:
+        return None
+
+
+def read_outcome(folder: Folder, name: str) -> pa.Table:
+    return read_parquet(folder.read(layout.unit_file(name, OUTCOME)))
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return bytes(sink.getvalue())
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(data))

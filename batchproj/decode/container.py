@@ -1,0 +1,59 @@
+"""Sound and film formats that PyAV opens, and what streams are inside."""
+
+from __future__ import annotations
+
+import io
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+
+from batchproj.decode import mpeg
+from batchproj.schema import Modality
+
+_BY_MAGIC = (
+    (0, b"OggS", "ogg"),
+    (0, b"\x1a\x45\xdf\xa3", "matroska"),  # WebM too
+    (4, b"ftyp", "mov"),  # MP4, M4A, 3GP, QuickTime
+    (4, b"moov", "mov"),
+    (4, b"mdat", "mov"),
+    (4, b"wide", "mov"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),  # WMA, WMV
+    (0, b"fLaC", "flac"),
+    (0, b"#!AMR", "amr"),
+    (0, b"caff", "caf"),
+    (0, b".snd", "au"),
+)
+_BY_FORM = {b"WAVE": "wav", b"AIFF": "aiff", b"AIFC": "aiff"}
+MIXED = frozenset({"ogg", "matroska", "mov", "asf"})
+"""Containers that hold sound alone as readily as film."""
+
+
+def demuxer(data: bytes) -> str | None:
+    """Name of the FFmpeg demuxer for these bytes, None if we hand such bytes to no demuxer."""
+    if data[:4] in (b"RIFF", b"RF64", b"FORM"):
+        return _BY_FORM.get(data[8:12])
+    for offset, magic, name in _BY_MAGIC:
+        if data[offset : offset + len(magic)] == magic:
+            return name
+    if mpeg.is_adts(data, mpeg.first_frame(data)):
+        return "aac"
+    return "mp3" if data[:3] == b"ID3" or mpeg.is_mpeg_audio(data) else None
+
+
+def open_container(data: bytes, name: str) -> InputContainer:
+    """Open with this demuxer and no other; the caller closes.
+
+    The name is never left to FFmpeg to guess: among its formats are playlists, whose bytes could
+    make it open other files and URLs. Raises what PyAV raises.
+    """
+    opened: InputContainer = av.open(io.BytesIO(data), mode="r", format=name)
+    return opened
+
+
+def modality_of(container: InputContainer) -> Modality | None:
+    """VIDEO if pictures move in it, AUDIO if there is only sound; a cover picture counts for nothing."""
+    moving = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if moving:
+        return Modality.VIDEO
+    return Modality.AUDIO if container.streams.audio else None

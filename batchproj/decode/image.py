@@ -1,0 +1,230 @@
+"""Bytes to one picture of exactly the encoder's size.
+
+H, W rows and columns; C is 3: red, green, blue.
+
+Pillow's plugin classes are called directly rather than through `PIL.Image.open`: the latter warns,
+or refuses, above a limit that is one global of the whole process. Ours is checked per call, before
+the pixels are allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from batchproj.decode.faults import refusals_as_faults
+from batchproj.decode.limits import Limits
+from batchproj.errors import ItemFault
+from batchproj.media import ImageSpec, Segment
+from batchproj.schema import Reason
+
+# Pillow remarks on odd metadata line by line; the item is decoded or quarantined, and that says it.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+_READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
+    (b"\x89PNG", PngImageFile),
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"GIF8", GifImageFile),
+    (b"BM", BmpImageFile),
+    (b"II*\0", TiffImageFile),
+    (b"MM\0*", TiffImageFile),
+    (b"II+\0", TiffImageFile),
+    (b"MM\0+", TiffImageFile),
+)
+_DRAFT_REDUNDANCY = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 only while it stays this many times what it is resized to.
+
+At 1 the final resize would see pixels already averaged by the DCT's box filter; from 2 on its own
+filter does the last halving, and a 1600 px photograph comes out within 1 grey level on average.
+"""
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_EDGES = frozenset({5, 6, 7, 8})
+_WHITE = (255, 255, 255)
+
+
+def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
+    """Decode PNG, JPEG, WebP, GIF, BMP or TIFF to one (height, width, 3) uint8 segment of `spec`.
+
+    Transparency is laid on white, EXIF orientation applied, 16-bit grey scaled to 8, CMYK made
+    RGB; of an animation or a multi-page file the first picture counts. `crop` gives the pixels of
+    torchvision's `Resize(resize_px)` and `CenterCrop((height, width))` on a PIL image, its zero
+    padding included; only a JPEG much larger than that is first decoded at a reduced scale.
+
+    Raises ItemFault: TOO_LARGE, TRUNCATED, CORRUPT, NOT_FINITE (float TIFF).
+    """
+    image = _open(data, limits)
+    full = image.size
+    _check_pixels(_resized_size(full, spec), limits.image_pixels, "resized picture")
+    if isinstance(image, JpegImageFile):
+        _reduce(image, spec, limits)
+    _check_pixels(image.size, limits.image_pixels, "picture")
+    with refusals_as_faults("Pillow"):
+        image.load()
+    turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
+    target = _resized_size(_turned(full, turn), spec)
+    upright = image.transpose(_TURNS[turn]) if turn in _TURNS else image
+    resized = _rgb(upright).resize(target, Image.Resampling[spec.interpolation.upper()])
+    return [Segment(np.array(_centre(resized, spec)))]
+
+
+def _open(data: bytes, limits: Limits) -> ImageFile:
+    """Read the header; nothing of the size of the picture is allocated here."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _open_webp(data, limits)
+    for magic, reader in _READERS:
+        if data.startswith(magic):
+            if reader is TiffImageFile:
+                _check_tiff_directory(data)
+            with refusals_as_faults("Pillow"):
+                return reader(io.BytesIO(data), "")
+    raise ItemFault(Reason.CORRUPT, "not a PNG, JPEG, WebP, GIF, BMP or TIFF file")
+
+
+def _open_webp(data: bytes, limits: Limits) -> ImageFile:
+    """WebP: Pillow's decoder allocates the canvas as it opens, so the size is read here first.
+
+    Source: RFC 9649, sections 2.5 to 2.7 (VP8, VP8L and VP8X headers).
+    """
+    if int.from_bytes(data[4:8], "little") > len(data) - 8:
+        raise ItemFault(Reason.TRUNCATED, "WebP file is shorter than its header says")
+    kind, body = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        size = (int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1)
+    elif kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
+    else:
+        size = (int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
+    _check_pixels(size, limits.image_pixels, "picture")
+    with refusals_as_faults("Pillow"):
+        return WebPImageFile(io.BytesIO(data), "")
+
+
+def _check_tiff_directory(data: bytes) -> None:
+    """A TIFF says in its header where its directory is, often at the end: a cut file has lost it."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    is_big_tiff = b"+" in data[2:4]
+    start = int.from_bytes(data[8:16] if is_big_tiff else data[4:8], order)
+    if start >= len(data):
+        detail = f"TIFF directory at byte {start}, the file ends at {len(data)}"
+        raise ItemFault(Reason.TRUNCATED, detail)
+
+
+def _check_pixels(size: tuple[int, int], limit: int, what: str) -> None:
+    width, height = size
+    if width * height > limit:
+        detail = f"{what} of {width} x {height} pixels, the limit is {limit} pixels"
+        raise ItemFault(Reason.TOO_LARGE, detail)
+
+
+def _reduce(image: JpegImageFile, spec: ImageSpec, limits: Limits) -> None:
+    """Ask libjpeg for the smallest scale that leaves `_DRAFT_REDUNDANCY` times the resized size.
+
+    A progressive JPEG holds the coefficients of the whole picture whatever the scale, so the
+    wider limit is not for it.
+    """
+    progressive = bool(image.info.get("progressive"))
+    _check_pixels(image.size, limits.image_pixels if progressive else limits.jpeg_pixels, "JPEG picture")
+    turn = _orientation(image)
+    width, height = _turned(_resized_size(_turned(image.size, turn), spec), turn)
+    image.draft(None, (_DRAFT_REDUNDANCY * width, _DRAFT_REDUNDANCY * height))
+
+
+def _resized_size(full: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """(width, height) to resize to, before the crop; rounded as torchvision's `Resize` does."""
+    if spec.fit == "squash":
+        return spec.width, spec.height
+    width, height = full
+    long = int(spec.resize_px * max(full) / min(full))
+    return (spec.resize_px, long) if width <= height else (long, spec.resize_px)
+
+
+def _centre(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The middle (height, width) of the picture, zeros where it has none: torchvision's `CenterCrop`."""
+
+    def begin(have: int, want: int) -> int:
+        return -((want - have) // 2) if want > have else round((have - want) / 2)
+
+    left, top = begin(image.width, spec.width), begin(image.height, spec.height)
+    return image.crop((left, top, left + spec.width, top + spec.height))
+
+
+def _turned(size: tuple[int, int], turn: int) -> tuple[int, int]:
+    return size[::-1] if turn in _SWAPS_EDGES else size
+
+
+def _orientation(image: ImageFile) -> int:
+    """EXIF orientation, 1 to 8; 1 (as stored) where the EXIF block is missing or broken."""
+    try:
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
+    except Exception:  # a broken EXIF block raises anything, and is no fault of the picture
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB of a loaded picture of any mode, its transparency laid on white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    with refusals_as_faults("Pillow"):
+        if not image.has_transparency_data:
+            return image.convert("RGB")
+        colours = image.convert("RGBA")
+    on_white = Image.new("RGB", colours.size, _WHITE)
+    on_white.paste(colours, mask=colours)
+    return on_white
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits (modes I;16, I, F) to L, or LA where one value is transparent.
+
+    I;16 is scaled from its full range. I and F do not say theirs: the smallest of the usual ranges
+    (1 for F, 8 bits, 16 bits) that holds all values, else from the least value to the greatest.
+    """
+    values = np.asarray(image)
+    transparent = image.info.get("transparency")
+    low, high = float(values.min()), float(values.max())
+    if not math.isfinite(low + high):
+        raise ItemFault(Reason.NOT_FINITE, "NaN or infinity among the pixels")
+    usual = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    top = next((top for top in usual if low >= 0 and high <= top), high)
+    bottom = min(low, 0.0) if top != high else low
+    grey = _scaled(values, bottom, top)
+    if transparent is None:
+        return Image.fromarray(grey)
+    alpha = np.where(values == transparent, np.uint8(0), np.uint8(255))
+    return Image.merge("LA", (Image.fromarray(grey), Image.fromarray(alpha)))
+
+
+def _scaled(values: npt.NDArray[Any], bottom: float, top: float) -> npt.NDArray[np.uint8]:
+    """`values` from [bottom, top] to 0 .. 255, rounded."""
+    shifted = values.astype(np.float32) - np.float32(bottom)
+    grey = np.rint(shifted * np.float32(255 / ((top - bottom) or 1)))
+    scaled: npt.NDArray[np.uint8] = np.clip(grey, 0, 255).astype(np.uint8)
+    return scaled

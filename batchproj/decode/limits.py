@@ -1,0 +1,24 @@
+"""The largest item that decode takes; beyond it the item is quarantined before memory is spent on it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_PILLOW_REFUSES_PIXELS = 178_956_970
+"""From here on Pillow refuses WebP and TIFF by itself, by a limit that is global to the process."""
+
+
+class Limits(BaseModel):
+    """Ceilings per item, checked on headers first and again while decoding, for headers lie.
+
+    `jpeg_pixels` is for JPEG that decodes at a reduced scale (baseline, much larger than what the
+    encoder wants): its memory is that of the reduced picture, which still obeys `image_pixels`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    item_bytes: int = Field(default=2 << 30, gt=0)
+    image_pixels: int = Field(default=100_000_000, gt=0, le=_PILLOW_REFUSES_PIXELS)
+    jpeg_pixels: int = Field(default=500_000_000, gt=0)
+    audio_s: float = Field(default=4 * 3600.0, gt=0)
+    text_bytes: int = Field(default=50_000_000, gt=0)

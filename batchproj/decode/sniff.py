@@ -1,0 +1,197 @@
+"""What an item is: from its bytes, with its name as a hint."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from pathlib import PurePosixPath
+
+import filetype
+
+from batchproj.decode import mpeg
+from batchproj.decode.complete import shortfall
+from batchproj.decode.container import MIXED, demuxer, modality_of, open_container
+from batchproj.decode.faults import refusals_as_faults
+from batchproj.errors import ItemFault
+from batchproj.schema import Modality, Reason
+
+# `.ts` is in neither list: as often TypeScript as an MPEG transport stream.
+_EXTENSIONS = {
+    Modality.TEXT: (
+        "txt text md markdown rst tex log json jsonl ndjson csv tsv html htm xhtml xml yaml yml toml "
+        "ini cfg conf srt vtt sub ass lrc py js jsx tsx css c h cc cpp hpp cs java kt go rs rb php pl "
+        "lua r sh sql swift scala org adoc bib po properties caption"
+    ),
+    Modality.IMAGE: (
+        "png apng jpg jpeg jpe jfif webp gif bmp dib tif tiff svg eps psd heic heif avif ico jp2 j2k "
+        "jxl xcf dng cr2 nef arw"
+    ),
+    Modality.AUDIO: (
+        "wav wave rf64 flac ogg oga opus spx mp3 mp2 m4a m4b aac aif aiff aifc au snd caf amr wma weba mka"
+    ),
+    Modality.VIDEO: "mp4 m4v mov mkv webm avi wmv asf flv mpg mpeg m2v m2ts mts 3gp 3g2 ogv",
+}
+_HINTS = {extension: modality for modality, names in _EXTENSIONS.items() for extension in names.split()}
+
+_MAGIC = (
+    (b"\x89PNG", Modality.IMAGE),
+    (b"\xff\xd8\xff", Modality.IMAGE),
+    (b"GIF87a", Modality.IMAGE),
+    (b"GIF89a", Modality.IMAGE),
+    (b"II*\0", Modality.IMAGE),
+    (b"MM\0*", Modality.IMAGE),
+    (b"II+\0", Modality.IMAGE),
+    (b"MM\0+", Modality.IMAGE),
+    (b"fLaC", Modality.AUDIO),
+    (b"ID3", Modality.AUDIO),
+    (b".snd", Modality.AUDIO),
+    (b"caff", Modality.AUDIO),
+    (b"#!AMR", Modality.AUDIO),
+    (b"FLV\x01", Modality.VIDEO),
+    (b"\0\0\x01\xba", Modality.VIDEO),
+    (b"\0\0\x01\xb3", Modality.VIDEO),
+)
+_FORMS = {
+    b"WAVE": Modality.AUDIO,
+    b"AIFF": Modality.AUDIO,
+    b"AIFC": Modality.AUDIO,
+    b"WEBP": Modality.IMAGE,
+    b"AVI ": Modality.VIDEO,
+}
+_BMP_HEADER_BYTES = frozenset({12, 40, 52, 56, 64, 108, 124})
+_PICTURE_BRANDS = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
+_UNSUPPORTED = (
+    (b"%PDF-", "PDF"),
+    (b"%!PS", "PostScript"),
+    (b"{\\rtf", "RTF"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"wvpk", "WavPack"),
+    (b"MAC ", "Monkey's Audio"),
+)
+_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_CHECK_BYTES = 1 << 20
+_SVG = re.compile(rb"(?>\s+|<\?.*?\?>|<!--.*?-->|<![^>]*>|\]>)*+<(?:svg:)?svg[\s>]", re.DOTALL)
+_HEAD_BYTES = 4096
+# Ours by stricter rules than `filetype` has: its word for them, on bytes that we did not know, is void.
+_OURS = frozenset(
+    {f"image/{name}" for name in ("jpeg", "png", "apng", "gif", "bmp", "tiff", "webp")}
+    | {f"audio/{name}" for name in ("mpeg", "aac", "mp4", "ogg", "x-flac", "x-wav", "amr", "x-aiff")}
+    | {kind.mime for kind in filetype.video_matchers}
+)
+
+
+def hint(name: str) -> Modality | None:
+    """Modality that the file name's extension promises, None for one that promises nothing."""
+    return _HINTS.get(PurePosixPath(name).suffix.removeprefix(".").lower())
+
+
+def sniff(data: bytes, name: str) -> Modality:
+    """Modality of the content; `data` is the whole file.
+
+    Content wins over the name: a PNG called `.txt` is an image. The name decides only what content
+    cannot: text under a medium's name is an error page, not a medium (WRONG_TYPE), and bytes that
+    are neither text nor known are CORRUPT under a medium's name, TEXT under a text's (decode then
+    says which byte is wrong), UNKNOWN_TYPE otherwise.
+
+    Raises ItemFault: EMPTY, UNKNOWN_TYPE, WRONG_TYPE, UNSUPPORTED_FORMAT, INVALID_UTF8 (UTF-16),
+    CORRUPT or TRUNCATED (a container that does not open).
+    """
+    if not data:
+        raise ItemFault(Reason.EMPTY, "0 bytes")
+    expected = hint(name)
+    found = _known(data)
+    if _is_text(data):
+        # Magic bytes made of letters ("GIF89a", "ID3") begin many a text, never a whole medium.
+        return found if found is not None and found is expected else _text(data, expected)
+    _refuse_by_magic(data)
+    if found is not None:
+        return found
+    container = demuxer(data)
+    if container in MIXED:
+        return _look_inside(data, container)
+    return _unknown(data, expected)
+
+
+def _known(data: bytes) -> Modality | None:
+    """Modality by magic bytes that leave no doubt."""
+    for magic, modality in _MAGIC:
+        if data.startswith(magic):
+            return modality
+    if data[:4] in (b"RIFF", b"RF64", b"FORM"):
+        return _FORMS.get(data[8:12])
+    if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
+        return Modality.IMAGE
+    if mpeg.is_mpeg_audio(data) or mpeg.is_adts(data):
+        return Modality.AUDIO
+    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:  # MPEG transport stream packets
+        return Modality.VIDEO
+    return None
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether all of it is UTF-8 without NUL; in pieces, so that a film is known by its first."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for begin in range(0, len(data), _CHECK_BYTES):
+            piece = data[begin : begin + _CHECK_BYTES]
+            if b"\0" in piece:
+                return False
+            decoder.decode(piece, final=begin + _CHECK_BYTES >= len(data))
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _text(data: bytes, expected: Modality | None) -> Modality:
+    """What to make of bytes that are text."""
+    _refuse_by_magic(data)
+    if expected is Modality.TEXT:
+        return Modality.TEXT
+    if _SVG.match(data[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)):
+        raise ItemFault(Reason.UNSUPPORTED_FORMAT, "SVG is not opened: draw it to PNG first")
+    if expected is None:
+        return Modality.TEXT
+    raise ItemFault(Reason.WRONG_TYPE, f"named as {expected} but it is text, as an error page would be")
+
+
+def _refuse_by_magic(data: bytes) -> None:
+    """Raise UNSUPPORTED_FORMAT for what is recognised by strict magic bytes and not opened."""
+    for magic, label in _UNSUPPORTED:
+        if data.startswith(magic):
+            raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{label} is not opened")
+    if data[4:8] == b"ftyp" and data[8:12].startswith(_PICTURE_BRANDS):
+        raise ItemFault(Reason.UNSUPPORTED_FORMAT, "HEIC, AVIF and CR3 pictures are not opened")
+    if data[:4] in (b"II*\0", b"MM\0*") and data[8:10] == b"CR":
+        raise ItemFault(Reason.UNSUPPORTED_FORMAT, "CR2 raw pictures are not opened")
+
+
+def _look_inside(data: bytes, container: str) -> Modality:
+    """Modality by the streams of a container that may hold sound or film."""
+    try:
+        with refusals_as_faults("PyAV"), open_container(data, container) as opened:
+            found = modality_of(opened)
+    except ItemFault as fault:
+        if missing := shortfall(data):
+            raise ItemFault(Reason.TRUNCATED, missing) from fault
+        raise
+    if found is None:
+        raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{container} file with neither sound nor pictures")
+    return found
+
+
+def _unknown(data: bytes, expected: Modality | None) -> Modality:
+    """Last word on bytes that are neither text nor a medium that we open."""
+    if data[:2] in _UTF16_BOMS:
+        raise ItemFault(Reason.INVALID_UTF8, "byte offset 0: UTF-16 byte order mark, save it as UTF-8")
+    kind = filetype.guess(data)
+    if kind is not None and kind.mime not in _OURS:
+        raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{kind.mime} is not opened")
+    if expected is Modality.TEXT:
+        return Modality.TEXT
+    if expected is None:
+        raise ItemFault(Reason.UNKNOWN_TYPE, "neither text nor a known format, and the name does not tell")
+    raise ItemFault(Reason.CORRUPT, f"named as {expected}, but no {expected} format begins with these bytes")

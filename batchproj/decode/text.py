@@ -1,0 +1,50 @@
+"""Bytes to text segments, cut where the encoder's token limit asks for it."""
+
+from __future__ import annotations
+
+from batchproj.decode.limits import Limits
+from batchproj.errors import ItemFault
+from batchproj.media import Segment, TextSpec
+from batchproj.schema import Reason
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
+    """Cut UTF-8 text into the spans the encoder asks for, each without outer white space.
+
+    `start`, `end` of a segment are offsets, in characters, into the text without its byte order
+    mark; a span of nothing but white space is left out. Line breaks stay as they are.
+
+    Raises ItemFault: TOO_LARGE, INVALID_UTF8 (detail has the byte offset), CORRUPT (a NUL
+    character: a binary file, or a database dump cut to its zeros), BLANK_TEXT.
+    """
+    text = _decoded(data, limits)
+    segments = []
+    for start, end in spec.spans(text):
+        piece = text[start:end].strip()
+        if piece:
+            begin = start + len(text[start:end]) - len(text[start:end].lstrip())
+            segments.append(Segment(piece, float(begin), float(begin + len(piece)), piece))
+    if not segments:
+        raise ItemFault(Reason.BLANK_TEXT, f"{len(text)} characters, no span of them with text in it")
+    return segments
+
+
+def _decoded(data: bytes, limits: Limits) -> str:
+    """Text of `data`, with the faults of `decode_text`."""
+    if len(data) > limits.text_bytes:
+        raise ItemFault(Reason.TOO_LARGE, f"text of {len(data)} bytes, the limit is {limits.text_bytes}")
+    body = data.removeprefix(_BOM)
+    skipped = len(data) - len(body)
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f"0x{body[error.start]:02x}"
+        detail = f"byte {byte} at offset {error.start + skipped} is not UTF-8"
+        raise ItemFault(Reason.INVALID_UTF8, detail) from error
+    if (nul := body.find(b"\0")) >= 0:
+        raise ItemFault(Reason.CORRUPT, f"NUL character at byte offset {nul + skipped}: not a text")
+    if not text or text.isspace():
+        raise ItemFault(Reason.BLANK_TEXT, f"{len(text)} characters, all white space")
+    return text

@@ -1,0 +1,296 @@
+"""One unit of work on one worker: bytes -> decode -> encode -> project -> rows.
+
+Imports neither Ray nor Lance, so it can be tested, profiled and run on a bare machine. Decoding
+runs in threads a little ahead of the model; a faulty item becomes an outcome row, nothing more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchproj.collection.unit import Unit
+from batchproj.decode import Limits, decode, sniff
+from batchproj.errors import ItemFault, SpaceError
+from batchproj.media import Segment
+from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
+from batchproj.space import CACHE_DTYPE, Embedder, Member, to_vectors
+
+WINDOW_BYTES = 32 * 2**20
+"""Decoded segments handed to the encoder at once; large enough to sort, small enough to hold."""
+
+NORM_TOLERANCE = 1e-3
+
+
+@dataclass
+class Fetched:
+    """An item of a unit with its bytes, or with the fault that kept them away."""
+
+    item: str
+    uri: str
+    pair: str | None
+    source_version: str
+    data: bytes
+    fault: ItemFault | None = None
+
+
+@dataclass
+class Output:
+    """A unit's tables, as they will be written, and how many segments went through the encoder."""
+
+    vectors: pa.Table
+    features: pa.Table
+    outcome: pa.Table
+    encoded: int
+
+
+@dataclass
+class _Decoded:
+    """An item on its way: its segments, or where it stopped."""
+
+    source: Fetched
+    content_id: str
+    modality: Modality | None
+    segments: list[Segment] = field(default_factory=list)
+    fault: ItemFault | None = None
+    deferred: bool = False
+
+
+class UnitWorker:
+    """Embeds units of one modality; without a member (no such encoder) it only finds out what items are."""
+
+    def __init__(
+        self, member: Member | None, dim: int, in_space: frozenset[Modality], limits: Limits, threads: int
+    ) -> None:
+        self._member = member
+        self._dim = dim
+        self._in_space = in_space
+        self._limits = limits
+        self._threads = threads
+        self._embedder: Embedder | None = None
+
+    def embed(self, unit: Unit, items: list[Fetched], report: Callable[[int], None]) -> Output:
+        """Decode, encode and project every item; `report` is told how many items are done."""
+        if self._member is not None:
+            self._loaded()  # here, so that the decode threads do not each load one
+        rows = _Rows(unit, self._member, self._dim)
+        window: list[_Decoded] = []
+        held = 0
+        for decoded in self._decode_ahead(items):
+            window.append(decoded)
+            held += sum(segment.nbytes for segment in decoded.segments)
+            if held >= WINDOW_BYTES:
+                self._encode(window, rows)
+                report(len(window))
+                window, held = [], 0
+        self._encode(window, rows)
+        report(len(window))
+        return rows.output()
+
+    def _loaded(self) -> Embedder:
+        if self._embedder is None:
+            assert self._member is not None, "items are decoded only where there is an encoder"
+            self._embedder = self._member.load(self._threads)
+        return self._embedder
+
+    def _decode_ahead(self, items: list[Fetched]) -> Iterator[_Decoded]:
+        """Decoded items in order, never more than a few ahead of the model."""
+        ahead: deque[Future[_Decoded]] = deque()
+        with ThreadPoolExecutor(self._threads) as pool:
+            for item in items:
+                ahead.append(pool.submit(self._decode, item))
+                if len(ahead) > 4 * self._threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _decode(self, source: Fetched) -> _Decoded:
+        if source.fault is not None:
+            return _Decoded(source, "", None, fault=source.fault)
+        content_id = hashlib.sha256(source.data).hexdigest()
+        decoded = _Decoded(source, content_id, None)
+        try:
+            decoded.modality = sniff(source.data, source.uri)
+            if decoded.modality not in self._in_space:
+                raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {decoded.modality}")
+            decoded.deferred = self._member is None or decoded.modality is not self._member.modality
+            if not decoded.deferred:
+                decoded.segments = decode(source.data, decoded.modality, self._loaded().spec, self._limits)
+        except ItemFault as fault:
+            decoded.fault = fault
+        return decoded
+
+    def _encode(self, window: list[_Decoded], rows: _Rows) -> None:
+        segments = [segment for decoded in window for segment in decoded.segments]
+        features = vectors = None
+        if segments:
+            features = self._loaded().encode(segments)
+            vectors = self._loaded().project(features)
+        at = 0
+        for decoded in window:
+            to = at + len(decoded.segments)
+            if decoded.segments and features is not None and vectors is not None:
+                rows.add(decoded, features[at:to], vectors[at:to])
+            else:
+                rows.skip(decoded)
+            at = to
+
+
+class _Rows:
+    """Collects a unit's rows, column by column."""
+
+    def __init__(self, unit: Unit, member: Member | None, dim: int) -> None:
+        self._unit = unit
+        self._member = member
+        self._dim = dim
+        self._encoded = 0
+        self._outcomes: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._features: list[npt.NDArray[np.float16]] = []
+        self._vectors: list[npt.NDArray[np.float32]] = []
+
+    def skip(self, decoded: _Decoded) -> None:
+        """An item without vectors: faulty, or of a modality another worker embeds."""
+        if decoded.fault is None:
+            self._outcome(decoded, "deferred")
+        else:
+            self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.content_id else "read")
+
+    def add(self, decoded: _Decoded, features: npt.NDArray[np.float16], vectors: npt.NDArray[np.float32]) -> None:
+        self._encoded += len(features)
+        problem = vector_problem(features, vectors)
+        if problem is not None:
+            self._outcome(decoded, "quarantined", problem, "encode")
+            return
+        self._outcome(decoded, "embedded", segments=len(features))
+        self._features.append(features)
+        self._vectors.append(vectors)
+        for number, segment in enumerate(decoded.segments):
+            item = decoded.source.item
+            self._rows.append(
+                {
+                    "id": item if len(decoded.segments) == 1 else f"{item}-{number}",
+                    "item": item,
+                    "segment": number,
+                    "uri": decoded.source.uri,
+                    "modality": decoded.modality,
+                    "pair": decoded.source.pair,
+                    "start": segment.start,
+                    "end": segment.end,
+                    "text": segment.text,
+                    "metadata": None,
+                    "content_id": decoded.content_id,
+                    "source_version": decoded.source.source_version,
+                }
+            )
+
+    def _outcome(
+        self,
+        decoded: _Decoded,
+        status: str,
+        fault: ItemFault | None = None,
+        stage: str | None = None,
+        segments: int = 0,
+    ) -> None:
+        self._outcomes.append(
+            {
+                "item": decoded.source.item,
+                "status": status,
+                "reason": fault.reason if fault else None,
+                "detail": fault.detail if fault else None,
+                "stage": stage,
+                "modality": decoded.modality,
+                "content_id": decoded.content_id or None,
+                "segments": segments,
+                "features": self._unit.name if status == "embedded" else None,
+            }
+        )
+
+    def output(self) -> Output:
+        dim = self._member.dim if self._member else 1  # no rows, but Arrow wants a width
+        features = feature_table(self._rows, stack(self._features, dim, CACHE_DTYPE))
+        fingerprint = self._member.vector_fp if self._member else ""
+        vectors = vector_table(features, stack(self._vectors, self._dim, np.float32), fingerprint, self._unit.run)
+        outcome = pa.Table.from_pylist(self._outcomes, schema=outcome_schema())
+        return Output(vectors, features, outcome, self._encoded)
+
+
+def project_unit(unit: Unit, member: Member, dim: int, items: Iterable[str], cached: pa.Table) -> Output:
+    """Project a file of cached features again, only the rows of `items`; nothing is encoded."""
+    wanted = pa.array(sorted(items), pa.string())
+    features = cached.filter(pc.is_in(cached["item"], wanted))
+    values = features["feature"].combine_chunks().flatten().to_numpy().reshape(-1, member.dim)
+    vectors = to_vectors(values, member.load_projector())
+    if len(vectors) and (problem := vector_problem(values, vectors)) is not None:
+        raise SpaceError(f"the {member.modality} projector is broken: {problem.detail}; train it again")
+    table = vector_table(features, vectors, member.vector_fp, unit.run)
+    return Output(table, features, _projected_outcome(unit, features), 0)
+
+
+def _projected_outcome(unit: Unit, features: pa.Table) -> pa.Table:
+    counts = features.group_by(["item", "modality", "content_id"], use_threads=False).aggregate([("segment", "count")])
+    count = counts.num_rows
+    nothing = pa.nulls(count, pa.string())
+    return pa.Table.from_arrays(
+        [
+            counts["item"],
+            pa.array(["embedded"] * count, pa.string()),
+            nothing,
+            nothing,
+            nothing,
+            counts["modality"],
+            counts["content_id"],
+            counts["segment_count"].cast(pa.int32()),
+            pa.array([unit.cached] * count, pa.string()),
+        ],
+        schema=outcome_schema(),
+    )
+
+
+def vector_problem(features: npt.NDArray[np.float16], vectors: npt.NDArray[np.float32]) -> ItemFault | None:
+    """Why an item's vectors may not enter the table; Lance would take NaN and hide the row."""
+    if not np.isfinite(features).all():
+        return ItemFault(Reason.NOT_FINITE, "the encoder returned NaN or infinity")
+    norms = np.linalg.norm(vectors, axis=1)
+    if not np.isfinite(norms).all() or np.abs(norms - 1).max() > NORM_TOLERANCE:
+        return ItemFault(Reason.NOT_FINITE, f"the projected vector has norm {norms.max():.3g}, expected 1")
+    return None
+
+
+def stack(blocks: list[npt.NDArray[Any]], width: int, dtype: Any) -> npt.NDArray[Any]:
+    """Blocks of rows (n, width) as one array, (0, width) for none."""
+    return np.concatenate(blocks) if blocks else np.empty((0, width), dtype)
+
+
+def feature_table(rows: list[dict[str, Any]], features: npt.NDArray[np.float16]) -> pa.Table:
+    """Rows as they are cached: everything of a vector row but vector, fingerprint and run."""
+    schema = feature_schema(features.shape[1])
+    columns = pa.Table.from_pylist(rows, schema=pa.schema([f for f in schema if f.name != "feature"]))
+    return columns.append_column(schema.field("feature"), fixed_size_list(features)).cast(schema)
+
+
+def vector_table(rows: pa.Table, vectors: npt.NDArray[np.float32], fingerprint: str, run: str) -> pa.Table:
+    """Rows of the collection from cached rows and their vectors (n, K)."""
+    schema = vector_schema(vectors.shape[1])
+    count = rows.num_rows
+    made = {
+        "vector": fixed_size_list(vectors),
+        "fingerprint": pa.array([fingerprint] * count, pa.string()),
+        "run": pa.array([run] * count, pa.string()),
+    }
+    columns = [made[f.name] if f.name in made else rows[f.name] for f in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def fixed_size_list(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
+    """A (n, width) array as an Arrow column, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

@@ -1,0 +1,66 @@
+"""Every error of the package.
+
+    BatchprojError            exit 1   something here is wrong: report it
+    ├── UsageError            exit 2   bad usage or configuration; nothing was written
+    │   ├── SourceError                the source cannot be listed
+    │   ├── SpaceError                 a space, recipe or projector does not fit
+    │   ├── WeightsError               a model cannot be found, or is not the pinned one
+    │   └── CollectionError            the collection is missing, or of another fingerprint
+    ├── TryLater              exit 75  locked, or storage is away: the same command may work later
+    └── ItemFault             (none)   one item cannot be embedded: a quarantine row, never a stop
+
+A message says what was wrong, what was expected and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+from batchproj.schema import Reason
+
+
+class BatchprojError(Exception):
+    """Base of all errors raised on purpose; its text is one line for the user."""
+
+    exit_code = 1
+
+
+class UsageError(BatchprojError):
+    """Bad usage or configuration; nothing has been written."""
+
+    exit_code = 2
+
+
+class SourceError(UsageError):
+    """The source is missing, empty, forbidden or of a kind that is not supported."""
+
+
+class SpaceError(UsageError):
+    """A space, recipe or projector file is wrong, or its parts do not fit together."""
+
+
+class WeightsError(UsageError):
+    """A model is not where its reference says, is not the pinned one, or is unsafe to load."""
+
+
+class CollectionError(UsageError):
+    """The collection is missing, or was made with other models than the ones at hand."""
+
+
+class TryLater(BatchprojError):
+    """Locked by another run, or storage is away; exit code of BSD's EX_TEMPFAIL."""
+
+    exit_code = 75
+
+
+class ItemFault(BatchprojError):
+    """The content of one item cannot be embedded.
+
+    Raised by decode and encode; the pipeline turns it into one quarantine row.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[ItemFault], tuple[Reason, str]]:
+        return ItemFault, (self.reason, self.detail)

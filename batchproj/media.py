@@ -1,0 +1,66 @@
+"""What decode hands to encode: how an encoder wants its input, and the pieces cut to that wish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Geometry of an image encoder's input; pixels stay uint8, normalisation is the encoder's.
+
+    fit `crop`: shortest edge resized to `resize_px`, then the centre cut to `height` x `width`;
+    fit `squash`: both edges resized to `height` x `width`, aspect ratio given up.
+    """
+
+    height: int
+    width: int
+    resize_px: int
+    fit: Literal["crop", "squash"] = "crop"
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class AudioSpec:
+    """Sample rate (Hz) an audio encoder hears, and the longest piece (seconds) it takes at once."""
+
+    sample_rate: int
+    window_s: float
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """How a text encoder cuts a long text.
+
+    `spans(text)` gives character ranges (start, end), in order, each within the encoder's
+    token limit; one range for a short text.
+    """
+
+    spans: Callable[[str], list[tuple[int, int]]]
+
+
+Spec = ImageSpec | AudioSpec | TextSpec
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of an item that gets one vector.
+
+    `data` is a (H, W, 3) uint8 image, a (N,) float32 sound in [-1, 1], or a text.
+    `start`, `end` are seconds for sound, characters for text, None for a whole image.
+    """
+
+    data: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | str
+    start: float | None = None
+    end: float | None = None
+    text: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory the decoded piece takes, in bytes (characters for text)."""
+        return len(self.data) if isinstance(self.data, str) else self.data.nbytes

@@ -1,0 +1,100 @@
+"""What a model folder says of itself: its JSON files, and the pixels an image model expects."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from batchproj.errors import SpaceError
+from batchproj.media import ImageSpec
+
+Triple = tuple[float, float, float]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+PIL_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers, as image processors store them."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, {} if there is no such file; SpaceError if it is not JSON."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SpaceError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise SpaceError(f"{path} holds a {type(content).__name__}, an object was expected")
+    return content
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; SpaceError if there is none."""
+    if not (config := read_json(folder / "config.json")):
+        raise SpaceError(f"no config.json in {folder}: a model folder as transformers or timm save it was expected")
+    return config
+
+
+def complete_config(folder: Path) -> Any:
+    """The config with the defaults that its file leaves out; imports transformers (1 to 3 s)."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        raise SpaceError(f"transformers does not know the model in {folder}: {reason}") from error
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """Geometry, then `(pixel * scale - mean) / std` per channel."""
+
+    spec: ImageSpec
+    mean: Triple
+    std: Triple
+    scale: float = 1 / 255
+
+    def decides(self) -> dict[str, Any]:
+        """The part of a fingerprint that is about pixels."""
+        return asdict(self)
+
+
+def image_input(folder: Path) -> ImageInput:
+    """Read the image processor's settings saved with the model; SpaceError if they are missing.
+
+    Formats: `preprocessor_config.json`, and since transformers 5 `processor_config.json`.
+    """
+    found = read_json(folder / "preprocessor_config.json")
+    found = found or read_json(folder / "processor_config.json").get("image_processor", {})
+    if not found:
+        raise SpaceError(f"no preprocessor_config.json in {folder}: it says how to resize and normalise images")
+    try:
+        return ImageInput(
+            _geometry(found),
+            _triple(found["image_mean"]) if found.get("do_normalize", True) else (0.0, 0.0, 0.0),
+            _triple(found["image_std"]) if found.get("do_normalize", True) else (1.0, 1.0, 1.0),
+            float(found.get("rescale_factor", 1 / 255)) if found.get("do_rescale", True) else 1.0,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise SpaceError(f"{folder}: image settings without a usable {error}: resize, mean and std expected") from error
+
+
+def _geometry(found: dict[str, Any]) -> ImageSpec:
+    size = found["size"]
+    size = {"height": size, "width": size} if isinstance(size, int) and not found.get("do_center_crop") else size
+    size = {"shortest_edge": size} if isinstance(size, int) else size
+    how = PIL_RESAMPLE[int(found["resample"])]
+    if "shortest_edge" in size and found.get("do_center_crop"):
+        crop = found["crop_size"]
+        crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+        return ImageSpec(crop["height"], crop["width"], size["shortest_edge"], "crop", how)
+    height, width = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
+    return ImageSpec(height, width, max(height, width), "squash", how)
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue

@@ -1,0 +1,409 @@
+"""The one module that knows fsspec: list, pinned read, write, put-if-absent, with retries.
+
+Every URL is a canonical URI here: `file:///abs/path`, `s3://bucket/key`, never percent-encoded.
+Network faults are retried within `RETRY_BUDGET_S` and then raised as TryLater; a missing or
+forbidden object raises FileNotFoundError or PermissionError at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat as stat_mode
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from fsspec.asyn import sync
+from fsspec.implementations.local import LocalFileSystem
+from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+from batchproj.errors import ItemFault, SourceError, TryLater
+from batchproj.schema import Reason
+
+RETRY_BUDGET_S = 180.0
+LIST_PAGE = 1_000
+
+T = TypeVar("T")
+
+_SERVER_CODES = frozenset(
+    {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+)
+_NETWORK_ERRORS = frozenset(
+    {
+        "ClientConnectionError",
+        "ClientConnectorError",
+        "ClientPayloadError",
+        "ConnectTimeoutError",
+        "ConnectionClosedError",
+        "EndpointConnectionError",
+        "HTTPClientError",
+        "IncompleteReadError",
+        "ReadTimeoutError",
+        "ResponseStreamingError",
+        "ServerDisconnectedError",
+    }
+)
+_CREDENTIAL_CODES = frozenset(
+    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One object as listed; `version` is its ETag, or size and mtime where there is none."""
+
+    uri: str
+    key: str
+    size: int
+    version: str
+
+
+def canonical(url: str) -> str:
+    """Absolute URI of a path or URL, without a trailing slash."""
+    if "://" not in url:
+        return "file://" + os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - keeps `*`
+    scheme, rest = url.split("://", 1)
+    if scheme in ("file", "local"):
+        return "file://" + os.path.abspath(rest)  # noqa: PTH100
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def s3_needs_http() -> bool:
+    """Whether the S3 endpoint is plain http, which Lance must be told to allow."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    return endpoint.startswith("http://")
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path in it."""
+    options: dict[str, Any] = {}
+    if uri.startswith(("s3://", "s3a://")):
+        # boto reads AWS_DEFAULT_REGION only; Lance and the AWS SDKs of other languages AWS_REGION
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        # listings and objects change beside us: no cache of directories
+        options = {"use_listings_cache": False, "client_kwargs": {"region_name": region} if region else {}}
+    try:
+        fs, path = fsspec.core.url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"cannot open {uri}: {error}") from error
+    return fs, str(path)
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether waiting may help: network and server faults, not a missing or forbidden object."""
+    if isinstance(error, (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)):
+        return False
+    if isinstance(error, PermissionError):
+        return False
+    if isinstance(error, (ConnectionError, TimeoutError)):
+        return True
+    code = _error_code(error)
+    if code:
+        return code in _SERVER_CODES
+    # by name, so that a store that is not used is not imported: botocore, aiohttp, gcsfs, adlfs
+    return type(error).__name__ in _NETWORK_ERRORS
+
+
+def _error_code(error: BaseException | None) -> str | None:
+    """The S3 error code behind an exception, if there is one."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict) and "Error" in response:
+            return str(response["Error"].get("Code"))
+        error = error.__cause__
+    return None
+
+
+def retrying(call: Callable[[], T], uri: str) -> T:
+    """Run one store call within the retry budget; TryLater when it is used up."""
+    retries = Retrying(
+        stop=stop_after_delay(RETRY_BUDGET_S),
+        wait=wait_random_exponential(multiplier=0.5, max=15),
+        retry=retry_if_exception(_is_transient),
+    )
+    try:
+        return retries(call)
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise TryLater(
+            f"storage is away: {uri} did not answer for {RETRY_BUDGET_S:.0f} s ({type(cause).__name__}); "
+            "run the same command again when it is back"
+        ) from cause
+    except PermissionError as error:
+        if _error_code(error) in _CREDENTIAL_CODES:
+            raise TryLater(f"credentials refused for {uri}: {_error_code(error)}; renew them and rerun") from error
+        raise
+
+
+# --- listing ---------------------------------------------------------------------------------
+
+
+def list_objects(url: str) -> Iterator[list[Listed]]:
+    """Pages of objects under a folder, prefix, glob or single object; never the whole list.
+
+    `key` is the path below the folder, or below the part before the first wildcard.
+    Raises SourceError if nothing is there or it may not be read.
+    """
+    uri = canonical(url)
+    try:
+        yield from _list_checked(uri, wants_folder=url.endswith("/"))
+    except FileNotFoundError as error:
+        raise SourceError(f"source not found: {url}; expected an existing folder, prefix or glob") from error
+    except PermissionError as error:
+        raise SourceError(f"source may not be listed: {url} ({error}); check the credentials") from error
+    except OSError as error:
+        raise SourceError(f"source cannot be listed: {url} ({error})") from error
+
+
+def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
+    fs, path = filesystem(uri)
+    scheme = uri.split("://", 1)[0]
+    root, pattern = _split_glob(path)
+    if isinstance(fs, LocalFileSystem):
+        pages = _list_local(root)
+    elif hasattr(fs, "_iterdir") and hasattr(fs, "call_s3"):
+        pages = _list_s3(fs, root, is_prefix=not pattern and not wants_folder)
+    else:
+        pages = _list_any(fs, root)
+    matches = fsspec.utils.glob_translate(path) if pattern else None
+    base = root if not pattern or root.endswith("/") or not root else root + "/"
+    for page in pages:
+        kept = page
+        if matches is not None:
+            kept = [row for row in page if re.match(matches, row[0])]
+        yield [
+            Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in kept
+        ]
+
+
+def _split_glob(path: str) -> tuple[str, str]:
+    """Split at the folder before the first wildcard: ("data/a", "*.png"); no wildcard: (path, "")."""
+    for position, char in enumerate(path):
+        if char in "*?[":
+            folder = path[:position].rpartition("/")[0]
+            return folder, path[len(folder) :]
+    return path, ""
+
+
+def _below(name: str, root: str) -> str:
+    """Path of `name` below `root`; the last part where `root` is the object itself or a prefix."""
+    folder = root.rstrip("/") + "/"
+    if name.startswith(folder):
+        return name[len(folder) :]
+    return name[len(root.rpartition("/")[0]) :].lstrip("/")
+
+
+_Row = tuple[str, int, str]
+
+
+def _list_local(root: str) -> Iterator[list[_Row]]:
+    if not Path(root).exists():
+        raise FileNotFoundError(root)
+    if not Path(root).is_dir():
+        info = Path(root).stat()
+        yield [(root, info.st_size, f"{info.st_size}-{info.st_mtime_ns}")]
+        return
+    page: list[_Row] = []
+    folders = [root]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                    continue
+                info = entry.stat()
+                if stat_mode.S_ISREG(info.st_mode):  # no sockets, pipes or devices
+                    page.append((entry.path, info.st_size, f"{info.st_size}-{info.st_mtime_ns}"))
+                if len(page) >= LIST_PAGE:
+                    yield page
+                    page = []
+    yield page
+
+
+def _list_s3(fs: Any, path: str, is_prefix: bool) -> Iterator[list[_Row]]:
+    """Pages of `list_objects_v2` through s3fs's own iterator: `find` would hold the whole listing.
+
+    A path that is no folder is taken as a prefix, as object stores do.
+    """
+    bucket, _, key = path.partition("/")
+    folder = f"{key}/" if key else ""
+    first = iter(_s3_pages(fs, bucket, folder))
+    page = next(first, [])
+    if not page and is_prefix and key:
+        first = iter(_s3_pages(fs, bucket, key))
+        page = next(first, [])
+    yield page
+    yield from first
+
+
+def _s3_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Row]]:
+    listing: AsyncIterator[dict[str, Any]] = fs._iterdir(bucket, delimiter="", prefix=prefix)
+
+    async def next_page() -> list[_Row]:
+        page: list[_Row] = []
+        async for info in listing:
+            if not info["Key"].endswith("/"):  # the consoles' empty "folder" objects
+                page.append((info["name"], int(info["size"]), str(info["ETag"]).strip('"')))
+            if len(page) >= LIST_PAGE:
+                break
+        return page
+
+    while page := retrying(lambda: sync(fs.loop, next_page), f"s3://{bucket}/{prefix}"):
+        yield page
+
+
+def _list_any(fs: Any, root: str) -> Iterator[list[_Row]]:
+    if fs.isfile(root):
+        yield [_row(root, fs.info(root))]
+        return
+    found = False
+    for _, folders, files in fs.walk(root, detail=True):
+        found = found or bool(folders or files)
+        yield [_row(info["name"], info) for info in files.values()]
+    if not found:
+        raise FileNotFoundError(root)
+
+
+def _row(name: str, info: dict[str, Any]) -> _Row:
+    version = info.get("ETag") or info.get("etag") or info.get("sha256")
+    changed = info.get("mtime") or info.get("last_modified") or info.get("created") or ""
+    return name, int(info["size"] or 0), str(version) if version else f"{info['size']}-{changed}"
+
+
+# --- one object --------------------------------------------------------------------------------
+
+
+def read_pinned(uri: str, size: int, version: str) -> bytes:
+    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one."""
+    fs, path = filesystem(uri)
+    try:
+        data = retrying(lambda: _read_version(fs, path, version), uri)
+    except FileNotFoundError:
+        raise ItemFault(Reason.CHANGED, "gone since it was listed") from None
+    except PermissionError as error:
+        raise ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") from None
+    if len(data) != size:
+        raise ItemFault(Reason.CHANGED, f"{len(data)} bytes read, {size} listed")
+    return data
+
+
+def _read_version(fs: Any, path: str, version: str) -> bytes:
+    if isinstance(fs, LocalFileSystem):
+        with Path(path).open("rb") as file:
+            data = file.read()
+            info = os.fstat(file.fileno())
+        if f"{info.st_size}-{info.st_mtime_ns}" != version:
+            raise ItemFault(Reason.CHANGED, "written to since it was listed")
+        return data
+    if hasattr(fs, "call_s3"):
+        return _read_s3(fs, path, version)
+    return bytes(fs.cat_file(path))
+
+
+def _read_s3(fs: Any, path: str, etag: str) -> bytes:
+    bucket, _, key = path.partition("/")
+
+    async def get() -> bytes:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+        async with answer["Body"] as body:
+            return bytes(await body.read())
+
+    try:
+        return bytes(sync(fs.loop, get))
+    except OSError as error:
+        if _error_code(error) in ("PreconditionFailed", "412"):
+            raise ItemFault(Reason.CHANGED, "overwritten since it was listed") from None
+        raise
+
+
+class Folder:
+    """A folder in any object store; names are paths below it."""
+
+    def __init__(self, url: str) -> None:
+        self.uri = canonical(url)
+        self._fs, self._root = filesystem(self.uri)
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str]]:
+        return Folder, (self.uri,)
+
+    def path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError if it is not there."""
+        path = self.path(name)
+        return bytes(retrying(lambda: self._fs.cat_file(path), path))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write whole: readers see the old bytes or the new, never a part."""
+        path = self.path(name)
+        if isinstance(self._fs, LocalFileSystem):
+            _write_local(Path(path), data)
+        else:
+            retrying(lambda: self._fs.pipe_file(path, data), path)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put if absent; False if somebody else's bytes are there already."""
+        path = self.path(name)
+        if isinstance(self._fs, LocalFileSystem):
+            return _create_local(Path(path), data)
+        try:
+            retrying(lambda: self._fs.pipe_file(path, data, mode="create"), path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if _error_code(error) not in ("PreconditionFailed", "412"):
+                raise
+            return False
+        return True
+
+    def exists(self, name: str) -> bool:
+        path = self.path(name)
+        return bool(retrying(lambda: self._fs.exists(path), path))
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in a sub-folder; empty if it is not there."""
+        path = self.path(folder)
+        try:
+            found = retrying(lambda: self._fs.ls(path, detail=False), path)
+        except FileNotFoundError:
+            return []
+        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+
+    def download(self, name: str, target: Path) -> None:
+        path = self.path(name)
+        retrying(lambda: self._fs.get_file(path, str(target)), path)
+
+    def upload(self, source: Path, name: str) -> None:
+        path = self.path(name)
+        if isinstance(self._fs, LocalFileSystem):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        retrying(lambda: self._fs.put_file(str(source), path), path)
+
+
+def _write_local(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _create_local(path: Path, data: bytes) -> bool:
+    """link(2) is atomic and refuses to replace: the whole file appears, or somebody else's stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    part.write_bytes(data)
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return False
+    finally:
+        part.unlink()
+    return True

@@ -1,0 +1,30 @@
+"""One matrix: the least that can align two spaces."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from batchproj.project import Projector, ProjectorConfig
+
+
+class Config(ProjectorConfig):
+    kind: Literal["linear"] = "linear"
+    bias: bool = True
+
+    def build(self) -> LinearProjector:
+        return LinearProjector(self)
+
+
+class LinearProjector(Projector):
+    """Linear projection head, Radford et al. 2021 (CLIP), arXiv:2103.00020."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.map = torch.nn.Linear(config.in_dim, config.out_dim, bias=config.bias)
+
+    def head(self, standard_BD: Tensor) -> Tensor:
+        projected: Tensor = self.map(standard_BD)
+        return projected

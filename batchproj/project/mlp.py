@@ -1,0 +1,48 @@
+"""A few layers with GELU between them, beside a linear path."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from batchproj.project import Projector, ProjectorConfig
+
+
+class Config(ProjectorConfig):
+    """hidden: widths between input and output. skip: add a linear map of the input to the output.
+
+    dropout: share of hidden units left out in training.
+    """
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1024,)
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    skip: bool = True
+
+    def build(self) -> MlpProjector:
+        return MlpProjector(self)
+
+
+class MlpProjector(Projector):
+    """Like `mlp2x_gelu`, Liu et al. 2023 (LLaVA-1.5), arXiv:2310.03744, with an optional linear path.
+
+    The linear path is what a small set can fit; the layers beside it start at zero and add to it.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        widths = (config.in_dim, *config.hidden)
+        self.layers = torch.nn.Sequential()
+        for before, after in zip(widths, config.hidden, strict=False):
+            self.layers.extend(
+                [torch.nn.Linear(before, after), torch.nn.GELU(), torch.nn.Dropout(config.dropout)]
+            )
+        self.out = torch.nn.Linear(widths[-1], config.out_dim)
+        self.skip = torch.nn.Linear(config.in_dim, config.out_dim, bias=False) if config.skip else None
+
+    def head(self, standard_BD: Tensor) -> Tensor:
+        projected: Tensor = self.out(self.layers(standard_BD))
+        return projected if self.skip is None else projected + self.skip(standard_BD)

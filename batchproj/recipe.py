@@ -1,0 +1,58 @@
+"""A recipe: one file that says how a run uses the machine and where its limits are."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchproj.config import read_yaml, validate
+from batchproj.decode import Limits
+from batchproj.errors import SpaceError
+from batchproj.objectstore import Folder
+from batchproj.schema import Modality
+
+
+class Pool(BaseModel):
+    """Encoder workers of one modality; unset fields are sized to the machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    workers: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1)
+    gpus: float = Field(0, ge=0)
+
+
+class Units(BaseModel):
+    """How large a unit of work may get; a crash loses at most the units in the workers' hands."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    max_items: int = Field(512, ge=1, le=1024)
+    max_bytes: int = Field(64 * 2**20, ge=1, le=256 * 2**20)
+
+
+class Index(BaseModel):
+    """From how many rows on the vectors get an approximate index; below, search is exact."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    min_rows: int = Field(50_000, ge=256)
+
+
+class Recipe(BaseModel):
+    """Everything about a run that does not change a vector."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    limits: Limits = Limits()
+    units: Units = Units()
+    index: Index = Index()
+    pools: dict[Modality, Pool] = Field(default_factory=dict)
+    read_threads: int = Field(16, ge=1)
+
+
+def load_recipe(path: str | None) -> Recipe:
+    """Read a recipe by path or URL; the defaults without one. Raises SpaceError."""
+    if path is None:
+        return Recipe()
+    parent, _, name = path.rpartition("/")
+    try:
+        text = Folder(parent or ("/" if path.startswith("/") else ".")).read(name).decode()
+    except FileNotFoundError:
+        raise SpaceError(f"no recipe at {path}; expected a YAML file") from None
+    return validate(Recipe, read_yaml(text, f"recipe {path}"), f"recipe {path}")

@@ -1,0 +1,202 @@
+"""Query -> encode -> project -> nearest rows, on the run that readers see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.dataset as pads
+
+from batchproj.collection import layout
+from batchproj.decode import Limits, decode, sniff
+from batchproj.errors import CollectionError, ItemFault, UsageError
+from batchproj.index import open_live
+from batchproj.media import Segment
+from batchproj.objectstore import Folder, filesystem
+from batchproj.schema import Modality, vector_schema
+from batchproj.space import Embedder, ResolvedSpace, open_space, resolve
+
+MAX_K = 1_000
+REFINE = 5
+"""IVF_RQ answers with 1-bit vectors; re-ranking 5 k of them exactly gives the recall of exact search."""
+
+_COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found segment; `score` is the cosine to the query, best first."""
+
+    id: str
+    item: str
+    uri: str
+    modality: str
+    score: float
+    segment: int
+    start: float | None
+    end: float | None
+    pair: str | None
+    text: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Collection:
+    """A collection as it was when opened: the run that was live then, whatever happens beside it."""
+
+    def __init__(self, uri: str, threads: int = 2) -> None:
+        """Raises CollectionError if no run has been finished there."""
+        self._folder = Folder(uri)
+        self._threads = threads
+        self._embedders: dict[Modality, Embedder] = {}
+        found = open_live(self._folder)
+        if found is None:
+            raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
+        self._table, self.snapshot = found
+
+    @property
+    def run(self) -> str:
+        """The run whose rows are searched."""
+        return self.snapshot.run
+
+    @property
+    def dim(self) -> int:
+        return self.snapshot.dim
+
+    @cached_property
+    def space(self) -> ResolvedSpace:
+        """The space the rows were made in; raises WeightsError if its models are not at hand."""
+        return resolve(open_space(f"{self._folder.uri}/{layout.space(self.snapshot.space)}"))
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: str | Path | None = None,
+        audio: str | Path | None = None,
+        k: int = 10,
+        modality: str | None = None,
+        where: Sequence[str] = (),
+    ) -> list[Hit]:
+        """The `k` rows nearest to a text, an image file or a sound file, best first.
+
+        `where` holds conditions `column=value` on the columns of the collection. Raises UsageError
+        for a query that cannot be embedded and CollectionError if the models are not the table's.
+        """
+        return self.nearest(self.embed_query(text, image, audio), k, modality, where)
+
+    def embed_query(
+        self, text: str | None = None, image: str | Path | None = None, audio: str | Path | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The query's vector (K,) float32; several segments of a long query are averaged."""
+        given = [(m, v) for m, v in ((Modality.TEXT, text), (Modality.IMAGE, image), (Modality.AUDIO, audio)) if v]
+        if len(given) != 1:
+            raise UsageError("give one query: a text, --image FILE or --audio FILE")
+        modality, value = given[0]
+        embedder = self.embedder(modality)
+        try:
+            data = str(value).encode() if modality is Modality.TEXT else _read_query(str(value), modality)
+            segments: list[Segment] = decode(data, modality, embedder.spec, Limits())
+        except ItemFault as fault:
+            raise UsageError(f"the query cannot be embedded: {fault}") from fault
+        mean: npt.NDArray[np.float32] = embedder.project(embedder.encode(segments)).mean(axis=0)
+        return mean / np.linalg.norm(mean)
+
+    def embedder(self, modality: Modality) -> Embedder:
+        """Encoder and projector of a modality, loaded once; refused unless they made the table."""
+        if modality not in self._embedders:
+            member = self.space.members.get(modality)
+            if member is None:
+                raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
+            live = self.snapshot.fingerprints[modality].vector
+            if member.vector_fp != live:
+                raise CollectionError(
+                    f"the {modality} encoder at hand has fingerprint {member.vector_fp[:12]}, the table was made with "
+                    f"{live[:12]}; use the batchproj version that made it, or embed again"
+                )
+            self._embedders[modality] = member.load(self._threads)
+        return self._embedders[modality]
+
+    def nearest(
+        self,
+        vector: npt.NDArray[np.float32],
+        k: int = 10,
+        modality: str | None = None,
+        where: Sequence[str] = (),
+        exact: bool = False,
+    ) -> list[Hit]:
+        """Rows nearest to a vector (K,) by cosine; `exact` passes by the index."""
+        if not 1 <= k <= MAX_K:
+            raise UsageError(f"k is {k}; expected 1 to {MAX_K:,}")
+        query = self._table.search(vector).distance_type("cosine").limit(k)
+        query = query.bypass_vector_index() if exact else query.refine_factor(REFINE)
+        condition = _condition(modality, where)
+        if condition is not None:
+            query = query.where(condition, prefilter=True)
+        found = query.select([*_COLUMNS, "_distance"]).to_list()
+        hits = [Hit(score=1.0 - row["_distance"], **{name: row[name] for name in _COLUMNS}) for row in found]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+    def table(self) -> pa.Table:
+        """All live rows (columns of `schema.vector_schema`), in memory."""
+        return self.dataset().to_table()
+
+    def dataset(self) -> pads.Dataset:
+        """The live rows as a lazy Arrow dataset over the Parquet parts."""
+        fs, _ = filesystem(self._folder.uri)
+        paths = [self._folder.path(layout.part(part.name)) for part in self.snapshot.parts]
+        return pads.dataset(paths, schema=vector_schema(self.dim), format="parquet", filesystem=fs)
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The ledger: one entry per finished run, oldest first."""
+        return [json.loads(self._folder.read(f"runs/{name}")) for name in self._folder.names("runs")]
+
+
+def _read_query(path: str, modality: Modality) -> bytes:
+    parent, _, name = path.rpartition("/")
+    try:
+        data = Folder(parent or ("/" if path.startswith("/") else ".")).read(name)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UsageError(f"no file at {path}; expected a {modality} file to search with") from None
+    found = sniff(data, name)
+    if found is not modality:
+        raise UsageError(f"{path} is {found}, not {modality}; search with --{found} {path}")
+    return data
+
+
+def _condition(modality: str | None, where: Sequence[str]) -> Any:
+    """The conditions as one typed expression; user text never becomes SQL."""
+    conditions = list(where)
+    if modality is not None:
+        if modality not in list(Modality):
+            raise UsageError(f"no modality '{modality}'; expected one of {', '.join(Modality)}")
+        conditions.append(f"modality={modality}")
+    expression = None
+    for condition in conditions:
+        term = _term(condition)
+        expression = term if expression is None else expression & term
+    return expression
+
+
+def _term(condition: str) -> Any:
+    from lancedb.expr import col, lit
+
+    name, equals, value = condition.partition("=")
+    schema = vector_schema(1)
+    fields = [f.name for f in schema if f.name not in ("vector", "metadata")]
+    if not equals or name not in fields:
+        raise UsageError(f"--where '{condition}' is not COLUMN=VALUE; columns are {', '.join(fields)}")
+    kind = schema.field(name).type
+    try:
+        typed = int(value) if pa.types.is_integer(kind) else float(value) if pa.types.is_floating(kind) else value
+    except ValueError:
+        raise UsageError(f"--where '{condition}': {name} is a number ({kind})") from None
+    return col(name) == lit(typed)

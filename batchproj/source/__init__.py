@@ -1,0 +1,1 @@
+"""Where items come from: a URL in, pages of `listing_schema` rows out. One file per kind."""

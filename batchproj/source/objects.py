@@ -1,0 +1,57 @@
+"""Items that are objects: a folder, prefix or glob on any fsspec URL."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from batchproj.errors import SourceError
+from batchproj.objectstore import Listed, list_objects
+from batchproj.schema import listing_schema
+
+_TABLES = (".parquet", ".jsonl", ".csv", ".tar")
+
+
+def list_items(source: str, exclude: str) -> Iterator[pa.RecordBatch]:
+    """Pages of listed objects, in the store's order, without those below the URI `exclude`.
+
+    Raises SourceError if the source is missing, forbidden or of a kind not supported.
+    """
+    if source.endswith(_TABLES):
+        raise SourceError(
+            f"{source}: tables and tar shards cannot be embedded yet; expected a folder, prefix or glob of objects"
+        )
+    below = exclude.rstrip("/") + "/"
+    for page in list_objects(source):
+        kept = [listed for listed in page if not listed.uri.startswith(below)]
+        if kept:
+            yield _batch(kept)
+
+
+def _batch(page: list[Listed]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([item_id(listed.uri) for listed in page]),
+            pa.array([listed.uri for listed in page]),
+            pa.array([listed.key for listed in page]),
+            pa.array([pair_key(listed.key) for listed in page]),
+            pa.array([listed.size for listed in page], pa.int64()),
+            pa.array([listed.version for listed in page]),
+        ],
+        schema=listing_schema(),
+    )
+
+
+def item_id(uri: str) -> str:
+    """Identity of an item: 128 bits of the sha256 of its canonical URI, in hex."""
+    # names may hold bytes that are not UTF-8; the file system hands those over as surrogates
+    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def pair_key(key: str) -> str:
+    """Path up to the first dot of the file name (WebDataset's convention): `a/frog.spoken.ogg` -> `a/frog`."""
+    folder, slash, name = key.rpartition("/")
+    stem = name.split(".", 1)[0]
+    return folder + slash + (stem or name)

@@ -1,0 +1,266 @@
+"""A space: {modality: encoder + projector} that share one K-dimensional space, and its fingerprints.
+
+Three stages: `Space` is the file; `resolve` finds the models and yields a `Member` per modality
+(cheap, no weights loaded); `Member.load` on a worker yields an `Embedder`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchproj import encode, project
+from batchproj.config import read_yaml, validate
+from batchproj.errors import SpaceError
+from batchproj.media import Segment, Spec
+from batchproj.objectstore import Folder
+from batchproj.schema import Modality
+from batchproj.weights import LocalModel
+from batchproj.weights import resolve as resolve_weights
+
+CACHE_DTYPE = np.float16
+"""Features are rounded to this before they are projected, cached or not, so both give equal bits."""
+
+
+class ProjectorFile(BaseModel):
+    """A projector as a space names it; `weights` is relative to the space file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    weights: str
+
+
+class MemberFile(BaseModel):
+    """One modality of a space file; `encoder` is checked by the encoder's own `Config`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    encoder: dict[str, Any]
+    projector: ProjectorFile | None = None
+
+
+class Split(BaseModel):
+    """How the pairs were divided when the projectors were trained; `evaluate` uses the test part."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seed: int = 0
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+
+
+class Space(BaseModel):
+    """A space file; see section 3 of the README for an example."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = "space"
+    dim: int = Field(gt=0)
+    split: Split | None = None
+    text: MemberFile | None = None
+    image: MemberFile | None = None
+    audio: MemberFile | None = None
+    video: MemberFile | None = None
+
+    def members(self) -> dict[Modality, MemberFile]:
+        found = {modality: getattr(self, modality) for modality in Modality}
+        return {modality: member for modality, member in found.items() if member is not None}
+
+
+@dataclass(frozen=True)
+class SpaceFolder:
+    """A parsed space file and the folder its relative paths refer to."""
+
+    space: Space
+    folder: Folder
+
+
+def shipped_spaces() -> list[str]:
+    """Names of the spaces inside the package."""
+    root = resources.files("batchproj") / "spaces"
+    return sorted(entry.name for entry in root.iterdir() if (entry / "space.yaml").is_file())
+
+
+def open_space(reference: str) -> SpaceFolder:
+    """Read a space by shipped name, folder, or path or URL of its YAML file."""
+    if reference in shipped_spaces():
+        folder, name = Folder(str(resources.files("batchproj") / "spaces" / reference)), "space.yaml"
+    elif reference.endswith((".yaml", ".yml")):
+        parent, _, name = reference.rpartition("/")
+        folder = Folder(parent or ("/" if reference.startswith("/") else "."))
+    else:
+        folder, name = Folder(reference), "space.yaml"
+    try:
+        text = folder.read(name).decode()
+    except (FileNotFoundError, NotADirectoryError):
+        shipped = ", ".join(shipped_spaces())
+        raise SpaceError(
+            f"no space '{reference}': expected a shipped one ({shipped}), a folder with space.yaml, or a YAML file"
+        ) from None
+    where = f"space {reference}"
+    space = validate(Space, read_yaml(text, where), where)
+    if not space.members():
+        raise SpaceError(f"{where}: no modality; add at least one of {', '.join(Modality)}")
+    return SpaceFolder(space, folder)
+
+
+def fingerprint(document: dict[str, Any]) -> str:
+    """sha256 of the canonical JSON of a document."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Member:
+    """One modality of a resolved space: everything a worker needs, and nothing heavy."""
+
+    modality: Modality
+    config: encode.EncoderConfig
+    model_digest: str
+    dim: int
+    feature_doc: dict[str, Any]
+    vector_doc: dict[str, Any]
+    projector: bytes | None
+
+    @property
+    def feature_fp(self) -> str:
+        return fingerprint(self.feature_doc)
+
+    @property
+    def vector_fp(self) -> str:
+        return fingerprint(self.vector_doc)
+
+    def load(self, threads: int) -> Embedder:
+        """Load encoder and projector on this machine; the weights must be the ones planned with."""
+        model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
+        return Embedder(self.config.build(model, self.modality, threads), self.load_projector())
+
+    def load_projector(self) -> project.Projector | None:
+        return None if self.projector is None else project.loads(self.projector)
+
+
+@dataclass(frozen=True)
+class ResolvedSpace:
+    """A space whose models were found and whose parts fit together."""
+
+    space: Space
+    members: dict[Modality, Member]
+
+    @property
+    def dim(self) -> int:
+        return self.space.dim
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint({m: member.vector_fp for m, member in self.members.items()})
+
+    def save(self, folder: Folder) -> None:
+        """Write `space.yaml` and the projectors so that the folder stands by itself."""
+        document = self.space.model_dump(exclude_none=True)
+        for modality, member in self.members.items():
+            document[modality]["encoder"] = {**member.config.model_dump(exclude_none=True), "digest": member.model_digest}
+            if member.projector is not None:
+                document[modality]["projector"]["weights"] = f"{modality}.safetensors"
+                folder.write(f"{modality}.safetensors", member.projector)
+        folder.write("space.yaml", yaml.safe_dump(document, sort_keys=False).encode())
+
+
+def resolve(opened: SpaceFolder) -> ResolvedSpace:
+    """Find the models and check dimensions; raises SpaceError or WeightsError."""
+    members = {
+        modality: _resolve_member(modality, member, opened) for modality, member in opened.space.members().items()
+    }
+    return ResolvedSpace(opened.space, members)
+
+
+def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder) -> Member:
+    where = f"space {opened.space.name}, {modality}"
+    config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
+    model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
+    described = config.describe(model, modality)
+    weights = _projector_bytes(member, opened.folder, where)
+    _check_dimensions(described.dim, weights, member, opened.space.dim, where)
+    feature_doc = {**described.decides, "epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
+    vector_doc = {
+        "feature": fingerprint(feature_doc),
+        "projector": None if weights is None else hashlib.sha256(weights).hexdigest(),
+        "dim": opened.space.dim,
+        "normalisation": "l2",
+        "epoch": project.PROJECT_EPOCH,
+    }
+    return Member(modality, config, model.digest, described.dim, feature_doc, vector_doc, weights)
+
+
+def _absolute_model(encoder: dict[str, Any], folder: Folder) -> dict[str, Any]:
+    """A model that is a folder beside the space file becomes an absolute path."""
+    model = encoder.get("model")
+    if isinstance(model, str) and folder.uri.startswith("file://") and not model.startswith(("/", "package:")):
+        beside = Path(folder.uri.removeprefix("file://")) / model
+        if beside.is_dir():
+            return {**encoder, "model": str(beside.resolve())}
+    return encoder
+
+
+def _projector_bytes(member: MemberFile, folder: Folder, where: str) -> bytes | None:
+    if member.projector is None:
+        return None
+    try:
+        return folder.read(member.projector.weights)
+    except FileNotFoundError:
+        raise SpaceError(
+            f"{where}: no projector weights at {folder.uri}/{member.projector.weights}; train them or name another file"
+        ) from None
+
+
+def _check_dimensions(
+    features: int, weights: bytes | None, member: MemberFile, dim: int, where: str
+) -> None:
+    if weights is None or member.projector is None:
+        if features != dim:
+            raise SpaceError(
+                f"{where}: the encoder gives {features} dimensions and the space has {dim}; add a projector"
+            )
+        return
+    projector = project.loads(weights).config
+    if projector.kind != member.projector.kind:
+        raise SpaceError(f"{where}: the projector is of kind {projector.kind}, the space says {member.projector.kind}")
+    if (projector.in_dim, projector.out_dim) != (features, dim):
+        raise SpaceError(
+            f"{where}: the projector maps {projector.in_dim} to {projector.out_dim} dimensions, "
+            f"needed is {features} to {dim}; train it on this encoder"
+        )
+
+
+class Embedder:
+    """An encoder and its projector, loaded."""
+
+    def __init__(self, encoder: encode.Encoder, projector: project.Projector | None) -> None:
+        self._encoder = encoder
+        self._projector = projector
+
+    @property
+    def spec(self) -> Spec:
+        return self._encoder.spec
+
+    def encode(self, segments: Sequence[Segment]) -> npt.NDArray[np.float16]:
+        """Features (B, D) as they are cached; beyond float16's range they become infinite."""
+        with np.errstate(over="ignore"):
+            return self._encoder.encode(segments).astype(CACHE_DTYPE)
+
+    def project(self, features: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
+        """Vectors (B, K) float32 of unit norm."""
+        return to_vectors(features, self._projector)
+
+
+def to_vectors(features: npt.NDArray[np.float16], projector: project.Projector | None) -> npt.NDArray[np.float32]:
+    """Project cached features (B, D) to unit vectors (B, K); without a projector only normalise."""
+    if projector is not None:
+        return projector.project(features)
+    wide = features.astype(np.float32)
+    norms: npt.NDArray[np.float32] = np.linalg.norm(wide, axis=1, keepdims=True)
+    return np.divide(wide, norms, out=np.full_like(wide, np.nan), where=norms > 0)

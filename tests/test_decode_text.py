@@ -1,0 +1,72 @@
+"""Text: offsets, white space, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from batchproj.decode.limits import Limits
+from batchproj.decode.text import decode_text
+from batchproj.errors import ItemFault
+from batchproj.media import TextSpec
+from batchproj.schema import Reason
+
+WHOLE = TextSpec(lambda text: [(0, len(text))])
+
+
+def by_tens(text: str) -> list[tuple[int, int]]:
+    return [(begin, min(begin + 10, len(text))) for begin in range(0, len(text), 10)]
+
+
+def fault(data: bytes, limits: Limits | None = None) -> ItemFault:
+    with pytest.raises(ItemFault) as raised:
+        decode_text(data, WHOLE, limits or Limits())
+    return raised.value
+
+
+def test_short_text_is_one_segment_and_line_breaks_stay():
+    (segment,) = decode_text("Zwölf\r\nBäume".encode(), WHOLE, Limits())
+    assert (segment.data, segment.text) == ("Zwölf\r\nBäume", "Zwölf\r\nBäume")
+    assert (segment.start, segment.end) == (0.0, 12.0)
+
+
+def test_offsets_point_into_the_text_after_white_space_is_stripped():
+    text = "\n  a frog  and ten      toads  \t in the pond \n"
+    segments = decode_text(text.encode(), TextSpec(by_tens), Limits())
+    assert [segment.text for segment in segments] == ["a frog", "and ten", "toads", "in the", "pond"]
+    assert [text[int(s.start or 0) : int(s.end or 0)] for s in segments] == [s.text for s in segments]
+
+
+def test_span_of_white_space_alone_gives_no_segment():
+    segments = decode_text(b"0123456789" + b" " * 10 + b"end", TextSpec(by_tens), Limits())
+    assert [(segment.start, segment.text) for segment in segments] == [(0.0, "0123456789"), (20.0, "end")]
+
+
+def test_byte_order_mark_is_no_part_of_the_text():
+    (segment,) = decode_text(b"\xef\xbb\xbffrog", WHOLE, Limits())
+    assert (segment.text, segment.start, segment.end) == ("frog", 0.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("data", "offset"), [(b"caf\xe9 au lait", 3), (b"\xef\xbb\xbfcaf\xe9!", 6), ("café".encode()[:-1], 3)]
+)
+def test_invalid_utf8_tells_the_byte_offset(data: bytes, offset: int):
+    refused = fault(data)
+    assert refused.reason is Reason.INVALID_UTF8
+    assert f"offset {offset} " in refused.detail
+
+
+@pytest.mark.parametrize("data", [b"", b" \n\t ", "\u2003\u00a0".encode(), b"\xef\xbb\xbf"])
+def test_blank_text(data: bytes):
+    assert fault(data).reason is Reason.BLANK_TEXT
+
+
+def test_nul_is_no_text():
+    refused = fault(b"\xef\xbb\xbfab\0c")
+    assert (refused.reason, "offset 5" in refused.detail) == (Reason.CORRUPT, True)
+
+
+def test_text_above_the_limit_is_not_decoded():
+    refused = fault(b"x" * 11, Limits(text_bytes=10))
+    assert refused.reason is Reason.TOO_LARGE
+    assert "11 bytes" in refused.detail
+    assert "10" in refused.detail

@@ -1,0 +1,70 @@
+"""Lower layers never import upper ones, and stages never import one another."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import batchproj
+
+ROOT = Path(batchproj.__file__).parent
+
+# Top to bottom: a module may import its own package and what stands in the rows above its own.
+LAYERS = [
+    ["schema"],
+    ["errors", "media"],
+    ["config", "objectstore", "weights", "torch_runtime", "recall", "espeak"],
+    ["source", "decode", "encode", "project"],
+    ["space", "recipe", "fit"],
+    ["collection"],
+    ["embedding"],
+    ["index"],
+    ["pipeline", "search"],
+    ["embed", "train", "evaluate"],
+    ["emoji_corpus", "contact_sheet", "progress", "demo"],
+    ["cli"],
+]
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+ENGINE = {"ray": {"pipeline"}, "lancedb": {"index", "search"}, "fsspec": {"objectstore"}}
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = sorted(ROOT.rglob("*.py"))
+    return [(str(file.relative_to(ROOT).with_suffix("")).replace("/", "."), file) for file in files]
+
+
+def imports(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(("module", "file"), modules(), ids=[name for name, _ in modules()])
+def test_imports_point_down(module: str, file: Path) -> None:
+    layer = module.split(".")[0]
+    if layer == "__init__":
+        return
+    for name in imports(file):
+        if not name.startswith("batchproj."):
+            continue
+        target = name.split(".")[1]
+        if target in (layer, "__version__"):
+            continue
+        assert RANK[target] < RANK[layer], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize(("engine", "allowed"), ENGINE.items(), ids=list(ENGINE))
+def test_each_engine_is_known_to_few_modules(engine: str, allowed: set[str]) -> None:
+    users = {module for module, file in modules() if engine in {name.split(".")[0] for name in imports(file)}}
+    assert users <= allowed
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {module.split(".")[0] for module, _ in modules()} - {"__init__"} <= set(RANK)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from batchproj import objectstore
+from batchproj.errors import ItemFault, SourceError
+from batchproj.objectstore import Folder, canonical, list_objects, read_pinned
+from batchproj.schema import Reason
+
+
+@pytest.fixture(params=["file", "s3", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_bucket")) + "/data"
+    if request.param == "memory":
+        return f"memory:///{tmp_path.name}/data"
+    return str(tmp_path / "data")
+
+
+@pytest.fixture(params=["file", "s3"])
+def pinned_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Stores whose objects have a version; fsspec's memory file system has none."""
+    if request.param == "s3":
+        return str(request.getfixturevalue("s3_bucket")) + "/data"
+    return str(tmp_path / "data")
+
+
+def fill(root: str, names: list[str]) -> None:
+    folder = Folder(root)
+    for name in names:
+        folder.write(name, name.encode())
+
+
+def keys(url: str) -> list[str]:
+    return sorted(listed.key for page in list_objects(url) for listed in page)
+
+
+def test_lists_a_folder_with_keys_below_it(root: str) -> None:
+    fill(root, ["a.txt", "deep/er/b.png", "deep/c d é.txt"])
+    assert keys(root) == ["a.txt", "deep/c d é.txt", "deep/er/b.png"]
+    assert keys(root + "/") == keys(root)
+
+
+def test_lists_a_glob_with_keys_below_its_fixed_part(root: str) -> None:
+    fill(root, ["x/a.png", "x/b.txt", "y/c.png", "y/deep/d.png"])
+    assert keys(f"{root}/*/*.png") == ["x/a.png", "y/c.png"]
+    assert keys(f"{root}/**/*.png") == ["x/a.png", "y/c.png", "y/deep/d.png"]
+
+
+def test_a_listed_object_reads_back(root: str) -> None:
+    fill(root, ["a.txt"])
+    (listed,) = [row for page in list_objects(root) for row in page]
+    assert listed.uri == canonical(root) + "/a.txt"
+    assert read_pinned(listed.uri, listed.size, listed.version) == b"a.txt"
+
+
+def test_a_prefix_that_is_no_folder_lists_on_s3(s3_bucket: str) -> None:
+    fill(s3_bucket, ["frogs/1.png", "frogs/2.png", "fish/3.png"])
+    assert keys(f"{s3_bucket}/frogs/1") == ["1.png"]
+    assert keys(f"{s3_bucket}/f") == ["fish/3.png", "frogs/1.png", "frogs/2.png"]
+
+
+def test_s3_listing_comes_in_pages(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    fill(s3_bucket, [f"d/{number}.txt" for number in range(10)])
+    assert [len(page) for page in list_objects(f"{s3_bucket}/d")] == [4, 4, 2]
+
+
+@pytest.mark.parametrize("url", ["/nowhere/at/all", "s3://no-such-bucket-here/x", "nosuchscheme://x"])
+def test_a_missing_source_is_one_line(url: str, s3_bucket: str) -> None:
+    with pytest.raises(SourceError) as caught:
+        list(list_objects(url))
+    assert url.split("://")[-1].split("/")[0] in str(caught.value)
+
+
+def test_an_overwritten_object_is_not_read_as_the_listed_one(pinned_root: str) -> None:
+    fill(pinned_root, ["a.txt"])
+    (listed,) = [row for page in list_objects(pinned_root) for row in page]
+    Folder(pinned_root).write("a.txt", b"other")
+    with pytest.raises(ItemFault) as caught:
+        read_pinned(listed.uri, listed.size, listed.version)
+    assert caught.value.reason is Reason.CHANGED
+
+
+def test_a_removed_object_is_a_fault_not_a_crash(root: str) -> None:
+    fill(root, ["a.txt"])
+    (listed,) = [row for page in list_objects(root) for row in page]
+    folder = Folder(root)
+    folder._fs.rm(folder.path("a.txt"))
+    with pytest.raises(ItemFault) as caught:
+        read_pinned(listed.uri, listed.size, listed.version)
+    assert caught.value.reason is Reason.CHANGED
+
+
+def test_create_puts_only_if_absent(root: str) -> None:
+    folder = Folder(root)
+    assert folder.create("claim", b"first")
+    assert not folder.create("claim", b"second")
+    assert folder.read("claim") == b"first"
+
+
+def test_names_of_a_missing_folder_are_none(root: str) -> None:
+    folder = Folder(root)
+    assert folder.names("nothing") == []
+    folder.write("some/b", b"")
+    folder.write("some/a", b"")
+    assert folder.names("some") == ["a", "b"]
+
+
+def test_local_listing_skips_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert keys(str(tmp_path)) == ["a.txt"]

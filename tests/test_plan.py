@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from batchproj.collection.plan import Counts, Plan
+from batchproj.collection.snapshot import Fingerprints
+from batchproj.collection.unit import parquet_bytes
+from batchproj.schema import Modality, listing_schema
+from batchproj.source.objects import item_id, pair_key
+
+TEXT = Fingerprints(feature="f-text", vector="v-text")
+IMAGE = Fingerprints(feature="f-image", vector="v-image")
+
+
+def listing(keys: dict[str, str]) -> pa.RecordBatch:
+    rows = [
+        {
+            "item": item_id(f"file:///d/{key}"),
+            "uri": f"file:///d/{key}",
+            "key": key,
+            "pair": pair_key(key),
+            "size": 10,
+            "source_version": version,
+        }
+        for key, version in keys.items()
+    ]
+    return pa.RecordBatch.from_pylist(rows, schema=listing_schema())
+
+
+def manifest(path: Path, rows: list[dict[str, str | None]]) -> Path:
+    """A live manifest; each row gives key, version and what differs from an embedded text."""
+    full = [
+        {
+            "item": item_id(f"file:///d/{row['key']}"),
+            "key": row["key"],
+            "source_version": row["version"],
+            "status": row.get("status", "embedded"),
+            "modality": row.get("modality", "text"),
+            "feature_fp": row.get("feature_fp", "f-text"),
+            "vector_fp": row.get("vector_fp", "v-text"),
+            "part": "p1",
+            "features": row.get("features", "u1"),
+        }
+        for row in rows
+    ]
+    path.write_bytes(parquet_bytes(pa.Table.from_pylist(full)))
+    return path
+
+
+@pytest.fixture
+def plan() -> Iterator[Plan]:
+    with Plan({Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}) as plan:
+        yield plan
+
+
+def test_every_item_gets_one_action(plan: Plan, tmp_path: Path) -> None:
+    plan.add_listing(listing({"same.txt": "1", "edited.txt": "2", "new.txt": "1", "bad.txt": "1", "old.txt": "1"}))
+    plan.add_listing(listing({"reproject.txt": "1", "movie.mp4": "1", "retry.txt": "1"}))
+    rows: list[dict[str, str | None]] = [
+        {"key": "same.txt", "version": "1"},
+        {"key": "edited.txt", "version": "1"},
+        {"key": "gone.txt", "version": "1"},
+        {"key": "bad.txt", "version": "1", "status": "quarantined"},
+        {"key": "retry.txt", "version": "1", "status": "quarantined", "feature_fp": "older"},
+        {"key": "old.txt", "version": "1", "feature_fp": "older"},
+        {"key": "reproject.txt", "version": "1", "vector_fp": "older"},
+        {
+            "key": "movie.mp4",
+            "version": "1",
+            "status": "quarantined",
+            "modality": "video",
+            "feature_fp": None,
+            "vector_fp": None,
+        },
+    ]
+    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    counts = plan.decide()
+    assert counts == Counts(new=1, changed=1, encode=2, project=1, unchanged=1, quarantined=2, deleted=1)
+    assert counts.listed == 8
+    assert not counts.nothing_to_do
+
+
+def test_a_second_look_at_the_same_listing_finds_nothing(plan: Plan, tmp_path: Path) -> None:
+    plan.add_listing(listing({"a.txt": "1", "b.txt": "1"}))
+    plan.load_manifest(manifest(tmp_path / "m.parquet", [{"key": k, "version": "1"} for k in ("a.txt", "b.txt")]))
+    assert plan.decide().nothing_to_do
+
+
+def cut(keys: dict[str, str], max_items: int = 16) -> dict[str, list[str]]:
+    """Names of the units a first run over these objects has, and their keys."""
+    with Plan({Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}) as plan:
+        plan.add_listing(listing(keys))
+        plan.decide()
+        units = list(plan.cut("000001", "embed", plan.to_embed(), max_items, 1_000))
+    for unit, inputs in units:
+        assert unit.items == inputs.num_rows <= max_items
+        assert unit.bytes == 10 * unit.items
+    return {unit.name: inputs["key"].to_pylist() for unit, inputs in units}
+
+
+def test_units_hold_every_item_once_and_one_modality_each() -> None:
+    keys = {f"{n:04d}.{ext}": "1" for n in range(60) for ext in ("txt", "png", "unknown")}
+    units = cut(keys)
+    assert sorted(key for unit in units.values() for key in unit) == sorted(keys)
+    assert all(len({key.split(".")[1] for key in unit}) == 1 for unit in units.values())
+
+
+def test_units_do_not_depend_on_the_order_of_the_listing() -> None:
+    keys = {f"{n:04d}.txt": "1" for n in range(100)}
+    assert cut(keys) == cut(dict(reversed(keys.items())))
+
+
+def test_one_more_object_leaves_most_units_as_they_were() -> None:
+    keys = {f"{n:04d}.txt": "1" for n in range(400)}
+    before, after = cut(keys), cut({**keys, "0200x.txt": "1"})
+    assert len(set(after) - set(before)) <= 3
+
+
+def test_a_changed_object_changes_its_units_name_alone() -> None:
+    keys = {f"{n:04d}.txt": "1" for n in range(400)}
+    before, after = cut(keys), cut({**keys, "0200.txt": "2"})
+    assert len(set(after) - set(before)) == 1
+
+
+def test_units_respect_the_byte_limit() -> None:
+    with Plan({Modality.TEXT: TEXT}) as plan:
+        plan.add_listing(listing({f"{n:03d}.txt": "1" for n in range(50)}))
+        plan.decide()
+        sizes = [unit.bytes for unit, _ in plan.cut("000001", "embed", plan.to_embed(), 512, 70)]
+    assert max(sizes) <= 70
+    assert sum(sizes) == 500
+
+
+def test_projecting_again_reads_each_cached_file_once(plan: Plan, tmp_path: Path) -> None:
+    keys = {f"{n:03d}.txt": "1" for n in range(40)}
+    plan.add_listing(listing(keys))
+    rows: list[dict[str, str | None]] = [
+        {"key": key, "version": "1", "vector_fp": "older", "features": f"u{n % 2}"} for n, key in enumerate(keys)
+    ]
+    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    assert plan.decide() == Counts(project=40)
+    units = [unit for unit, _ in plan.cut("000002", "project", plan.to_project(), 4, 1_000)]
+    assert sorted((unit.cached, unit.items) for unit in units) == [("u0", 20), ("u1", 20)]
+
+
+@pytest.mark.parametrize(
+    ("key", "pair"),
+    [
+        ("a/frog.spoken.ogg", "a/frog"),
+        ("frog.png", "frog"),
+        ("a.b/frog", "a.b/frog"),
+        ("a/.hidden", "a/.hidden"),
+    ],
+)
+def test_pair_is_the_path_up_to_the_first_dot_of_the_name(key: str, pair: str) -> None:
+    assert pair_key(key) == pair
