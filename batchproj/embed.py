@@ -23,7 +23,7 @@ from batchproj.collection.unit import Receipt, Unit, read_receipt, write_inputs
 from batchproj.errors import BatchprojError, SourceError, UsageError
 from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder, canonical
-from batchproj.pipeline import Job, ray_session, run_units
+from batchproj.pipeline import Job, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.source.objects import list_items
 from batchproj.space import ResolvedSpace
@@ -211,7 +211,7 @@ def _divide(folder: Folder, cut: Iterator[tuple[Unit, pa.Table]]) -> tuple[list[
 def _items_by_modality(units: list[Unit]) -> dict[str, int]:
     items: Counter[str] = Counter()
     for unit in units:
-        items[str(unit.modality or "other")] += unit.items
+        items[label(unit)] += unit.items
     return dict(items)
 
 

@@ -19,7 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchproj.collection.unit import Unit
-from batchproj.decode import Limits, decode, sniff
+from batchproj.decode.item import decode
+from batchproj.decode.limits import Limits
+from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault, SpaceError
 from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
@@ -78,10 +80,13 @@ class UnitWorker:
         self._threads = threads
         self._embedder: Embedder | None = None
 
+    def load(self) -> None:
+        """Load the model; call once, before `embed`."""
+        if self._member is not None:
+            self._embedder = self._member.load(self._threads)
+
     def embed(self, unit: Unit, items: list[Fetched], report: Callable[[int], None]) -> Output:
         """Decode, encode and project every item; `report` is told how many items are done."""
-        if self._member is not None:
-            self._loaded()  # here, so that the decode threads do not each load one
         rows = _Rows(unit, self._member, self._dim)
         window: list[_Decoded] = []
         held = 0
@@ -95,12 +100,6 @@ class UnitWorker:
         self._encode(window, rows)
         report(len(window))
         return rows.output()
-
-    def _loaded(self) -> Embedder:
-        if self._embedder is None:
-            assert self._member is not None, "items are decoded only where there is an encoder"
-            self._embedder = self._member.load(self._threads)
-        return self._embedder
 
     def _decode_ahead(self, items: list[Fetched]) -> Iterator[_Decoded]:
         """Decoded items in order, never more than a few ahead of the model."""
@@ -122,9 +121,10 @@ class UnitWorker:
             decoded.modality = sniff(source.data, source.uri)
             if decoded.modality not in self._in_space:
                 raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {decoded.modality}")
-            decoded.deferred = self._member is None or decoded.modality is not self._member.modality
-            if not decoded.deferred:
-                decoded.segments = decode(source.data, decoded.modality, self._loaded().spec, self._limits)
+            if self._embedder is None or self._member is None or decoded.modality is not self._member.modality:
+                decoded.deferred = True
+            else:
+                decoded.segments = decode(source.data, decoded.modality, self._embedder.spec, self._limits)
         except ItemFault as fault:
             decoded.fault = fault
         return decoded
@@ -132,9 +132,9 @@ class UnitWorker:
     def _encode(self, window: list[_Decoded], rows: _Rows) -> None:
         segments = [segment for decoded in window for segment in decoded.segments]
         features = vectors = None
-        if segments:
-            features = self._loaded().encode(segments)
-            vectors = self._loaded().project(features)
+        if segments and self._embedder is not None:
+            features = self._embedder.encode(segments)
+            vectors = self._embedder.project(features)
         at = 0
         for decoded in window:
             to = at + len(decoded.segments)

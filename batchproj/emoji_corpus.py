@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from batchproj.errors import UsageError
 from batchproj.espeak import SAMPLE_RATE, Espeak
@@ -64,7 +65,7 @@ def build(
     seed: int = 0,
     clips: int = 2,
     workers: int = 2,
-    progress: Progress = lambda done, total: None,
+    progress: Progress | None = None,
 ) -> dict[str, int]:
     """Write the corpus below `folder`; return the number of files by modality.
 
@@ -78,14 +79,14 @@ def build(
         raise UsageError(f"{clips} clips an emoji asked, but there are {len(VOICES)} voices: ask for 0 to that")
     chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
     done = 0
-    progress(done, len(chosen))
     # Spawned, and one chunk a process: see Espeak for why the process must be fresh.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         jobs = [pool.submit(_write_chunk, folder, chunk, seed, clips) for chunk in chunks]
         for job, chunk in zip(jobs, chunks, strict=True):
             job.result()
             done += len(chunk)
-            progress(done, len(chosen))
+            if progress is not None:
+                progress(done, len(chosen))
     return {"image": done, "text": done, "audio": done * clips}
 
 
@@ -179,7 +180,7 @@ def _is_flag_or_skin_tone(characters: str) -> bool:
     )
 
 
-def _import(module: str):
+def _import(module: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:

@@ -23,9 +23,7 @@ _OK = 0
 
 _NOISE_SEED = 1
 
-_SynthCallback = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-)
+_SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 class Espeak:
@@ -42,9 +40,7 @@ class Espeak:
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
         self._c_library = ctypes.CDLL(None)
         data_folder = Path(espeakng_loader.get_data_path()).parent
-        rate = self._library.espeak_Initialize(
-            _OUTPUT_SYNCHRONOUS, 0, str(data_folder).encode(), _INITIALIZE_DONT_EXIT
-        )
+        rate = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, str(data_folder).encode(), _INITIALIZE_DONT_EXIT)
         if rate != SAMPLE_RATE:
             raise UsageError(
                 f"eSpeak NG answered {rate} where {SAMPLE_RATE} Hz was expected: reinstall espeakng-loader"

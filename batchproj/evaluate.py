@@ -10,18 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchproj.pairs import held_out_pairs, matrix, paired_rows
 from batchproj.recall import modality_gap, retrieval
 from batchproj.schema import Modality
 from batchproj.search import Collection
-from batchproj.split import test_pairs
+from batchproj.space import Split
 
-ANN_QUERIES = 100
-"""Queries per modality that the index is asked and an exact scan answers too."""
+ANN_QUERIES = 50
+"""Queries per modality that are answered through the index and by an exact scan."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors (n, K) of one modality that belong to a pair, and their pair keys."""
+    """Vectors (n, K) of one modality and their pair keys."""
 
     vectors: npt.NDArray[np.float32]
     pairs: list[str]
@@ -30,27 +31,65 @@ class Rows:
 def evaluate(uri: str) -> dict[str, Any]:
     """The contract's document for the run that is live.
 
-    Recall counts the pairs held out when the space was trained, or all pairs if its space file has
-    no `split`; a query is right when any item of its pair is among the first K of that modality.
-    Vectors of the evaluated pairs are held in memory.
+    Recall is on the pairs held out when the space was trained, all pairs if its file has no
+    `split`: every item asks among the items of the other modality. A query is right when any item
+    of its pair is among the first K. The vectors of all paired rows are held in memory.
     """
     collection = Collection(uri)
-    rows = collection.dataset().to_table(columns=["modality", "pair", "vector", "content_id"])
-    rows = rows.filter(pa.compute.is_valid(rows["pair"]))
-    split = collection.space.space.split
-    held_out = None if split is None else test_pairs(rows["pair"], rows["content_id"], split.test_fraction, split.seed)
-    by_modality = _by_modality(rows, held_out)
+    rows = paired_rows(collection)
+    how = collection.split
+    by_modality = _by_modality(rows, how)
     return {
         "run": collection.run,
-        "held_out": split is not None,
-        "pairs": {
-            f"{a}->{b}": retrieval(by_modality[a].vectors, by_modality[a].pairs, by_modality[b].vectors, by_modality[b].pairs)
-            for a, b in permutations(by_modality, 2)
-        },
+        "held_out": how is not None,
+        "pairs": _recalls(by_modality),
         "ann_recall@10": _ann_recall(collection, by_modality),
         "modality_gap": {
-            f"{a}-{b}": modality_gap(by_modality[a].vectors, by_modality[b].vectors)
+            f"{a}-{b}": round(modality_gap(by_modality[a].vectors, by_modality[b].vectors), 4)
             for a, b in permutations(by_modality, 2)
             if a < b
         },
     }
+
+
+def _by_modality(rows: pa.Table, how: Split | None) -> dict[Modality, Rows]:
+    if how is not None:
+        held_out = pa.array(sorted(held_out_pairs(rows, how)), pa.string())
+        rows = rows.filter(pa.compute.is_in(rows["pair"], held_out))
+    found = {}
+    for modality in Modality:
+        own = rows.filter(pa.compute.equal(rows["modality"], str(modality)))
+        if own.num_rows:
+            found[modality] = Rows(matrix(own["vector"]), own["pair"].to_pylist())
+    return found
+
+
+def _recalls(by_modality: dict[Modality, Rows]) -> dict[str, dict[str, float]]:
+    """Recall of each ordered pair of modalities that share at least one pair key."""
+    found = {}
+    for (a, asking), (b, asked) in permutations(by_modality.items(), 2):
+        scores = retrieval(asking.vectors, asking.pairs, asked.vectors, asked.pairs)
+        if scores["n"]:
+            found[f"{a}->{b}"] = {**scores, "chance_r@10": min(1.0, 10 / len(set(asked.pairs)))}
+    return found
+
+
+def _ann_recall(collection: Collection, by_modality: dict[Modality, Rows]) -> float | None:
+    """Share of the ten exact neighbours that a search through the index finds; None without rows."""
+    shares = []
+    for rows in by_modality.values():
+        for vector in rows.vectors[:: max(1, len(rows.vectors) // ANN_QUERIES)][:ANN_QUERIES]:
+            exact = {hit.id for hit in collection.nearest(vector, k=10, exact=True)}
+            found = {hit.id for hit in collection.nearest(vector, k=10)}
+            shares.append(len(exact & found) / len(exact))
+    return round(float(np.mean(shares)), 4) if shares else None
+
+
+def held_out_rows(collection: Collection, modality: Modality) -> list[dict[str, Any]]:
+    """Rows of a modality, by pair key, that training has not seen; all rows without a split."""
+    rows = paired_rows(collection)
+    if collection.split is not None:
+        rows = rows.filter(pa.compute.is_in(rows["pair"], pa.array(sorted(held_out_pairs(rows, collection.split)))))
+    own = rows.filter(pa.compute.equal(rows["modality"], str(modality))).select(["uri", "pair", "text"])
+    found: list[dict[str, Any]] = own.sort_by("pair").to_pylist()
+    return found

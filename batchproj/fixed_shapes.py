@@ -28,7 +28,7 @@ class FixedShapes(Generic[Row]):
         self._proven: dict[tuple[Hashable, int, int], bool] = {}
 
     def run(self, rows: Sequence[Row], key: Callable[[Row], Hashable], full: Callable[[Row], int]) -> Output:
-        """Outputs (B, D) in the order of `rows`.
+        """Outputs (B, D) in the order of `rows`; one row at least.
 
         `key` names a row's shape (and whatever else picks a code path), `full` how many rows of
         that shape make a whole batch; both must be functions of the row alone.
@@ -65,11 +65,12 @@ class FixedShapes(Generic[Row]):
 
 
 def _sizes(rows: int, full: int) -> list[int]:
-    """Powers of two that hold `rows`, then `full`."""
-    sizes = [1 << (rows - 1).bit_length()]
-    while sizes[-1] < full:
-        sizes.append(sizes[-1] * 2)
-    return [*(size for size in sizes if size < full), full]
+    """One row, or a quarter, half, three quarters or all of a batch: those that hold `rows`.
+
+    Few, as each is run twice when it is first used.
+    """
+    sizes = {1, *(-(-full * quarters // 4) for quarters in range(1, 5))}
+    return sorted(size for size in sizes if size >= rows)
 
 
 def _filled(rows: Sequence[Row], size: int) -> list[Row]:

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from batchproj.errors import SpaceError
-from batchproj.media import ImageSpec
+from batchproj.media import ImageSpec, Segment
 
 Triple = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -18,16 +20,28 @@ PIL_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "biline
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in `path`, {} if there is no such file; SpaceError if it is not JSON."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SpaceError(f"{path} is not JSON: {error}") from error
+    """The object in `path`, {} if there is no such file; SpaceError if it is something else."""
+    content = _parsed(path, {})
     if not isinstance(content, dict):
         raise SpaceError(f"{path} holds a {type(content).__name__}, an object was expected")
     return content
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The list of objects in `path`, [] if there is no such file; SpaceError if it is something else."""
+    content = _parsed(path, [])
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise SpaceError(f"{path} is not a list of objects, which was expected")
+    return content
+
+
+def _parsed(path: Path, missing: Any) -> Any:
+    if not path.is_file():
+        return missing
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SpaceError(f"{path} is not JSON: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -58,8 +72,13 @@ class ImageInput:
     scale: float = 1 / 255
 
     def decides(self) -> dict[str, Any]:
-        """The part of a fingerprint that is about pixels."""
-        return asdict(self)
+        """The part of a fingerprint that is about pixels, in JSON's own types."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+
+def blank_image(wanted: ImageInput) -> Segment:
+    """A black image of the wanted size."""
+    return Segment(np.zeros((wanted.spec.height, wanted.spec.width, 3), np.uint8))
 
 
 def image_input(folder: Path) -> ImageInput:
@@ -83,16 +102,21 @@ def image_input(folder: Path) -> ImageInput:
 
 
 def _geometry(found: dict[str, Any]) -> ImageSpec:
-    size = found["size"]
-    size = {"height": size, "width": size} if isinstance(size, int) and not found.get("do_center_crop") else size
-    size = {"shortest_edge": size} if isinstance(size, int) else size
     how = PIL_RESAMPLE[int(found["resample"])]
-    if "shortest_edge" in size and found.get("do_center_crop"):
-        crop = found["crop_size"]
-        crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-        return ImageSpec(crop["height"], crop["width"], size["shortest_edge"], "crop", how)
-    height, width = (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
-    return ImageSpec(height, width, max(height, width), "squash", how)
+    if "crop_pct" in found or not found.get("do_resize", True):
+        raise ValueError("resize to one size (crop_pct and do_resize: false are not supported)")
+    size = _size(found["size"])
+    if not found.get("do_center_crop"):
+        height, width = size["height"], size["width"]
+        return ImageSpec(height, width, max(height, width), "squash", how)
+    crop = _size(found["crop_size"])
+    edge = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
+    return ImageSpec(crop["height"], crop["width"], edge, "crop", how)
+
+
+def _size(value: Any) -> dict[str, int]:
+    """One number, as old files have it, means a square."""
+    return {"height": value, "width": value} if isinstance(value, int) else dict(value)
 
 
 def _triple(values: Any) -> Triple:

@@ -19,13 +19,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from batchproj.collection import layout
 from batchproj.collection.unit import (
     Receipt,
+    Task,
     Unit,
     finish,
     parquet_bytes,
@@ -33,12 +34,14 @@ from batchproj.collection.unit import (
     read_parquet,
     write_part,
 )
-from batchproj.embedding import Fetched, Output, UnitWorker, project_unit
 from batchproj.errors import BatchprojError, ItemFault
 from batchproj.objectstore import Folder, read_pinned
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.space import Member
+
+if TYPE_CHECKING:
+    from batchproj.embedding import Output
 
 READ_CPUS = 0.1
 WRITE_CPUS = 0.1
@@ -72,6 +75,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
     """
     # read when ray is imported: leave CUDA_VISIBLE_DEVICES alone on actors without a GPU
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # inherited by local workers: encoders of several modalities share the cores, waiting threads must not spin
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import ray
     from ray.data import DataContext
 
@@ -107,7 +112,9 @@ def run_units(job: Job, units: list[Unit], on_progress: Progress) -> Iterator[Re
     if not units:
         return
     counter = ray.remote(num_cpus=0)(_Counter).remote()
-    branches = [_branch(job, key, group, counter) for key, group in _by_branch(units).items()]
+    groups = _by_pool(job, units)
+    cpus = (cluster_cpus() - CPU_HEADROOM) / len(groups)
+    branches = [_branch(job, pool, group, counter, cpus) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
         with _polling(counter, on_progress):
@@ -117,20 +124,22 @@ def run_units(job: Job, units: list[Unit], on_progress: Progress) -> Iterator[Re
         raise _original(error) from error
 
 
-def _by_branch(units: list[Unit]) -> dict[tuple[str, Modality | None], list[Unit]]:
-    """Units that one pool of workers does: by task and modality."""
-    groups: dict[tuple[str, Modality | None], list[Unit]] = {}
+def _by_pool(job: Job, units: list[Unit]) -> dict[tuple[Task, Modality | None], list[Unit]]:
+    """Units by the pool of workers that does them; without an encoder all modalities share one."""
+    groups: dict[tuple[Task, Modality | None], list[Unit]] = {}
     for unit in units:
-        groups.setdefault((unit.task, unit.modality), []).append(unit)
+        modality = unit.modality if unit.modality in job.members else None
+        groups.setdefault((unit.task, modality), []).append(unit)
     return groups
 
 
-def _branch(job: Job, key: tuple[str, Modality | None], units: list[Unit], counter: Any) -> Any:
+def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], counter: Any, cpus: float) -> Any:
+    """The stages of one pool as a lazy dataset; `cpus` is the pool's share of the cluster's."""
     import ray
 
-    _, modality = key
-    workers, threads = pool_size(job, modality)
-    pool = job.recipe.pools.get(modality, Pool()) if modality else Pool()
+    task, modality = pool
+    settings = job.recipe.pools.get(modality, Pool()) if modality else Pool()
+    workers, threads = pool_size(job, settings)
     rows = [{"unit": unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
     read = source.map_batches(
@@ -138,30 +147,28 @@ def _branch(job: Job, key: tuple[str, Modality | None], units: list[Unit], count
     )
     embedded = read.map_batches(
         _EmbedActor,
-        fn_constructor_args=(job, modality, threads, counter),
+        fn_constructor_args=(job, task, modality, threads, counter),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(units))),
-        num_cpus=_actor_cpus(job, workers),
-        num_gpus=pool.gpus or None,
-        runtime_env={"env_vars": _thread_env(threads)},
+        num_cpus=max(0.01, round(cpus / workers - 0.005, 2)),
+        num_gpus=settings.gpus or None,
     )
     return embedded.map_batches(
         _Writer(job), batch_size=1, batch_format="pyarrow", num_cpus=WRITE_CPUS, zero_copy_batch=True
     )
 
 
-def pool_size(job: Job, modality: Modality | None) -> tuple[int, int]:
-    """Workers and threads per worker for one modality: the recipe's, or the cluster divided up.
+def pool_size(job: Job, settings: Pool) -> tuple[int, int]:
+    """Workers and threads per worker of one modality: the recipe's, or the cluster divided up.
 
     Small machines give each modality one worker that may use all cores: modalities finish at
     different times, and a worker with fewer threads would leave cores idle at the end.
     """
-    pool = job.recipe.pools.get(modality, Pool()) if modality else Pool()
     cores = cluster_cpus()
-    threads = pool.threads or min(4, cores)
-    workers = pool.workers or max(1, cores // (threads * max(1, len(job.members))))
+    threads = settings.threads or min(4, cores)
+    workers = settings.workers or max(1, cores // (threads * max(1, len(job.members))))
     return workers, threads
 
 
@@ -169,17 +176,6 @@ def cluster_cpus() -> int:
     import ray
 
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-
-def _actor_cpus(job: Job, workers: int) -> float:
-    """Logical CPUs of one actor: all pools together leave `CPU_HEADROOM` for reads and writes."""
-    pools = len(job.members) + 1  # and the one that only finds out what items are
-    return round(max(0.05, (cluster_cpus() - CPU_HEADROOM) / (pools * workers)), 2)
-
-
-def _thread_env(threads: int) -> dict[str, str]:
-    """Ray gives an actor one OpenMP thread unless told; waiting threads must not spin on shared cores."""
-    return {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @contextlib.contextmanager
@@ -212,6 +208,11 @@ def _original(error: BaseException) -> BaseException:
         cause = getattr(seen, "cause", None)
         seen = cause if isinstance(cause, BaseException) else seen.__cause__
     return error
+
+
+def label(unit: Unit) -> str:
+    """What progress counts a unit under: the modality its names promise."""
+    return str(unit.modality or "other")
 
 
 class _Counter:
@@ -265,12 +266,16 @@ class _Reader:
 class _EmbedActor:
     """Actor: loads one modality's encoder once, then embeds unit after unit."""
 
-    def __init__(self, job: Job, modality: Modality | None, threads: int, counter: Any) -> None:
+    def __init__(self, job: Job, task: Task, modality: Modality | None, threads: int, counter: Any) -> None:
+        # only here: the processes that read and write must not wait for models' and codecs' imports
+        from batchproj.embedding import UnitWorker
+
         self._job = job
         self._member = job.members.get(modality) if modality else None
-        self._label = str(modality or "other")
         self._counter = counter
         self._worker = UnitWorker(self._member, job.dim, job.in_space, job.recipe.limits, threads)
+        if task == "embed":
+            self._worker.load()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
@@ -281,6 +286,8 @@ class _EmbedActor:
         return _row(unit, [output.vectors, output.features, output.outcome, busy])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
+        from batchproj.embedding import Fetched
+
         items = [
             Fetched(
                 row["item"],
@@ -292,16 +299,18 @@ class _EmbedActor:
             )
             for row in tables[0].to_pylist()
         ]
-        return self._worker.embed(unit, items, self._report)
+        return self._worker.embed(unit, items, lambda done: self._report(unit, done))
 
     def _project(self, unit: Unit, tables: list[pa.Table]) -> Output:
+        from batchproj.embedding import project_unit
+
         assert self._member is not None, "features are cached only where there is an encoder"
         output = project_unit(unit, self._member, self._job.dim, tables[0]["item"].to_pylist(), tables[1])
-        self._report(unit.items)
+        self._report(unit, unit.items)
         return output
 
-    def _report(self, items: int) -> None:
-        self._counter.add.remote(self._label, items)
+    def _report(self, unit: Unit, items: int) -> None:
+        self._counter.add.remote(label(unit), items)
 
 
 class _Writer:

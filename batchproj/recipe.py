@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchproj.config import read_yaml, validate
-from batchproj.decode import Limits
+from batchproj.decode.limits import Limits
 from batchproj.errors import SpaceError
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality

@@ -15,13 +15,15 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from batchproj.collection import layout
-from batchproj.decode import Limits, decode, sniff
+from batchproj.decode.item import decode
+from batchproj.decode.limits import Limits
+from batchproj.decode.sniff import sniff
 from batchproj.errors import CollectionError, ItemFault, UsageError
 from batchproj.index import open_live
 from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
-from batchproj.space import Embedder, ResolvedSpace, open_space, resolve
+from batchproj.space import Embedder, ResolvedSpace, SpaceFolder, Split, open_space, resolve
 
 MAX_K = 1_000
 REFINE = 5
@@ -71,10 +73,23 @@ class Collection:
     def dim(self) -> int:
         return self.snapshot.dim
 
+    @property
+    def uri(self) -> str:
+        return self._folder.uri
+
+    @cached_property
+    def split(self) -> Split | None:
+        """How pairs were divided when the space was trained; needs no model to be at hand."""
+        return self._opened.space.split
+
+    @cached_property
+    def _opened(self) -> SpaceFolder:
+        return open_space(f"{self.uri}/{layout.space(self.snapshot.space)}")
+
     @cached_property
     def space(self) -> ResolvedSpace:
         """The space the rows were made in; raises WeightsError if its models are not at hand."""
-        return resolve(open_space(f"{self._folder.uri}/{layout.space(self.snapshot.space)}"))
+        return resolve(self._opened)
 
     def search(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel
 from batchproj.weights import resolve as resolve_weights
+
+if TYPE_CHECKING:
+    from batchproj.projector import Projector
 
 CACHE_DTYPE = np.float16
 """Features are rounded to this before they are projected, cached or not, so both give equal bits."""
@@ -140,7 +143,7 @@ class Member:
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
         return Embedder(self.config.build(model, self.modality, threads), self.load_projector())
 
-    def load_projector(self) -> project.Projector | None:
+    def load_projector(self) -> Projector | None:
         return None if self.projector is None else project.loads(self.projector)
 
 
@@ -226,7 +229,7 @@ def _check_dimensions(
                 f"{where}: the encoder gives {features} dimensions and the space has {dim}; add a projector"
             )
         return
-    projector = project.loads(weights).config
+    projector = project.read_header(weights, where)
     if projector.kind != member.projector.kind:
         raise SpaceError(f"{where}: the projector is of kind {projector.kind}, the space says {member.projector.kind}")
     if (projector.in_dim, projector.out_dim) != (features, dim):
@@ -239,7 +242,7 @@ def _check_dimensions(
 class Embedder:
     """An encoder and its projector, loaded."""
 
-    def __init__(self, encoder: encode.Encoder, projector: project.Projector | None) -> None:
+    def __init__(self, encoder: encode.Encoder, projector: Projector | None) -> None:
         self._encoder = encoder
         self._projector = projector
 
@@ -257,7 +260,7 @@ class Embedder:
         return to_vectors(features, self._projector)
 
 
-def to_vectors(features: npt.NDArray[np.float16], projector: project.Projector | None) -> npt.NDArray[np.float32]:
+def to_vectors(features: npt.NDArray[np.float16], projector: Projector | None) -> npt.NDArray[np.float32]:
     """Project cached features (B, D) to unit vectors (B, K); without a projector only normalise."""
     if projector is not None:
         return projector.project(features)

@@ -17,7 +17,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from batchproj.errors import WeightsError
+from batchproj.errors import SourceError, WeightsError
+from batchproj.objectstore import Folder, canonical, list_objects
 
 _SAFE = ".safetensors"
 _UNSAFE = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
@@ -57,12 +58,8 @@ def _locate(model: str, revision: str | None) -> Path:
     if "://" in model:
         return _fetched(model)
     folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if not _HUB_ID.fullmatch(model):
-        raise WeightsError(
-            f"no model folder '{model}': give a folder, a URL, package:NAME/folder or a hub id"
-        )
+    if folder.is_dir() or not _HUB_ID.fullmatch(model):
+        return _existing(folder, model)
     return _from_hub(model, revision)
 
 
@@ -85,41 +82,41 @@ def _fetched(url: str) -> Path:
 
     Two processes may fetch at the same time: each fills a folder of its own, the first rename wins.
     """
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
-    try:
-        filesystem, root = fsspec.url_to_fs(url)
-        if isinstance(filesystem, LocalFileSystem):
-            return Path(root)
-        target = _cache_folder() / hashlib.sha256(url.encode()).hexdigest()
-        if not target.is_dir():
-            _download(filesystem, root.rstrip("/"), target)
-    except WeightsError:
-        raise
-    except Exception as error:  # each storage client has errors of its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"cannot fetch model '{url}': {reason}: check the URL and credentials") from error
-    return target
-
-
-def _download(filesystem: object, root: str, target: Path) -> None:
-    names = [name for name in filesystem.find(root) if name.startswith(root + "/")]  # type: ignore[attr-defined]
-    if not names:
-        raise FileNotFoundError("nothing is there")
+    if (uri := canonical(url)).startswith("file://"):
+        return _existing(Path(uri.removeprefix("file://")), url)
+    target = _cache_folder() / hashlib.sha256(uri.encode()).hexdigest()
+    if target.is_dir():
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         fresh = Path(scratch) / "model"
-        for name in names:
-            inside = PurePosixPath(name[len(root) + 1 :])
-            if ".." not in inside.parts and _role(inside) is not None:
-                (fresh / inside).parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(name, str(fresh / inside))  # type: ignore[attr-defined]
+        try:
+            _download(url, fresh)
+        except (SourceError, OSError) as error:
+            raise WeightsError(f"cannot fetch model '{url}': {error}: check the URL and credentials") from error
         try:
             fresh.rename(target)
         except OSError:
             if not target.is_dir():
                 raise
+    return target
+
+
+def _download(url: str, fresh: Path) -> None:
+    store = Folder(url)
+    fresh.mkdir()
+    for page in list_objects(url.rstrip("/") + "/"):
+        for listed in page:
+            inside = PurePosixPath(listed.key)
+            if ".." not in inside.parts and _role(inside) is not None:
+                (fresh / inside).parent.mkdir(parents=True, exist_ok=True)
+                store.download(listed.key, fresh / inside)
+
+
+def _existing(folder: Path, model: str) -> Path:
+    if not folder.is_dir():
+        raise WeightsError(f"no model folder '{model}': give a folder, a URL, package:NAME/folder or a hub id")
+    return folder.resolve()
 
 
 def _cache_folder() -> Path:
@@ -134,9 +131,7 @@ def _from_hub(repo: str, revision: str | None) -> Path:
     patterns = [f"*{suffix}" for suffix in sorted({_SAFE, *_SETTINGS})]
     skipped = [f"{folder}/*" for folder in sorted(_OTHER_RUNTIMES)]
     try:
-        return Path(
-            snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=skipped)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=skipped))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         at = f" at revision '{revision}'" if revision else ""
         raise WeightsError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -10,12 +11,18 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # before anything imports them: no hub, no chatter
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("LANCE_LOG", "error")
+
+WORDS = [f"w{number}" for number in range(14)]
+"""Vocabulary of the tiny text tower; its end mark is token 14, its padding 15."""
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +65,68 @@ def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     request = urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")
     urllib.request.urlopen(request, timeout=10).close()
     return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of random weights in transformers' folder layout: 24-d, 32 px, a 14-word vocabulary."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-clip")
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": 16, "max_position_embeddings": 20, "eos_token_id": 14, "bos_token_id": 0}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).save_pretrained(folder)
+    vocabulary = {**{word: number for number, word in enumerate(WORDS)}, "<end>": 14, "<pad>": 15}
+    words = Tokenizer(models.WordLevel(vocabulary, WORDS[0]))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 14)])
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>").save_pretrained(folder)
+    geometry = {"size": {"shortest_edge": 36}, "crop_size": 32, "do_center_crop": True, "resample": 3}
+    moments = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**geometry, **moments}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_space(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A space file for text and images with the tiny CLIP."""
+    file = tmp_path_factory.mktemp("tiny-space") / "space.yaml"
+    encoder = f"{{encoder: {{kind: clip, model: {tiny_clip}}}}}"
+    file.write_text(f"name: tiny\ndim: 24\ntext: {encoder}\nimage: {encoder}\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def ray_here() -> Iterator[None]:
+    """One Ray on this machine for all runs inside the test process."""
+    from batchproj.pipeline import ray_session
+
+    with ray_session(verbose=False):
+        yield
+
+
+def write_picture(path: Path, seed: int) -> None:
+    """A small picture that no other seed gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((80, 64)).save(path)
+
+
+def write_words(path: Path, seed: int) -> None:
+    """A few words of the tiny vocabulary that few other seeds give."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(" ".join(np.random.default_rng(seed).choice(WORDS[1:], 6)))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Twelve pairs of a picture and a text in three folders."""
+    folder = tmp_path / "corpus"
+    for number in range(12):
+        write_picture(folder / f"d{number % 3}" / f"item{number}.png", number)
+        write_words(folder / f"d{number % 3}" / f"item{number}.txt", number)
+    return folder

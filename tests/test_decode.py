@@ -13,7 +13,9 @@ import pytest
 import soundfile
 from PIL import Image
 
-from batchproj.decode import Limits, decode, sniff
+from batchproj.decode.item import decode
+from batchproj.decode.limits import Limits
+from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec
 from batchproj.schema import Modality, Reason

@@ -15,15 +15,21 @@ ROOT = Path(batchproj.__file__).parent
 LAYERS = [
     ["schema"],
     ["errors", "media"],
-    ["config", "objectstore", "weights", "torch_runtime", "recall", "espeak"],
+    ["config", "objectstore", "recall"],
+    ["weights"],
+    ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "projector"],
+    ["torch_runtime"],
     ["source", "decode", "encode", "project"],
     ["space", "recipe", "fit"],
     ["collection"],
     ["embedding"],
     ["index"],
     ["pipeline", "search"],
+    ["pairs"],
     ["embed", "train", "evaluate"],
-    ["emoji_corpus", "contact_sheet", "progress", "demo"],
+    ["espeak", "contact_sheet", "progress"],
+    ["emoji_corpus"],
+    ["demo"],
     ["cli"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}

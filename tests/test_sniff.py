@@ -14,7 +14,8 @@ import soundfile
 from av.stream import Disposition
 from PIL import Image
 
-from batchproj.decode import hint, sniff
+from batchproj.decode.extensions import hint
+from batchproj.decode.sniff import sniff
 from batchproj.decode.container import demuxer
 from batchproj.errors import ItemFault
 from batchproj.schema import Modality, Reason

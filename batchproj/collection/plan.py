@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import Task, Unit, unit_name
-from batchproj.decode import hint
+from batchproj.decode.extensions import hint
 from batchproj.schema import Modality
 
 MEMORY_LIMIT = "256MB"

@@ -4,34 +4,16 @@ from __future__ import annotations
 
 import codecs
 import re
-from pathlib import PurePosixPath
 
 import filetype
 
 from batchproj.decode import mpeg
 from batchproj.decode.complete import shortfall
 from batchproj.decode.container import MIXED, demuxer, modality_of, open_container
+from batchproj.decode.extensions import hint
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.errors import ItemFault
 from batchproj.schema import Modality, Reason
-
-# `.ts` is in neither list: as often TypeScript as an MPEG transport stream.
-_EXTENSIONS = {
-    Modality.TEXT: (
-        "txt text md markdown rst tex log json jsonl ndjson csv tsv html htm xhtml xml yaml yml toml "
-        "ini cfg conf srt vtt sub ass lrc py js jsx tsx css c h cc cpp hpp cs java kt go rs rb php pl "
-        "lua r sh sql swift scala org adoc bib po properties caption"
-    ),
-    Modality.IMAGE: (
-        "png apng jpg jpeg jpe jfif webp gif bmp dib tif tiff svg eps psd heic heif avif ico jp2 j2k "
-        "jxl xcf dng cr2 nef arw"
-    ),
-    Modality.AUDIO: (
-        "wav wave rf64 flac ogg oga opus spx mp3 mp2 m4a m4b aac aif aiff aifc au snd caf amr wma weba mka"
-    ),
-    Modality.VIDEO: "mp4 m4v mov mkv webm avi wmv asf flv mpg mpeg m2v m2ts mts 3gp 3g2 ogv",
-}
-_HINTS = {extension: modality for modality, names in _EXTENSIONS.items() for extension in names.split()}
 
 _MAGIC = (
     (b"\x89PNG", Modality.IMAGE),
@@ -82,11 +64,6 @@ _OURS = frozenset(
     | {f"audio/{name}" for name in ("mpeg", "aac", "mp4", "ogg", "x-flac", "x-wav", "amr", "x-aiff")}
     | {kind.mime for kind in filetype.video_matchers}
 )
-
-
-def hint(name: str) -> Modality | None:
-    """Modality that the file name's extension promises, None for one that promises nothing."""
-    return _HINTS.get(PurePosixPath(name).suffix.removeprefix(".").lower())
 
 
 def sniff(data: bytes, name: str) -> Modality:

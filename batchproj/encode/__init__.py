@@ -66,6 +66,12 @@ class EncoderConfig(BaseModel):
     digest: str | None = None
     dtype: Literal["bf16", "fp32"] = "bf16"
 
+    def require(self, modality: Modality) -> None:
+        """Raise SpaceError unless this kind takes `modality`."""
+        if modality not in self.modalities:
+            takes = " or ".join(sorted(self.modalities))
+            raise SpaceError(f"encoder kind '{self.kind}' takes {takes}, not {modality}: choose another kind")
+
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """Read the model's own config files; raise SpaceError if it cannot serve this modality."""
         raise NotImplementedError(self.kind)

@@ -2,129 +2,48 @@
 
 B rows, D encoder dim, K dim of the space. Weights and config travel together in one safetensors
 file: the config as JSON in its metadata under `config`. To add a kind: a file here with a `Config`
-and a projector class, and a test. Nothing to register.
+and a projector class, and a test. Nothing to register. The base class is in `projector.py`; this
+file imports no torch, for planning and reading need only what a projector is.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import json
 import pkgutil
+import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
-from pydantic import BaseModel, ConfigDict, PositiveInt
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from batchproj.config import validate
 from batchproj.errors import SpaceError
 
+if TYPE_CHECKING:
+    from batchproj.projector import Projector, ProjectorConfig
+
 PROJECT_EPOCH = 1
 """Raised by hand when our own code changes what a projector returns."""
 
-Array = npt.NDArray[np.float32]
 
-# Every product is of this many rows, the last one padded: a matrix product picks its blocking, and
-# with it the order of its sums, by shape, so a row's bits would else depend on how many came along.
-_CHUNK_ROWS = 32
+@dataclass(frozen=True)
+class Header:
+    """What a projector file says of itself."""
 
+    config: dict[str, Any]
 
-class ProjectorConfig(BaseModel):
-    """Fields every kind shares; each kind's `Config` adds its own."""
+    @property
+    def kind(self) -> str:
+        return str(self.config.get("kind"))
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    @property
+    def in_dim(self) -> int:
+        return int(self.config.get("in_dim", 0))
 
-    kind: str
-    in_dim: PositiveInt
-    out_dim: PositiveInt
-
-    def build(self) -> Projector:
-        """A projector with fresh weights, drawn from torch's global generator."""
-        raise NotImplementedError(self.kind)
-
-
-class Projector(torch.nn.Module):
-    """Features (B, D) -> vectors (B, K) of unit L2 norm.
-
-    Features are standardised first; `mean` and `scale` (D,) are part of the saved weights.
-    A kind implements `head`.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, config: ProjectorConfig) -> None:
-        super().__init__()
-        self.config = config
-        self._chunk_rows_at: dict[int, int] = {}  # by number of threads
-        self.register_buffer("mean", torch.zeros(config.in_dim))
-        self.register_buffer("scale", torch.ones(config.in_dim))
-
-    def head(self, standard_BD: Tensor) -> Tensor:
-        """Standardised features (B, D) -> (B, K), of any length."""
-        raise NotImplementedError(self.config.kind)
-
-    def forward(self, features_BD: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(self.head((features_BD - self.mean) / self.scale), dim=-1)
-
-    def standardise_to(self, features_BD: Tensor) -> None:
-        """Take mean and spread of these features (B, D) as those of all input from now on."""
-        self.mean.copy_(features_BD.mean(dim=0))
-        # A feature that never varies says nothing: scale 1 keeps it at 0 instead of blowing it up.
-        spread = features_BD.std(dim=0, correction=0)
-        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
-
-    @torch.inference_mode()
-    def project(self, features_BD: npt.ArrayLike) -> Array:
-        """Map features (B, D) float16 or float32 to vectors (B, K) float32 of unit L2 norm.
-
-        A row's bits depend on that row alone, not on the others or their number (at one thread
-        count, on one machine). Raises SpaceError if D is not what the projector was trained on.
-        """
-        features = np.asarray(features_BD, dtype=np.float32)
-        if features.ndim != 2 or features.shape[1] != self.config.in_dim:
-            raise SpaceError(
-                f"features of shape {features.shape} do not fit a projector trained on {self.config.in_dim} "
-                f"dims: expected (rows, {self.config.in_dim}); train a projector for this encoder"
-            )
-        self.eval()
-        vectors = np.empty((len(features), self.config.out_dim), dtype=np.float32)
-        chunk_BD = torch.zeros(self._chunk_rows(), self.config.in_dim)
-        for start in range(0, len(features), len(chunk_BD)):
-            rows = features[start : start + len(chunk_BD)]
-            chunk_BD[: len(rows)] = torch.tensor(rows)
-            vectors[start : start + len(rows)] = self(chunk_BD)[: len(rows)].numpy()
-        return vectors
-
-    def _chunk_rows(self) -> int:
-        """_CHUNK_ROWS if a row's place in a chunk does not show in its bits either, else 1.
-
-        It does show where BLAS treats edge rows differently, found with fewer than 16 outputs.
-        """
-        threads = torch.get_num_threads()
-        if threads not in self._chunk_rows_at:
-            probe_D = torch.randn(self.config.in_dim, generator=torch.Generator().manual_seed(0))
-            vectors_BK = self(probe_D.repeat(_CHUNK_ROWS, 1))
-            place_shows = bool((vectors_BK != vectors_BK[0]).any())
-            self._chunk_rows_at[threads] = 1 if place_shows else _CHUNK_ROWS
-        return self._chunk_rows_at[threads]
-
-    def to_bytes(self) -> bytes:
-        """Weights and config as the content of one safetensors file."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        return save(tensors, metadata={"config": self.config.model_dump_json()})
-
-    def save(self, path: Path) -> None:
-        """Write `to_bytes` to a file."""
-        path.write_bytes(self.to_bytes())
+    @property
+    def out_dim(self) -> int:
+        return int(self.config.get("out_dim", 0))
 
 
 def kinds() -> list[str]:
@@ -132,49 +51,58 @@ def kinds() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def parse_config(fields: dict[str, Any], where: str = "projector") -> ProjectorConfig:
+def parse_config(fields: dict[str, Any]) -> ProjectorConfig:
     """Make the config of `fields["kind"]`; `.build()` makes the projector.
 
-    Raises SpaceError for an unknown kind or wrong fields; `where` tells the user whose fields they are.
+    Raises SpaceError for an unknown kind or wrong fields.
     """
     kind = str(fields.get("kind"))
     if kind not in kinds():
         near = difflib.get_close_matches(kind, kinds(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise SpaceError(f"{where}: no projector kind '{kind}'; {hint}present are {', '.join(kinds())}")
+        raise SpaceError(f"no projector kind '{kind}': {hint}present are {', '.join(kinds())}")
     module = importlib.import_module(f"{__name__}.{kind}")
-    config: ProjectorConfig = validate(module.Config, fields, where)
+    config: ProjectorConfig = validate(module.Config, fields, f"projector '{kind}'")
     return config
 
 
-def loads(data: bytes, where: str = "projector") -> Projector:
-    """A projector from what `to_bytes` gave, of whatever kind, ready to project.
+def read_header(data: bytes, where: str) -> Header:
+    """Read the config in a projector file's metadata, without its weights or torch.
 
-    Raises SpaceError if the bytes are not such a file.
+    Raises SpaceError, starting with `where`, if the file is not such a projector.
     """
+    # https://github.com/huggingface/safetensors: u64 length, then that many bytes of JSON
     try:
-        state = load_tensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
-        raise SpaceError(f"{where} is not a safetensors file ({error}): give one that 'train' wrote") from error
-    config = header.get("__metadata__", {}).get("config")
-    if config is None:
-        raise SpaceError(f"{where} has no projector config in its metadata: give a file that 'train' wrote")
-    projector = parse_config(json.loads(config), where).build()
+        (length,) = struct.unpack("<Q", data[:8])
+        config = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["config"])
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise SpaceError(f"{where} has no projector config in its metadata: give a file of 'train'") from error
+    return Header(config)
+
+
+def loads(data: bytes, where: str = "the projector") -> Projector:
+    """Build the projector of a file's bytes, of whatever kind, ready to project.
+
+    Raises SpaceError, starting with `where`, if it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
+    projector = parse_config(read_header(data, where).config).build()
     try:
-        projector.load_state_dict(state)
+        projector.load_state_dict(load_tensors(data))
+    except SafetensorError as error:
+        raise SpaceError(f"{where} cannot be read as safetensors ({error}): give a file of 'train'") from error
     except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise SpaceError(f"{where}: weights and config disagree ({reason}); train it again") from error
+        lines = str(error).splitlines()
+        raise SpaceError(f"{where}: weights and config disagree ({lines[-1].strip()}): train it again") from error
     return projector.eval()
 
 
 def load(path: Path) -> Projector:
-    """`loads` of a file."""
-    return loads(path.read_bytes(), str(path))
-
-
-def digest(path: Path) -> str:
-    """`sha256:` and the hex digest of the file: weights and config, byte for byte."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    """Read a projector that `save` wrote; raises SpaceError if the file is not one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SpaceError(f"{path} cannot be read ({error.strerror}): give a file of 'train'") from error
+    return loads(data, str(path))

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from batchproj.project import Projector, ProjectorConfig
+from batchproj.projector import Projector, ProjectorConfig
 
 
 class Config(ProjectorConfig):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from batchproj.project import Projector, ProjectorConfig
+from batchproj.projector import Projector, ProjectorConfig
 
 
 class Config(ProjectorConfig):
@@ -37,10 +37,11 @@ class MlpProjector(Projector):
         widths = (config.in_dim, *config.hidden)
         self.layers = torch.nn.Sequential()
         for before, after in zip(widths, config.hidden, strict=False):
-            self.layers.extend(
-                [torch.nn.Linear(before, after), torch.nn.GELU(), torch.nn.Dropout(config.dropout)]
-            )
+            self.layers.extend([torch.nn.Linear(before, after), torch.nn.GELU(), torch.nn.Dropout(config.dropout)])
         self.out = torch.nn.Linear(widths[-1], config.out_dim)
+        if config.skip:
+            torch.nn.init.zeros_(self.out.weight)
+            torch.nn.init.zeros_(self.out.bias)
         self.skip = torch.nn.Linear(config.in_dim, config.out_dim, bias=False) if config.skip else None
 
     def head(self, standard_BD: Tensor) -> Tensor:

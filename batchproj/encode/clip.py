@@ -1,0 +1,162 @@
+"""Dual towers, CLIP and SigLIP: image or text -> the space both towers already share.
+
+Sources: Radford et al. 2021 (CLIP), arXiv:2103.00020; Zhai et al. 2023 (SigLIP), arXiv:2303.15343.
+B rows, L tokens, D width of the shared space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from batchproj.encode import Description, Encoder, EncoderConfig, Features
+from batchproj.errors import SpaceError
+from batchproj.fixed_shapes import FixedShapes
+from batchproj.media import Segment, Spec, TextSpec
+from batchproj.model_folder import ImageInput, blank_image, complete_config, image_input, read_config
+from batchproj.schema import Modality
+from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length
+from batchproj.weights import LocalModel
+
+_TOWERS = {
+    ("clip", Modality.IMAGE): ("CLIPVisionModelWithProjection", "image_embeds"),
+    ("clip", Modality.TEXT): ("CLIPTextModelWithProjection", "text_embeds"),
+    ("siglip", Modality.IMAGE): ("SiglipVisionModel", "pooler_output"),
+    ("siglip", Modality.TEXT): ("SiglipTextModel", "pooler_output"),
+}
+"""Class of one tower alone, and where its output is the projected embedding."""
+
+
+class Config(EncoderConfig):
+    """One tower; the other one's weights are not loaded. Features are not normalised."""
+
+    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.IMAGE, Modality.TEXT})
+
+    def describe(self, model: LocalModel, modality: Modality) -> Description:
+        """D and all that decides a feature of `modality`, from the folder's JSON files."""
+        self.require(modality)
+        family = _family(model.path)
+        decides: dict[str, Any] = {
+            "kind": self.kind,
+            "weights": model.digest,
+            "tower": modality.value,
+            "dtype": self.dtype,
+        }
+        if modality is Modality.IMAGE:
+            decides["preprocess"] = image_input(model.path).decides()
+        else:
+            decides["max_tokens"] = _max_tokens(model.path)
+        return Description(_shared_dim(model.path, family), decides)
+
+    def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
+        """Load one tower."""
+        import transformers
+
+        from batchproj import torch_runtime
+
+        self.require(modality)
+        torch_runtime.use_threads(threads)
+        family = _family(model.path)
+        name, output = _TOWERS[family, modality]
+        tower = torch_runtime.load_pretrained(
+            getattr(transformers, name), model.path, self.dtype, config=_tower_config(model.path, modality)
+        )
+        if modality is Modality.IMAGE:
+            return ClipImageEncoder(tower, output, image_input(model.path))
+        tokenizer = load_tokenizer(model.path, _max_tokens(model.path))
+        return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")
+
+
+class ClipImageEncoder:
+    """The image tower of a dual encoder."""
+
+    def __init__(self, tower: Any, output: str, wanted: ImageInput) -> None:
+        self._tower, self._output, self._input = tower, output, wanted
+        self._batches: FixedShapes[Segment] = FixedShapes(self._forward)
+        self.spec: Spec = wanted.spec
+
+    def encode(self, segments: Sequence[Segment]) -> Features:
+        """Images of the spec's size -> (B, D) float32."""
+        from batchproj.torch_runtime import forward_images
+
+        if not segments:
+            return self.encode([blank_image(self._input)])[:0]
+        return self._batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())
+
+    def _forward(self, segments: Sequence[Segment]) -> Features:
+        import torch
+
+        from batchproj.torch_runtime import pixel_batch, to_numpy
+
+        with torch.inference_mode():
+            pixels = pixel_batch(segments, self._input, self._tower.dtype)
+            return to_numpy(getattr(self._tower(pixel_values=pixels), self._output))
+
+
+class ClipTextEncoder:
+    """The text tower of a dual encoder.
+
+    CLIP attends to the left only, so padding changes nothing and each text gets its own length;
+    SigLIP was trained on texts filled up to the limit, without a mask.
+    """
+
+    def __init__(self, tower: Any, output: str, tokenizer: TextTokenizer, *, always_full: bool) -> None:
+        from batchproj.torch_runtime import forward_tokens
+
+        self._tower, self._output, self._tokenizer = tower, output, tokenizer
+        self._always_full = always_full
+        self._full_tokens = forward_tokens(tower.config.hidden_size)
+        self._batches: FixedShapes[Tokens] = FixedShapes(self._forward)
+        self.spec: Spec = TextSpec(spans=tokenizer.spans)
+
+    def encode(self, segments: Sequence[Segment]) -> Features:
+        """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""
+        if not segments:
+            return self.encode([Segment("")])[:0]
+        rows = self._tokenizer.ids([str(segment.data) for segment in segments])
+        return self._batches.run(rows, self._length, lambda row: max(1, self._full_tokens // self._length(row)))
+
+    def _length(self, row: Tokens) -> int:
+        limit = self._tokenizer.max_tokens
+        return limit if self._always_full else min(padded_length(len(row)), limit)
+
+    def _forward(self, rows: Sequence[Tokens]) -> Features:
+        import torch
+
+        from batchproj.torch_runtime import device, to_numpy
+
+        ids_BL, _ = padded(rows, self._length(rows[0]), self._tokenizer.pad)
+        with torch.inference_mode():
+            return to_numpy(getattr(self._tower(input_ids=torch.from_numpy(ids_BL).to(device())), self._output))
+
+
+def _family(folder: Path) -> str:
+    config = read_config(folder)
+    name = str(config.get("model_type"))
+    if name not in {family for family, _ in _TOWERS}:
+        raise SpaceError(f"'{name}' in {folder} is not a dual tower kind clip knows: clip or siglip was expected")
+    return name
+
+
+def _tower_config(folder: Path, modality: Modality) -> Any:
+    """The tower's part of the config; CLIP keeps the true width of the projection above both towers."""
+    whole = complete_config(folder)
+    tower = whole.vision_config if modality is Modality.IMAGE else whole.text_config
+    if whole.model_type == "clip":
+        tower.projection_dim = whole.projection_dim
+    return tower
+
+
+def _max_tokens(folder: Path) -> int:
+    return int(complete_config(folder).text_config.max_position_embeddings)
+
+
+def _shared_dim(folder: Path, family: str) -> int:
+    config = complete_config(folder)
+    if family == "clip":
+        return int(config.projection_dim)
+    image, text = int(config.vision_config.hidden_size), int(config.text_config.projection_size)
+    if image != text:
+        raise SpaceError(f"the towers in {folder} end in {image} and {text} dims: one shared width was expected")
+    return image

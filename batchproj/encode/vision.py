@@ -1,0 +1,281 @@
+"""Images -> one vector: ViT and DINOv2 families of transformers, and any timm model.
+
+Sources: Dosovitskiy et al. 2021 (ViT), arXiv:2010.11929; Oquab et al. 2023 (DINOv2), arXiv:2304.07193;
+Tan and Le 2019 (EfficientNet), arXiv:1905.11946.
+B rows, T tokens, D encoder dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from batchproj.encode import Description, EncoderConfig, Features
+from batchproj.errors import SpaceError
+from batchproj.fixed_shapes import FixedShapes
+from batchproj.media import ImageSpec, Segment, Spec
+from batchproj.model_folder import ImageInput, blank_image, complete_config, image_input, read_config, read_json
+from batchproj.schema import Modality
+from batchproj.weights import LocalModel
+
+if TYPE_CHECKING:
+    import torch
+
+Pooling = Literal["cls", "mean", "pooler"]
+
+
+class _Family(NamedTuple):
+    """Best pooling by the model's card, and how many tokens come before the patches."""
+
+    pooling: Pooling
+    prefix: int
+
+
+_FAMILIES = {
+    "vit": _Family("cls", 1),
+    "deit": _Family("cls", 2),  # class and distillation
+    "beit": _Family("mean", 1),
+    "dinov2": _Family("cls", 1),
+    "dinov2_with_registers": _Family("cls", 1),
+    "dinov3_vit": _Family("cls", 1),
+}
+
+
+class Config(EncoderConfig):
+    """An image encoder. `architecture` names a timm model for weights without a timm config.json.
+
+    Convolution networks of timm give their pooled features; `pooling` is for transformers models,
+    None means: the family's own. `mean` is over the patches alone, registers left out.
+    """
+
+    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.IMAGE})
+
+    architecture: str | None = None
+    pooling: Pooling | None = None
+
+    def describe(self, model: LocalModel, modality: Modality) -> Description:
+        """D and all that decides a feature; for timm models it imports timm (seconds, once)."""
+        self.require(modality)
+        decides: dict[str, Any] = {"kind": self.kind, "weights": model.digest, "dtype": self.dtype}
+        if name := self._timm_name(model.path):
+            skeleton = _timm_network(name, model.path, device="meta")
+            decides |= {"architecture": name, "pooling": "global", "preprocess": _timm_input(skeleton).decides()}
+            return Description(_timm_dim(skeleton), decides)
+        decides |= {"pooling": self._pooling(model.path), "preprocess": image_input(model.path).decides()}
+        return Description(_hidden_size(model.path), decides)
+
+    def build(self, model: LocalModel, modality: Modality, threads: int) -> VisionEncoder:
+        """Load the weights, convolutions in the memory order they are fastest in (channels last)."""
+        from batchproj import torch_runtime
+
+        self.require(modality)
+        torch_runtime.use_threads(threads)
+        if name := self._timm_name(model.path):
+            return self._build_timm(name, model.path)
+        from transformers import AutoModel
+
+        pooling = self._pooling(model.path)
+        unused = () if pooling == "pooler" else ("pooler.",)
+        network = torch_runtime.load_pretrained(AutoModel, model.path, self.dtype, unused)
+        return VisionEncoder(_pooled(network, pooling), image_input(model.path), network.dtype)
+
+    def _build_timm(self, name: str, folder: Path) -> VisionEncoder:
+        import torch
+
+        from batchproj.torch_runtime import device
+
+        network = _timm_loaded(name, folder)
+        wanted = _timm_input(network)
+        network.to(device(), memory_format=torch.channels_last)
+        dtype = _halve(network) if self.dtype == "bf16" else torch.float32
+        return VisionEncoder(lambda pixels: network(pixels).float(), wanted, dtype)
+
+    def _timm_name(self, folder: Path) -> str | None:
+        return self.architecture or read_json(folder / "config.json").get("architecture")
+
+    def _pooling(self, folder: Path) -> Pooling:
+        name = read_config(folder).get("model_type")
+        family = _FAMILIES.get(str(name))
+        if family is None:
+            known = ", ".join(_FAMILIES)
+            raise SpaceError(f"'{name}' in {folder} is no image model of kind vision: {known} or a timm model expected")
+        return self.pooling or family.pooling
+
+
+class VisionEncoder:
+    """A loaded image model."""
+
+    def __init__(self, pooled: Callable[[torch.Tensor], torch.Tensor], wanted: ImageInput, dtype: torch.dtype) -> None:
+        self._pooled, self._input, self._dtype = pooled, wanted, dtype
+        self._batches: FixedShapes[Segment] = FixedShapes(self._forward)
+        self.spec: Spec = wanted.spec
+
+    def encode(self, segments: Sequence[Segment]) -> Features:
+        """Images of the spec's size -> (B, D) float32."""
+        from batchproj.torch_runtime import forward_images
+
+        if not segments:
+            return self.encode([blank_image(self._input)])[:0]
+        return self._batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())
+
+    def _forward(self, segments: Sequence[Segment]) -> Features:
+        import torch
+
+        from batchproj.torch_runtime import pixel_batch, to_numpy
+
+        with torch.inference_mode():
+            return to_numpy(self._pooled(pixel_batch(segments, self._input, self._dtype)))
+
+
+def _pooled(network: Any, pooling: Pooling) -> Callable[[torch.Tensor], torch.Tensor]:
+    prefix = _FAMILIES[network.config.model_type].prefix + getattr(network.config, "num_register_tokens", 0)
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        output = network(pixel_values=pixels)
+        if pooling == "pooler":
+            pooled: torch.Tensor = output.pooler_output
+            return pooled
+        states_BTD: torch.Tensor = output.last_hidden_state.float()
+        return states_BTD[:, 0] if pooling == "cls" else states_BTD[:, prefix:].mean(1)
+
+    return forward
+
+
+def _halve(network: Any) -> torch.dtype:
+    """Turn the network's arithmetic into bf16; the dtype its pixels must have from now on.
+
+    EfficientNets lose too much that way: 0.992 cosine to fp32 at worst (lite0; waves, emoji and
+    photographs). With batch norms folded into the convolutions while still in fp32, and the stem
+    and the first stage left in fp32, it is 0.9993 at the same speed.
+    """
+    import torch
+    from timm.models.efficientnet import EfficientNet
+
+    if not isinstance(network, EfficientNet):
+        network.to(torch.bfloat16)
+        return torch.bfloat16
+    _fold_batch_norms(network)
+    for part in (*network.blocks[1:], network.conv_head, network.bn2):
+        part.to(torch.bfloat16)
+    network.blocks[0].register_forward_hook(lambda _part, _inputs, output: output.to(torch.bfloat16))
+    network.bn2.register_forward_hook(lambda _part, _inputs, output: output.float())  # pooled in fp32
+    return torch.float32
+
+
+def _fold_batch_norms(module: Any) -> None:
+    """Replace each convolution and the norm right after it by one convolution and the activation.
+
+    In timm's EfficientNets a norm's predecessor among its siblings is the layer it normalises.
+    """
+    from timm.layers import BatchNormAct2d
+    from torch.nn import Conv2d
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    children = list(module.named_children())
+    for (name, convolution), (norm_name, norm) in pairwise(children):
+        if isinstance(convolution, Conv2d) and isinstance(norm, BatchNormAct2d):
+            setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+            setattr(module, norm_name, norm.act)
+    for _, child in children:
+        _fold_batch_norms(child)
+
+
+def _hidden_size(folder: Path) -> int:
+    config = read_config(folder)
+    return int(config["hidden_size"] if "hidden_size" in config else complete_config(folder).hidden_size)
+
+
+def _timm_network(name: str, folder: Path, device: str) -> Any:
+    """The network with random weights, on "meta" with none; SpaceError if timm has no `name`."""
+    import timm
+    import torch
+
+    settings = read_json(folder / "config.json")
+    try:
+        with torch.device(device):
+            return timm.create_model(
+                name,
+                pretrained=False,
+                num_classes=settings.get("num_classes"),
+                pretrained_cfg=settings.get("pretrained_cfg"),
+                **settings.get("model_args", {}),
+            ).eval()
+    except (RuntimeError, TypeError) as error:
+        raise SpaceError(f"timm cannot make architecture '{name}': {str(error).partition(chr(10))[0]}") from error
+
+
+def _timm_dim(skeleton: Any) -> int:
+    """Width of the pooled features: sent through without data, as timm's attributes differ by model."""
+    import torch
+
+    skeleton.reset_classifier(0)
+    shape = skeleton(torch.empty(1, *skeleton.pretrained_cfg["input_size"], device="meta")).shape
+    if len(shape) != 2:
+        raise SpaceError(f"{type(skeleton).__name__} gives features {tuple(shape)}: one vector an image was expected")
+    return int(shape[1])
+
+
+def _timm_input(network: Any) -> ImageInput:
+    from timm.data import resolve_model_data_config
+
+    found = resolve_model_data_config(network)
+    if found["crop_mode"] not in ("center", "squash"):
+        raise SpaceError(f"crop mode '{found['crop_mode']}' is not supported: center or squash was expected")
+    _, height, width = found["input_size"]
+    fit: Literal["crop", "squash"] = "crop" if found["crop_mode"] == "center" else "squash"
+    edge = math.floor(min(height, width) / found["crop_pct"])
+    return ImageInput(
+        ImageSpec(height, width, edge, fit, found["interpolation"]),
+        tuple(found["mean"]),
+        tuple(found["std"]),
+    )
+
+
+def _timm_loaded(name: str, folder: Path) -> Any:
+    """The network with the folder's weights, in fp32, its classifier removed."""
+    network = _timm_network(name, folder, device="cpu")
+    path, weights = _state(folder)
+    expected = network.state_dict()
+    if weights.keys() != expected.keys():
+        weights = _renamed(weights, expected, path)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise SpaceError(f"{path} does not fit timm's '{name}': {' '.join(str(error).split())[:200]}") from error
+    network.reset_classifier(0)
+    return network.requires_grad_(requires_grad=False)
+
+
+def _state(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
+    import torch
+    from safetensors.torch import load_file
+
+    if found := sorted(folder.glob("*.safetensors")):
+        path, load = found[0], load_file
+    elif found := sorted(folder.glob("*.pth")):
+        path, load = found[0], lambda file: torch.load(file, map_location="cpu", weights_only=True)
+    if len(found) != 1:
+        raise SpaceError(f"{len(found)} weight files in {folder}: one .safetensors (or pinned .pth) was expected")
+    return path, dict(load(path))
+
+
+def _renamed(
+    weights: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: Path
+) -> dict[str, torch.Tensor]:
+    """Weights of another implementation under timm's names, by position.
+
+    Safe because every pair must agree in shape and in the last part of its name.
+    """
+    pairs = list(zip(weights.items(), expected.items(), strict=False))
+    for (old, tensor), (new, wanted) in pairs:
+        if tensor.shape != wanted.shape or old.rpartition(".")[2] != new.rpartition(".")[2]:
+            raise SpaceError(
+                f"{path}: '{old}' {tuple(tensor.shape)} stands where '{new}' {tuple(wanted.shape)} "
+                "was expected: weights of another architecture"
+            )
+    if len(weights) != len(expected):
+        raise SpaceError(f"{path} has {len(weights)} tensors, the architecture {len(expected)}")
+    return {new: tensor for (_, tensor), (new, _) in pairs}

@@ -1,0 +1,206 @@
+"""Sound -> one vector per piece: the encoder half of Whisper, from CTranslate2 or transformers folders.
+
+Source: Radford et al. 2022 (Whisper), arXiv:2212.04356. The model was trained on 30 s windows; on
+clips of a few seconds `window: real` runs it on the clip's own length, 20 to 50 times cheaper. Its
+frames are near those of the padded window (cosine 0.95), not the same: it is its own preprocessing.
+B rows, M mels, F mel frames (10 ms), T = F / 2 encoder frames, D = width * slices (* 2 with std).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from batchproj.ctranslate2_file import tensor_shapes
+from batchproj.encode import Description, EncoderConfig, Features
+from batchproj.errors import SpaceError
+from batchproj.fixed_shapes import FixedShapes
+from batchproj.log_mel import HOP, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES, LogMel
+from batchproj.media import AudioSpec, Segment, Spec
+from batchproj.model_folder import complete_config, read_config
+from batchproj.schema import Modality
+from batchproj.weights import LocalModel
+
+Pooling = Literal["mean", "mean_std"]
+Array = npt.NDArray[np.float32]
+Frames = Callable[[Array], Array]
+"""(B, M, F) log-mel -> (B, T, width), both float32."""
+
+_FRAMES_STEP = 50
+"""Clips are filled up to the next half second: few batch shapes, little padding."""
+_FULL_FRAMES = 800
+"""Mel frames in a forward batch: on CPU more leave the cache and get slower (measured)."""
+
+
+class _Sizes(NamedTuple):
+    width: int
+    mels: int
+
+
+class _Clip(NamedTuple):
+    """A clip's log-mel (M, F), and how many encoder frames of it are real sound."""
+
+    mel: Array
+    heard: int
+
+
+class Config(EncoderConfig):
+    """Whisper's encoder, pooled over the frames of the real sound.
+
+    `slices` cuts the clip into that many equal stretches of time and concatenates their vectors,
+    so that the order of sounds is kept. dtype is fp32 as CTranslate2 has no bf16 on most CPUs.
+    """
+
+    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.AUDIO})
+
+    dtype: Literal["bf16", "fp32"] = "fp32"
+    window: Literal["real", "padded"] = "real"
+    pooling: Pooling = "mean"
+    slices: int = Field(default=1, ge=1, le=64)
+
+    def describe(self, model: LocalModel, modality: Modality) -> Description:
+        """D and all that decides a feature; reads the head of `model.bin`, or config.json."""
+        self.require(modality)
+        sizes = _sizes(model.path)
+        self._check_dtype(model.path)
+        decides = {
+            "kind": self.kind,
+            "weights": model.digest,
+            "mels": sizes.mels,
+            "window": self.window,
+            "frames_step": _FRAMES_STEP if self.window == "real" else WINDOW_FRAMES,
+            "pooling": self.pooling,
+            "slices": self.slices,
+            "dtype": self.dtype,
+        }
+        return Description(self._dim(sizes), decides)
+
+    def build(self, model: LocalModel, modality: Modality, threads: int) -> WhisperEncoder:
+        """Load the encoder (CTranslate2 loads the decoder beside it)."""
+        from batchproj import torch_runtime
+
+        self.require(modality)
+        self._check_dtype(model.path)
+        torch_runtime.use_threads(threads)
+        if _is_ctranslate2(model.path):
+            frames = _ctranslate2_frames(model.path, threads)
+        else:
+            frames = _transformers_frames(model.path, self.dtype)
+        sizes = _sizes(model.path)
+        return WhisperEncoder(frames, LogMel(sizes.mels), self, self._dim(sizes))
+
+    def _dim(self, sizes: _Sizes) -> int:
+        return sizes.width * self.slices * (2 if self.pooling == "mean_std" else 1)
+
+    def _check_dtype(self, folder: Path) -> None:
+        if self.dtype == "bf16" and _is_ctranslate2(folder):
+            raise SpaceError(f"{folder} is a CTranslate2 model: dtype bf16 is not supported for it, set dtype: fp32")
+
+
+class WhisperEncoder:
+    """A loaded Whisper encoder."""
+
+    def __init__(self, frames: Frames, log_mel: LogMel, config: Config, dim: int) -> None:
+        self._frames, self._log_mel, self._config, self._dim = frames, log_mel, config, dim
+        self._batches: FixedShapes[_Clip] = FixedShapes(self._forward)
+        self.spec: Spec = AudioSpec(SAMPLE_RATE, WINDOW_S)
+
+    def encode(self, segments: Sequence[Segment]) -> Features:
+        """Sounds (N,) at 16 kHz, up to 30 s each -> (B, D) float32."""
+        if not segments:
+            return np.empty((0, self._dim), np.float32)
+        clips = [self._clip(np.asarray(segment.data, np.float32)) for segment in segments]
+        return self._batches.run(clips, key=_length, full=lambda clip: max(1, _FULL_FRAMES // _length(clip)))
+
+    def _clip(self, samples: Array) -> _Clip:
+        if len(samples) > WINDOW_SAMPLES:
+            seconds = len(samples) / SAMPLE_RATE
+            raise SpaceError(f"a sound of {seconds:.1f} s, at most 30 s expected: decode with the encoder's own spec")
+        real = max(1, -(-len(samples) // HOP))
+        length = WINDOW_FRAMES if self._config.window == "padded" else -(-real // _FRAMES_STEP) * _FRAMES_STEP
+        return _Clip(self._log_mel(samples, length), -(-real // 2))
+
+    def _forward(self, clips: Sequence[_Clip]) -> Features:
+        frames_BTD = self._frames(np.stack([clip.mel for clip in clips]))
+        config = self._config
+        pairs = zip(frames_BTD, clips, strict=True)
+        return np.stack([pool(frames[: clip.heard], config.pooling, config.slices) for frames, clip in pairs])
+
+
+def pool(frames_TD: Array, pooling: Pooling, slices: int) -> Array:
+    """Mean, or mean then standard deviation, of each of `slices` equal stretches, end to end.
+
+    A clip of fewer frames than slices repeats frames.
+    """
+    count = len(frames_TD)
+    parts: list[Array] = []
+    for index in range(slices):
+        start = index * count // slices
+        stretch = frames_TD[start : max(start + 1, (index + 1) * count // slices)]
+        parts.append(stretch.mean(0, dtype=np.float32))
+        if pooling == "mean_std":
+            parts.append(stretch.std(0, dtype=np.float32))
+    return np.concatenate(parts)
+
+
+def _length(clip: _Clip) -> int:
+    return int(clip.mel.shape[1])
+
+
+def _is_ctranslate2(folder: Path) -> bool:
+    return (folder / "model.bin").is_file() and not any(folder.glob("*.safetensors"))
+
+
+def _sizes(folder: Path) -> _Sizes:
+    if _is_ctranslate2(folder):
+        name, shapes = tensor_shapes(folder / "model.bin")
+        if name != "WhisperSpec":
+            raise SpaceError(f"{folder}/model.bin is a {name}, a WhisperSpec was expected")
+        width, mels, _ = shapes["encoder/conv1/weight"]
+        return _Sizes(width, mels)
+    if (found := read_config(folder).get("model_type")) != "whisper":
+        raise SpaceError(f"'{found}' in {folder} is not a Whisper model: kind whisper takes no other")
+    config = complete_config(folder)
+    return _Sizes(int(config.d_model), int(config.num_mel_bins))
+
+
+def _ctranslate2_frames(folder: Path, threads: int) -> Frames:
+    import ctranslate2
+
+    from batchproj.torch_runtime import device
+
+    model = ctranslate2.models.Whisper(
+        str(folder), device=device().type, compute_type="float32", inter_threads=1, intra_threads=threads
+    )
+
+    def frames(mel_BMF: Array) -> Array:
+        output = model.encode(ctranslate2.StorageView.from_array(mel_BMF), to_cpu=True)
+        return np.array(output, dtype=np.float32)
+
+    return frames
+
+
+def _transformers_frames(folder: Path, dtype: Literal["bf16", "fp32"]) -> Frames:
+    import torch
+    from transformers import WhisperModel
+
+    from batchproj import torch_runtime
+
+    encoder = torch_runtime.load_pretrained(WhisperModel, folder, dtype).get_encoder()
+    positions = encoder.embed_positions.weight
+
+    def frames(mel_BMF: Array) -> Array:
+        # transformers insists on the whole window, so the encoder is told that this is its length
+        count = mel_BMF.shape[2] // 2
+        encoder.embed_positions = torch.nn.Embedding(count, positions.shape[1], _weight=positions[:count])
+        encoder.config.max_source_positions = count
+        with torch.inference_mode():
+            mel = torch.from_numpy(mel_BMF).to(positions.device, positions.dtype)
+            return torch_runtime.to_numpy(encoder(mel).last_hidden_state)
+
+    return frames

@@ -1,0 +1,114 @@
+"""What all projectors share: the base class with standardisation, exact rows, and the file they are kept in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveInt
+from safetensors.torch import save
+from torch import Tensor
+
+from batchproj.errors import SpaceError
+
+Array = npt.NDArray[np.float32]
+
+# Every product is of this many rows, the last one padded: a matrix product picks its blocking, and
+# with it the order of its sums, by shape, so a row's bits would else depend on how many came along.
+_CHUNK_ROWS = 32
+
+
+class ProjectorConfig(BaseModel):
+    """Fields every kind shares; each kind's `Config` adds its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    in_dim: PositiveInt
+    out_dim: PositiveInt
+
+    def build(self) -> Projector:
+        """A projector with fresh weights, drawn from torch's global generator."""
+        raise NotImplementedError(self.kind)
+
+
+class Projector(torch.nn.Module):
+    """Features (B, D) -> vectors (B, K) of unit L2 norm.
+
+    Features are standardised first; `mean` and `scale` (D,) are part of the saved weights.
+    A kind implements `head`.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, config: ProjectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._chunk_rows_at: dict[int, int] = {}  # by number of threads
+        self.register_buffer("mean", torch.zeros(config.in_dim))
+        self.register_buffer("scale", torch.ones(config.in_dim))
+
+    def head(self, standard_BD: Tensor) -> Tensor:
+        """Standardised features (B, D) -> (B, K), of any length."""
+        raise NotImplementedError(self.config.kind)
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(self.head(self.standardise(features_BD)), dim=-1)
+
+    def standardise(self, features_BD: Tensor) -> Tensor:
+        return (features_BD - self.mean) / self.scale
+
+    def standardise_to(self, features_BD: Tensor) -> None:
+        """Take mean and spread of these features (B, D) as those of all input from now on."""
+        self.mean.copy_(features_BD.mean(dim=0))
+        # A feature that never varies says nothing: scale 1 keeps it at 0 instead of blowing it up.
+        spread = features_BD.std(dim=0, correction=0)
+        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+
+    @torch.inference_mode()
+    def project(self, features_BD: npt.ArrayLike) -> Array:
+        """Map features (B, D) float16 or float32 to vectors (B, K) float32 of unit L2 norm.
+
+        A row's bits depend on that row alone, not on the others or their number (at one thread
+        count, on one machine). Raises SpaceError if D is not what the projector was trained on.
+        """
+        features = np.asarray(features_BD, dtype=np.float32)
+        if features.ndim != 2 or features.shape[1] != self.config.in_dim:
+            raise SpaceError(
+                f"features of shape {features.shape} do not fit a projector trained on {self.config.in_dim} "
+                f"dims: expected (rows, {self.config.in_dim}); train a projector for this encoder"
+            )
+        self.eval()
+        vectors = np.empty((len(features), self.config.out_dim), dtype=np.float32)
+        chunk_BD = torch.zeros(self._chunk_rows(), self.config.in_dim)
+        for start in range(0, len(features), len(chunk_BD)):
+            rows = features[start : start + len(chunk_BD)]
+            chunk_BD[: len(rows)] = torch.tensor(rows)
+            vectors[start : start + len(rows)] = self(chunk_BD)[: len(rows)].numpy()
+        return vectors
+
+    def _chunk_rows(self) -> int:
+        """_CHUNK_ROWS if a row's place in a chunk does not show in its bits either, else 1.
+
+        It does show where BLAS treats edge rows differently, found with fewer than 16 outputs.
+        """
+        threads = torch.get_num_threads()
+        if threads not in self._chunk_rows_at:
+            probe_D = torch.randn(self.config.in_dim, generator=torch.Generator().manual_seed(0))
+            vectors_BK = self(probe_D.repeat(_CHUNK_ROWS, 1))
+            place_shows = bool((vectors_BK != vectors_BK[0]).any())
+            self._chunk_rows_at[threads] = 1 if place_shows else _CHUNK_ROWS
+        return self._chunk_rows_at[threads]
+
+    def to_bytes(self) -> bytes:
+        """Weights and config as the content of one safetensors file."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        data: bytes = save(tensors, metadata={"config": self.config.model_dump_json()})
+        return data
+
+    def save(self, path: Path) -> None:
+        """Write `to_bytes` to a file."""
+        path.write_bytes(self.to_bytes())

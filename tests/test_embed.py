@@ -1,0 +1,251 @@
+"""The main job on real files with a tiny CLIP: what is embedded, what is left alone, what is visible."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_picture, write_words
+
+import batchproj
+from batchproj.embed import Options, Report, Watch
+from batchproj.embed import embed as run_embed
+from batchproj.errors import SourceError, UsageError
+from batchproj.index import connect
+from batchproj.objectstore import Folder
+from batchproj.recipe import Index, Recipe, Units
+from batchproj.schema import vector_schema
+from batchproj.search import Collection
+from batchproj.space import open_space, resolve
+
+pytestmark = pytest.mark.usefixtures("ray_here")
+
+SMALL_UNITS = Recipe(units=Units(max_items=8))
+
+
+def embed(source: object, collection: object, space: Path, recipe: Recipe = SMALL_UNITS, **options: bool) -> Report:
+    return run_embed(str(source), str(collection), resolve(open_space(str(space))), Options(recipe, **options), Watch())
+
+
+def vectors(collection: object, root: object) -> dict[str, bytes]:
+    """Bytes of every live vector, by path below the root of the source."""
+    table = batchproj.open(str(collection)).table()
+    prefix = str(root) if "://" in str(root) else f"file://{root}"
+    keys = [uri.removeprefix(prefix).lstrip("/") for uri in table["uri"].to_pylist()]
+    found = dict(zip(keys, (np.float32(v).tobytes() for v in table["vector"].to_pylist()), strict=True))
+    assert len(found) == table.num_rows
+    return found
+
+
+def check_whole(collection: object, report: Report) -> None:
+    """Parquet, Lance and the report agree; every vector is a unit vector; every id is unique."""
+    opened = Collection(str(collection))
+    table = opened.table()
+    lance = opened._table.to_arrow()
+    assert table.schema.equals(vector_schema(opened.dim))
+    assert lance.schema.equals(table.schema)
+    assert table.num_rows == lance.num_rows == report.rows
+    assert sorted(table["id"].to_pylist()) == sorted(set(lance["id"].to_pylist()))
+    norms = np.linalg.norm(np.stack(table["vector"].to_numpy()), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-5)
+    accounted = report.embedded + report.reprojected + report.copied + report.unchanged + report.quarantined
+    assert accounted == report.items
+
+
+def test_first_run_embeds_everything_once(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert (report.items, report.embedded, report.rows) == (24, 24, 24)
+    assert report.encode_calls == {"text": 12, "image": 12}
+    check_whole(tmp_path / "c", report)
+    rows = batchproj.open(str(tmp_path / "c")).table().to_pylist()
+    row = next(row for row in rows if row["uri"].endswith("d1/item4.txt"))
+    words = (corpus / "d1/item4.txt").read_text()
+    assert row["uri"] == f"file://{corpus}/d1/item4.txt"
+    assert (row["pair"], row["modality"], row["segment"], row["text"]) == ("d1/item4", "text", 0, words)
+    assert (row["start"], row["end"], row["id"], row["run"]) == (0, len(words), row["item"], report.run)
+
+
+def test_second_run_reads_nothing_and_writes_nothing(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    first = embed(corpus, tmp_path / "c", tiny_space)
+    for file in corpus.rglob("*.txt"):  # other bytes under the listed size and time: only a read would notice
+        info = file.stat()
+        file.write_text("x" * info.st_size)
+        os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")}
+    second = embed(corpus, tmp_path / "c", tiny_space)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")} == before
+    assert (second.run, second.unchanged, second.embedded, second.commit) == (first.run, 24, 0, None)
+    assert second.encode_calls == {}
+
+
+def test_only_what_changed_is_done(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    embed(corpus, tmp_path / "c", tiny_space)
+    before = vectors(tmp_path / "c", corpus)
+    write_words(corpus / "d0/item0.txt", 100)
+    write_picture(corpus / "new/item99.png", 99)
+    (corpus / "d1/item1.png").unlink()
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.unchanged, report.deleted, report.rows) == (2, 22, 1, 24)
+    assert report.encode_calls == {"text": 1, "image": 1}
+    check_whole(tmp_path / "c", report)
+    after = vectors(tmp_path / "c", corpus)
+    assert {key for key in before if after.get(key) != before[key]} == {"d0/item0.txt", "d1/item1.png"}
+    assert set(after) - set(before) == {"new/item99.png"}
+    assert embed(corpus, tmp_path / "c", tiny_space).commit is None
+
+
+def test_a_reader_keeps_the_run_it_opened(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    embed(corpus, tmp_path / "c", tiny_space)
+    reader = batchproj.open(str(tmp_path / "c"))
+    (corpus / "d0/item0.txt").unlink()
+    embed(corpus, tmp_path / "c", tiny_space)
+    assert reader.table().num_rows == 24
+    assert len(reader.nearest(np.ones(24, np.float32), k=50)) == 24
+    assert len(batchproj.open(str(tmp_path / "c")).nearest(np.ones(24, np.float32), k=50)) == 23
+
+
+def test_content_decides_the_modality(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    shutil.copy(corpus / "d0/item0.png", corpus / "picture.txt")
+    shutil.copy(corpus / "d1/item1.png", corpus / "picture_without_extension")
+    shutil.copy(corpus / "d1/item1.txt", corpus / "words_without_extension")
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.quarantined) == (27, 0)
+    assert report.encode_calls == {"text": 13, "image": 14}
+    found = vectors(tmp_path / "c", corpus)
+    assert found["picture.txt"] == found["d0/item0.png"]
+    assert found["picture_without_extension"] == found["d1/item1.png"]
+
+
+def test_bad_files_are_rows_and_their_neighbours_do_not_notice(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    embed(corpus, tmp_path / "clean", tiny_space)
+    (corpus / "d0/aaa.png").write_bytes((corpus / "d0/item0.png").read_bytes()[:200])
+    (corpus / "d0/page.jpg").write_text("<html>404</html>")
+    (corpus / "d1/empty.txt").touch()
+    (corpus / "d1/blank.txt").write_text(" \n\t ")
+    (corpus / "d1/latin.txt").write_bytes("w1 caf\xe9".encode("latin-1"))
+    (corpus / "d2/noise.bin").write_bytes(bytes(range(256)))
+    (corpus / "d2/sound.wav").write_bytes(b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\0\0\0\0")
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.quarantined) == (24, 7)
+    check_whole(tmp_path / "c", report)
+    assert vectors(tmp_path / "c", corpus) == vectors(tmp_path / "clean", corpus)
+    bad = pq.read_table(tmp_path / "c" / "quarantine" / f"{report.run}.parquet").to_pylist()
+    assert {row["uri"].rpartition("/")[2]: row["reason"] for row in bad} == {
+        "aaa.png": "truncated",
+        "page.jpg": "wrong_type",
+        "empty.txt": "empty",
+        "blank.txt": "blank_text",
+        "latin.txt": "invalid_utf8",
+        "noise.bin": "unknown_type",
+        "sound.wav": "no_encoder",
+    }
+    again = embed(corpus, tmp_path / "c", tiny_space)
+    assert (again.unchanged, again.quarantined, again.commit) == (24, 7, None)
+
+
+def test_a_mended_file_leaves_quarantine(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    good = (corpus / "d0/item0.png").read_bytes()
+    (corpus / "d0/item0.png").write_bytes(good[:150])
+    assert embed(corpus, tmp_path / "c", tiny_space).quarantined == 1
+    (corpus / "d0/item0.png").write_bytes(good)
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.quarantined, report.unchanged, report.rows) == (1, 0, 23, 24)
+    check_whole(tmp_path / "c", report)
+
+
+def test_bucket_and_folder_give_the_same_vectors(
+    corpus: Path, tmp_path: Path, tiny_space: Path, s3_bucket: str
+) -> None:
+    fsspec.filesystem("s3").put(str(corpus) + "/", f"{s3_bucket}/photos/", recursive=True)
+    local = embed(corpus, tmp_path / "c", tiny_space)
+    remote = embed(f"{s3_bucket}/photos", f"{s3_bucket}/photos.batchproj", tiny_space)
+    assert remote.model_dump(include={"items", "embedded", "rows"}) == local.model_dump(
+        include={"items", "embedded", "rows"}
+    )
+    check_whole(f"{s3_bucket}/photos.batchproj", remote)
+    assert vectors(f"{s3_bucket}/photos.batchproj", f"{s3_bucket}/photos") == vectors(tmp_path / "c", corpus)
+    assert embed(f"{s3_bucket}/photos", f"{s3_bucket}/photos.batchproj", tiny_space).commit is None
+    found = batchproj.open(f"{s3_bucket}/photos.batchproj").search(image=corpus / "d0/item3.png", k=1)
+    assert found[0].uri == f"{s3_bucket}/photos/d0/item3.png"
+
+
+def test_units_done_by_a_stopped_run_are_not_done_again(
+    corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from batchproj import embed as module
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            embed(corpus, tmp_path / "c", tiny_space)
+    with pytest.raises(UsageError):
+        batchproj.open(str(tmp_path / "c"))
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").rglob("done.json")}
+    assert written
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert (report.run, report.embedded) == ("000001", 24)
+    check_whole(tmp_path / "c", report)
+
+
+def test_an_index_is_built_from_the_recipes_size_on(tmp_path: Path, tiny_space: Path) -> None:
+    for number in range(300):
+        write_words(tmp_path / "texts" / f"{number}.txt", number)
+    recipe = Recipe(index=Index(min_rows=256))
+    embed(tmp_path / "texts", tmp_path / "c", tiny_space, recipe)
+    opened = Collection(str(tmp_path / "c"))
+    assert {index.columns[0] for index in opened._table.list_indices()} == {"vector", "modality"}
+    words = (tmp_path / "texts" / "7.txt").read_text()
+    assert opened.search(words, k=1)[0].text == words
+    for number in range(300, 310):
+        write_words(tmp_path / "texts" / f"{number}.txt", number)
+    report = embed(tmp_path / "texts", tmp_path / "c", tiny_space, recipe)
+    assert report.encode_calls == {"text": 10}
+    opened = Collection(str(tmp_path / "c"))
+    assert opened._table.index_stats("vector_idx").num_unindexed_rows == 0
+    assert opened.search((tmp_path / "texts" / "305.txt").read_text(), k=1)[0].score > 0.999
+
+
+def test_vanished_items_are_not_deleted_unless_meant(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    embed(corpus, tmp_path / "c", tiny_space)
+    shutil.rmtree(corpus / "d2")
+    with pytest.raises(UsageError, match="8 of 24 items"):
+        embed(corpus, tmp_path / "c", tiny_space)
+    assert batchproj.open(str(tmp_path / "c")).table().num_rows == 24
+    report = embed(corpus, tmp_path / "c", tiny_space, allow_mass_delete=True)
+    assert (report.deleted, report.rows) == (8, 16)
+    check_whole(tmp_path / "c", report)
+
+
+def test_an_empty_source_is_refused_and_nothing_is_written(tmp_path: Path, tiny_space: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="nothing to embed"):
+        embed(tmp_path / "empty", tmp_path / "c", tiny_space)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_collection_inside_its_source_is_not_embedded(corpus: Path, tiny_space: Path) -> None:
+    assert embed(corpus, corpus / "index", tiny_space).items == 24
+    assert embed(corpus, corpus / "index", tiny_space).commit is None
+    with pytest.raises(UsageError, match="inside the collection"):
+        embed(corpus / "index" / "parquet", corpus / "index", tiny_space)
+
+
+def test_interrupted_table_writes_are_undone(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    """Rows that a killed run left in the newest version, unseen, do not come to light with the next."""
+    embed(corpus, tmp_path / "c", tiny_space)
+    table = connect(Folder(str(tmp_path / "c"))).open_table("vectors")
+    table.delete("modality = 'text'")
+    table.add(table.to_arrow().slice(0, 1).set_column(0, table.schema.field(0), [["left-over"]]))
+    write_words(corpus / "d0/item0.txt", 100)
+    report = embed(corpus, tmp_path / "c", tiny_space)
+    assert report.rows == 24
+    check_whole(tmp_path / "c", report)

