@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(uri: str) -> Collection:  # noqa: A001 - batchproj.open(uri) reads as intended
+def open(uri: str) -> Collection:
     """Open a collection for reading; raises CollectionError if there is none."""
     from batchproj.search import Collection
 

@@ -60,7 +60,7 @@ def main() -> None:
         sys.exit(stopped.exit_code)
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, _frame: FrameType | None) -> None:
     """Stop once; further signals must not interrupt the clean-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -151,7 +151,8 @@ def embed(
     space: SpaceOption = "builtin",
     recipe: Annotated[str | None, typer.Option(help="YAML file with limits, units, pools and index.")] = None,
     max_bad: Annotated[
-        str | None, typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, or 50 items")
+        str | None,
+        typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, or 50 items"),
     ] = None,
     allow_mass_delete: Annotated[
         bool, typer.Option("--allow-mass-delete", help="Go on although over 20 % of the items are gone.")
@@ -194,6 +195,81 @@ def _print_report(report: Any, collection: str) -> None:
     print(f"Search it: batchproj search {collection} 'what you look for'")
 
 
+@app.command(epilog="Example: batchproj train ./photos.batchproj --out ./photos-space --projector mlp")
+def train(
+    collection: CollectionArgument,
+    out: Annotated[str, typer.Option("--out", help="Folder for the new space, on any fsspec URL.")],
+    projector: Annotated[str, typer.Option(help="Kind of projector: linear or mlp.")] = "mlp",
+    modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
+    test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Fit projectors into the text space on a collection's pairs; held-out pairs judge them."""
+    chosen = _modality(modality)
+    from batchproj import fit
+    from batchproj.progress import RunProgress
+    from batchproj.space import Split
+    from batchproj.train import TrainOptions
+    from batchproj.train import train as run_train
+
+    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), fit.Config(seed=seed))
+    with _console(verbose) as stream, RunProgress(stream) as progress:
+        result = run_train(collection, out, options, progress.counted)
+    if as_json:
+        _print_json(result)
+        return
+    for name, scores in result["modality"].items():
+        print(
+            f"{name}: {scores['projector']} on {scores['pairs_train']:,} pairs; text to {name} Recall@10 "
+            f"{_score(scores['r@10'])} on {scores['pairs_test']:,} held-out pairs "
+            f"(ridge {_score(scores['baseline_r@10'])}, chance {_score(scores['chance_r@10'])})"
+        )
+    print(f"Use it: batchproj embed SOURCE {collection} --space {out}")
+
+
+def _modality(name: str | None) -> Any:
+    from batchproj.schema import Modality
+
+    if name is not None and name not in list(Modality):
+        raise typer.BadParameter(f"no '{name}'; expected one of {', '.join(Modality)}", param_hint="--modality")
+    return None if name is None else Modality(name)
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+@app.command(epilog="Example: batchproj evaluate ./photos.batchproj --json")
+def evaluate(collection: CollectionArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
+    """Recall per ordered modality pair, ANN recall against exact search, modality gap."""
+    from batchproj.evaluate import evaluate as run_evaluate
+
+    with _console(verbose):
+        result = run_evaluate(collection)
+    if as_json:
+        _print_json(result)
+    else:
+        _print_evaluation(result)
+
+
+def _print_evaluation(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    judged = "pairs held out of training" if result["held_out"] else "all pairs"
+    table = Table(box=None, pad_edge=False, title=f"run {result['run']}, {judged}", title_justify="left")
+    for name in ("query -> found", "n", "R@1", "R@5", "R@10", "chance R@10", "median rank"):
+        table.add_column(name, justify="left" if name.startswith("query") else "right")
+    for pair, scores in result["pairs"].items():
+        recalls = [f"{scores[name]:.3f}" for name in ("r@1", "r@5", "r@10", "chance_r@10")]
+        table.add_row(pair, f"{scores['n']:,}", *recalls, f"{scores['median_rank']:g}")
+    Console().print(table)
+    gaps = ", ".join(f"{pair} {gap:.2f}" for pair, gap in result["modality_gap"].items())
+    print(f"ANN recall@10 against exact search: {result['ann_recall@10']}; modality gap: {gaps or 'none'}")
+
+
 @app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
 def search(
     collection: CollectionArgument,
@@ -210,9 +286,7 @@ def search(
     from batchproj.search import Collection
 
     with _console(verbose):
-        found = Collection(collection).search(
-            text, image=image, audio=audio, k=k, modality=modality, where=where or ()
-        )
+        found = Collection(collection).search(text, image=image, audio=audio, k=k, modality=modality, where=where or ())
     if as_json:
         _print_json([hit.as_dict() for hit in found])
     else:
@@ -237,6 +311,31 @@ def _print_hits(hits: list[Any]) -> None:
 def _printable(text: str) -> str:
     """Object names and contents come from strangers: no control characters reach the terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
+
+
+@app.command(epilog="Example: batchproj demo ./demo --size 300")
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything goes.")] = Path("demo"),
+    size: Annotated[int | None, typer.Option(help="How many emoji; all 1,652 otherwise.", min=40)] = None,
+    clips: Annotated[int, typer.Option(help="Spoken clips of each name, each in another voice.", min=1, max=8)] = 2,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Build a real corpus of pictures, words and speech; embed, train, judge and search it."""
+    from batchproj.demo import demo as run_demo
+    from batchproj.progress import DemoScreen
+
+    with _console(verbose) as stream, DemoScreen(stream) as screen:
+        outcome = run_demo(folder, size, clips, screen, verbose)
+    if as_json:
+        _print_json(outcome.as_dict())
+        return
+    _print_evaluation(outcome.evaluated)
+    for shown in outcome.searches:
+        names = ", ".join(_printable(hit.text or hit.uri.rpartition("/")[2]) for hit in shown.hits[:4])
+        print(f"  {shown.title}: {names}")
+    print(f"Open {outcome.sheet} in a browser to see and hear them.")
+    print(f"Next: batchproj search {outcome.collection} 'a small furry animal' --modality image")
 
 
 if __name__ == "__main__":

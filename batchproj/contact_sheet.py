@@ -19,7 +19,7 @@ class Shown:
     title: str
     query_uri: str | None
     query_modality: Modality
-    wanted_pair: str | None
+    wanted_pair: str
     hits: list[Hit]
 
 
@@ -50,7 +50,7 @@ def contact_sheet(heading: str, note: str, searches: list[Shown]) -> str:
 
 def _section(shown: Shown) -> str:
     query = _media(shown.query_uri, shown.query_modality, None) if shown.query_uri else ""
-    hits = "".join(_figure(hit, wanted=shown.wanted_pair is not None and hit.pair == shown.wanted_pair) for hit in shown.hits)
+    hits = "".join(_figure(hit, wanted=hit.pair == shown.wanted_pair) for hit in shown.hits)
     return (
         f"<section><div class=query><h2>{html.escape(shown.title)}</h2>{query}</div>"
         f"<div class=hits>{hits}</div></section>"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,15 @@ from batchproj.contact_sheet import Shown, contact_sheet
 from batchproj.embed import Options, Watch, embed
 from batchproj.evaluate import evaluate, held_out_rows
 from batchproj.pipeline import ray_session
+from batchproj.progress import DemoScreen
 from batchproj.schema import Modality
-from batchproj.search import Collection, Hit
+from batchproj.search import Collection
 from batchproj.space import open_space, resolve
 from batchproj.train import TrainOptions, train
 
 K = 6
 WORDS = [("something to eat", Modality.IMAGE), ("wild animal", Modality.IMAGE), ("musical instrument", Modality.AUDIO)]
 """What a person types; none of it is a caption of the corpus."""
-
-
-@dataclass(frozen=True)
-class Screen:
-    """Where the demo shows how it gets on: a numbered line per step, and a watch within it."""
-
-    headline: Callable[[int, int, str], None]
-    watch: Callable[[], AbstractContextManager[Watch]]
-    counted: Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,29 +34,32 @@ class Outcome:
     evaluated: dict[str, Any]
     searches: list[Shown]
 
+    def as_dict(self) -> dict[str, Any]:
+        """As `demo --json` prints it."""
+        found = [{"title": shown.title, "hits": [hit.as_dict() for hit in shown.hits]} for shown in self.searches]
+        places = {name: str(getattr(self, name)) for name in ("corpus", "collection", "space", "sheet")}
+        return {**places, "train": self.trained, "evaluate": self.evaluated, "searches": found}
+
 
 STEPS = 6
 
 
-def demo(folder: Path, size: int | None, clips: int, screen: Screen, verbose: bool = False) -> Outcome:
+def demo(folder: Path, size: int | None, clips: int, screen: DemoScreen, verbose: bool = False) -> Outcome:
     """Build, embed, train, project again, evaluate, search; everything lands below `folder`.
 
     Run again it does only what is missing. Raises UsageError without the extra `demo`.
     """
     corpus, collection, space = folder / "corpus", folder / "collection", folder / "space"
-    options = Options(verbose=verbose)
+    options, watch = Options(verbose=verbose), Watch(screen.step, screen.totals, screen.progress)
     screen.headline(1, STEPS, "draw emoji, write their names, speak their names")
     emoji_corpus.build(corpus, size, clips=clips, progress=lambda done, total: screen.counted("emoji", done, total))
     with ray_session(verbose):
         screen.headline(2, STEPS, "embed pictures, words and speech with the builtin space")
-        with screen.watch() as watch:
-            embed(str(corpus), str(collection), resolve(open_space("builtin")), options, watch)
+        embed(str(corpus), str(collection), resolve(open_space("builtin")), options, watch)
         screen.headline(3, STEPS, "train projectors of its own on 80 % of the pairs")
-        with screen.watch() as watch:
-            trained = train(str(collection), str(space), TrainOptions(), watch.step)
+        trained = train(str(collection), str(space), TrainOptions(), screen.counted)
         screen.headline(4, STEPS, "project again with them, from cached features: nothing is read or encoded")
-        with screen.watch() as watch:
-            embed(str(corpus), str(collection), resolve(open_space(str(space))), options, watch)
+        embed(str(corpus), str(collection), resolve(open_space(str(space))), options, watch)
     screen.headline(5, STEPS, "recall on the 20 % of pairs that training never saw")
     evaluated = evaluate(str(collection))
     screen.headline(6, STEPS, "six searches across modalities")
@@ -79,7 +72,7 @@ def demo(folder: Path, size: int | None, clips: int, screen: Screen, verbose: bo
 
 def _by_words(collection: Collection, words: str, modality: Modality) -> Shown:
     hits = collection.search(words, k=K, modality=modality)
-    return Shown(f"“{words}” → {_plural(modality)}", None, Modality.TEXT, None, hits)
+    return Shown(f"“{words}” → {_plural(modality)}", None, Modality.TEXT, "", hits)
 
 
 def _by_files(collection: Collection) -> list[Shown]:
@@ -90,7 +83,7 @@ def _by_files(collection: Collection) -> list[Shown]:
     ):
         row = held_out_rows(collection, given)[number]
         path = row["uri"].removeprefix("file://")
-        hits = collection.search(**{str(given): path}, k=K, modality=wanted)  # type: ignore[arg-type]
+        hits = collection.search(**{str(given): path}, k=K, modality=wanted)
         title = f"{given} of “{row['pair'].rpartition('/')[2].replace('_', ' ')}” → {_plural(wanted)}"
         shown.append(Shown(title, row["uri"], given, row["pair"], hits))
     return shown
@@ -107,8 +100,3 @@ def _page(searches: list[Shown], evaluated: dict[str, Any]) -> str:
         "a green frame marks the item that belongs to the query. Emoji drawings: OpenMoji, CC BY-SA 4.0."
     )
     return contact_sheet("batchproj demo: six searches across modalities", note, searches)
-
-
-def describe_hit(hit: Hit) -> str:
-    """What a person calls a hit: its text, or the name of its file."""
-    return hit.text or hit.uri.rpartition("/")[2]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 
@@ -78,7 +78,7 @@ class Watch:
 class Options:
     """How a run may go about it; none of it changes a vector."""
 
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: Recipe = Recipe()  # noqa: RUF009 - frozen
     allow_mass_delete: bool = False
     verbose: bool = False
 
@@ -220,12 +220,12 @@ def _account(counts: Counts, receipts: list[Receipt], run: str) -> Report:
     projected = sum(receipt.embedded for receipt in receipts if receipt.unit.task == "project")
     encoded: Counter[str] = Counter()
     done: Counter[str] = Counter()
-    busy_s: Counter[str] = Counter()
+    busy_s: dict[str, float] = {}
     for receipt in receipts:
         if receipt.unit.modality is not None and receipt.unit.task == "embed":
             encoded[receipt.unit.modality] += receipt.encoded
             done[receipt.unit.modality] += receipt.embedded
-            busy_s[receipt.unit.modality] += receipt.busy_s  # type: ignore[assignment]
+            busy_s[receipt.unit.modality] = busy_s.get(receipt.unit.modality, 0.0) + receipt.busy_s
     report = Report(
         run=run,
         items=counts.listed,
@@ -240,9 +240,7 @@ def _account(counts: Counts, receipts: list[Receipt], run: str) -> Report:
     )
     accounted = report.embedded + report.reprojected + report.unchanged + report.quarantined
     if accounted != report.items:
-        raise BatchprojError(
-            f"{report.items} items listed, {accounted} accounted for; nothing was made visible, rerun"
-        )
+        raise BatchprojError(f"{report.items} items listed, {accounted} accounted for; nothing was made visible, rerun")
     return report
 
 

@@ -224,7 +224,7 @@ class _Rows:
         return Output(vectors, features, outcome, self._encoded)
 
 
-def project_unit(unit: Unit, member: Member, dim: int, items: Iterable[str], cached: pa.Table) -> Output:
+def project_unit(unit: Unit, member: Member, items: Iterable[str], cached: pa.Table) -> Output:
     """Project a file of cached features again, only the rows of `items`; nothing is encoded."""
     wanted = pa.array(sorted(items), pa.string())
     features = cached.filter(pc.is_in(cached["item"], wanted))

@@ -25,7 +25,6 @@ from batchproj.project import parse_config
 from batchproj.project.linear import Config as LinearConfig
 from batchproj.project.linear import LinearProjector
 from batchproj.projector import Projector
-from batchproj.projector import Projector
 from batchproj.recall import retrieval
 
 Array = npt.NDArray[np.float32]
@@ -35,6 +34,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 _FEWEST_GROUPS = 4  # two to train on and two to validate with: each has something to be told from
 _LARGEST_SCALE = 100.0  # 1 / temperature, as CLIP clips it
+_AS_GOOD = 0.01  # of recall: less is noise on a validation slice of a few hundred
 _RIDGE_PENALTIES = np.geomspace(10, 1e5, 9)  # of standardised features
 
 
@@ -43,7 +43,7 @@ class Config(BaseModel):
 
     feature_dropout: share of a sample's features hidden at each step; on a small set it gains more
     than any other setting. candidates: captions that each sample is told from. checks: how often
-    recall on the validation slice is looked at; patience: checks without a gain before stopping.
+    recall on the validation slice is looked at; patience: checks below the best before stopping.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -126,13 +126,13 @@ def fit(
     steps = min(config.max_steps, config.epochs * max(1, len(trained) // config.batch_rows))
     with torch.random.fork_rng(devices=[]):
         history = _choose_length(trained, judged, config, steps, lambda done: report(done, 2 * steps))
-        best = max(history, key=lambda check: check.recall).step
-        final = _Training(samples, config, best)
-        for done in range(1, best + 1):
+        length = history[_last_good(history)].step
+        final = _Training(samples, config, length)
+        for done in range(1, length + 1):
             final.step()
             report(steps + done, 2 * steps)
     report(2 * steps, 2 * steps)
-    return Fit(final.projector.eval(), history, best, final.temperature)
+    return Fit(final.projector.eval(), history, length, final.temperature)
 
 
 def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: Config = Config()) -> LinearProjector:
@@ -237,7 +237,8 @@ class _Training:
         count = len(self._samples.targets_CK)
         if count <= self._config.candidates:
             return torch.arange(count)
-        return torch.unique(torch.cat([own_B, torch.randperm(count)[: self._config.candidates]]))
+        drawn: Tensor = torch.unique(torch.cat([own_B, torch.randperm(count)[: self._config.candidates]]))
+        return drawn
 
     def _scale(self) -> Tensor:
         return self._log_scale.exp().clamp(max=_LARGEST_SCALE)
@@ -250,7 +251,7 @@ def _no_progress(_done: int, _total: int) -> None:
 def _choose_length(
     trained: _Samples, judged: _Samples, config: Config, steps: int, progress: Callable[[int], None]
 ) -> list[Check]:
-    """Train, looking at recall on `judged` now and then, until it has long stopped growing."""
+    """Train, looking at recall on `judged` now and then, until it has fallen for long."""
     training = _Training(trained, config, steps)
     every = math.ceil(steps / config.checks)
     history: list[Check] = []
@@ -262,16 +263,23 @@ def _choose_length(
             continue
         history.append(Check(step, float(np.mean(losses)), _recall(training.projector, judged)))
         losses.clear()
-        best = max(range(len(history)), key=lambda check: history[check].recall)
-        if len(history) - 1 - best >= config.patience:
+        if len(history) - 1 - _last_good(history) >= config.patience:
             break
     return history
 
 
+def _last_good(history: list[Check]) -> int:
+    """The last check that is as good as the best: the top is flat, and there a longer run, with its
+    learning rate lowered more slowly, gains most."""
+    best = max(check.recall for check in history)
+    return max(number for number, check in enumerate(history) if check.recall >= best - _AS_GOOD)
+
+
 def _info_nce(logits_BC: Tensor, right_BC: Tensor) -> Tensor:
     """How unlikely it is that a draw from the softmax over candidates is a right one; mean over B."""
-    right_B: Tensor = logits_BC.masked_fill(~right_BC, -torch.inf).logsumexp(dim=1)
-    return (logits_BC.logsumexp(dim=1) - right_B).mean()
+    right_B = logits_BC.masked_fill(~right_BC, -torch.inf).logsumexp(dim=1)
+    loss: Tensor = (logits_BC.logsumexp(dim=1) - right_B).mean()
+    return loss
 
 
 def _batches(count: int, rows: int) -> Iterator[Tensor]:

@@ -175,9 +175,7 @@ def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
         kept = page
         if matches is not None:
             kept = [row for row in page if re.match(matches, row[0])]
-        yield [
-            Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in kept
-        ]
+        yield [Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in kept]
 
 
 def _split_glob(path: str) -> tuple[str, str]:

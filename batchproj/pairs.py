@@ -28,4 +28,7 @@ def held_out_pairs(rows: pa.Table, how: Split) -> set[str]:
 def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     """A fixed-size list column as (n, width) float32."""
     values = column.combine_chunks()
-    return values.flatten().to_numpy().reshape(-1, values.type.list_size).astype(np.float32, copy=False)
+    rows: npt.NDArray[np.float32] = (
+        values.flatten().to_numpy().reshape(-1, values.type.list_size).astype(np.float32, copy=False)
+    )
+    return rows

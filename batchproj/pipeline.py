@@ -238,7 +238,8 @@ class _Reader:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         inputs = read_inputs(self._job.folder, unit)
         if unit.task == "project":
-            assert unit.modality is not None and unit.cached is not None, unit
+            assert unit.modality is not None, unit
+            assert unit.cached is not None, unit
             fingerprint = self._job.members[unit.modality].feature_fp
             cached = read_parquet(self._job.folder.read(layout.features(fingerprint, unit.cached)))
             return _row(unit, [inputs, cached])
@@ -257,7 +258,7 @@ class _Reader:
     def _read(self, row: dict[str, Any]) -> tuple[bytes, ItemFault | None]:
         try:
             if row["size"] > self._job.recipe.limits.item_bytes:
-                raise ItemFault(Reason.TOO_LARGE, f"{row['size']} bytes, the limit is {self._job.recipe.limits.item_bytes}")
+                raise ItemFault(Reason.TOO_LARGE, f"{row['size']} bytes, limit {self._job.recipe.limits.item_bytes}")
             return read_pinned(row["uri"], row["size"], row["source_version"]), None
         except ItemFault as fault:
             return b"", fault
@@ -305,7 +306,7 @@ class _EmbedActor:
         from batchproj.embedding import project_unit
 
         assert self._member is not None, "features are cached only where there is an encoder"
-        output = project_unit(unit, self._member, self._job.dim, tables[0]["item"].to_pylist(), tables[1])
+        output = project_unit(unit, self._member, tables[0]["item"].to_pylist(), tables[1])
         self._report(unit, unit.items)
         return output
 

@@ -1,4 +1,7 @@
-"""What a person sees while a run works: live bars on a terminal, a plain line now and then elsewhere."""
+"""What a person sees while a command works: live bars on a terminal, a plain line now and then elsewhere.
+
+Everything goes to the command's stderr: stdout belongs to its result. All of it is thread-safe.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +15,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 PLAIN_LINE_S = 5.0
 
 
-class RunProgress:
-    """Done, total, items/s and time left per modality; use as a context manager. Thread-safe.
-
-    Writes to `stream`, the command's stderr: stdout belongs to its result.
-    """
+class Bars:
+    """Named counts with total, rate and time left."""
 
     def __init__(self, stream: TextIO) -> None:
         self._console = Console(file=stream)
         self._live = self._console.is_terminal
         self._lock = threading.Lock()
+        self._started: dict[str, float] = {}
+        self._before: dict[str, int] = {}
+        self._now: dict[str, tuple[int, int]] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._last_line = 0.0
         self._bars = Progress(
-            TextColumn("  {task.description:<6}"),
+            TextColumn("  {task.description:<8}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:>12}"),
@@ -32,11 +36,6 @@ class RunProgress:
             console=self._console,
             disable=not self._live,
         )
-        self._before: dict[str, int] = {}
-        self._total: dict[str, int] = {}
-        self._started = time.monotonic()
-        self._last_line = 0.0
-        self._last_step = ""
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -45,45 +44,100 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
-    def step(self, text: str) -> None:
-        """Say what happens now; repeated lines of a count are thinned out."""
+    def say(self, text: str) -> None:
         with self._lock:
-            now = time.monotonic()
-            same = text.split(":")[0] == self._last_step
-            if same and now - self._last_line < PLAIN_LINE_S:
-                return
-            self._last_step, self._last_line = text.split(":")[0], now
-            self._console.print(f"  {text}", highlight=False, markup=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def clear(self) -> None:
+        """Forget all counts; finished bars leave the screen."""
+        with self._lock:
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+            self._tasks, self._now, self._before, self._started = {}, {}, {}, {}
+
+    def begin(self, name: str, before: int, total: int) -> None:
+        """Start a count at `before`, of which the rate knows nothing."""
+        with self._lock:
+            self._started[name], self._before[name] = time.monotonic(), before
+            self._now[name] = (before, total)
+            self._tasks[name] = self._bars.add_task(name, total=total, completed=before, rate="")
+
+    def count(self, name: str, done: int) -> None:
+        """Set a count; the plain line comes at most every few seconds."""
+        with self._lock:
+            total = self._now[name][1]
+            self._now[name] = (min(done, total), total)
+            self._bars.update(self._tasks[name], completed=min(done, total), rate=f"{self._rate(name):,.1f}/s")
+            if not self._live and time.monotonic() - self._last_line >= PLAIN_LINE_S:
+                self._last_line = time.monotonic()
+                line = " · ".join(self._plain(each) for each in sorted(self._now))
+                self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+    def _rate(self, name: str) -> float:
+        return (self._now[name][0] - self._before[name]) / max(time.monotonic() - self._started[name], 1e-6)
+
+    def _plain(self, name: str) -> str:
+        done, total = self._now[name]
+        rate = self._rate(name)
+        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
+        return f"{name} {done:,}/{total:,} ({rate:,.1f}/s{left})"
+
+
+class RunProgress:
+    """Watches a run: its steps, and done, total, items/s and time left per modality."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._bars = Bars(stream)
+        self._before: dict[str, int] = {}
+        self._last_step = ("", 0.0)
+        self._counted: tuple[str, int] | None = None
+
+    def __enter__(self) -> Self:
+        self._bars.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.__exit__()
+
+    def step(self, text: str) -> None:
+        """Say what happens now; a step that counts (`listing …: 1,000`) speaks every few seconds."""
+        name = text.rpartition(": ")[0] or text
+        now = time.monotonic()
+        if name != self._last_step[0] or now - self._last_step[1] >= PLAIN_LINE_S:
+            self._last_step = (name, now)
+            self._bars.say(f"  {text}")
 
     def totals(self, before: dict[str, int], todo: dict[str, int]) -> None:
         """Items done by an earlier attempt, and items to do, by modality."""
-        with self._lock:
-            self._started = time.monotonic()
-            self._before, self._total = before, {m: before.get(m, 0) + todo.get(m, 0) for m in {**before, **todo}}
-            for task in self._tasks.values():
-                self._bars.remove_task(task)
-            self._tasks = {
-                m: self._bars.add_task(m, total=total, completed=before.get(m, 0), rate="")
-                for m, total in sorted(self._total.items())
-            }
+        self._bars.clear()
+        self._before = before
+        for modality in sorted({**before, **todo}):
+            done = before.get(modality, 0)
+            self._bars.begin(modality, done, done + todo.get(modality, 0))
 
     def progress(self, done: dict[str, int]) -> None:
         """Items done since `totals`, by modality."""
-        with self._lock:
-            elapsed = max(time.monotonic() - self._started, 1e-6)
-            for modality, task in self._tasks.items():
-                now = min(self._before.get(modality, 0) + done.get(modality, 0), self._total[modality])
-                rate = f"{done.get(modality, 0) / elapsed:,.1f}/s"
-                self._bars.update(task, completed=now, rate=rate)
-            if not self._live and time.monotonic() - self._last_line >= PLAIN_LINE_S:
-                self._last_line = time.monotonic()
-                self._console.print(self._plain(done, elapsed), highlight=False, markup=False)
+        for modality, items in done.items():
+            self._bars.count(modality, self._before.get(modality, 0) + items)
 
-    def _plain(self, done: dict[str, int], elapsed: float) -> str:
-        parts = []
-        for modality, total in sorted(self._total.items()):
-            now = min(self._before.get(modality, 0) + done.get(modality, 0), total)
-            rate = done.get(modality, 0) / elapsed
-            left = f", {(total - now) / rate:,.0f} s left" if rate and now < total else ""
-            parts.append(f"{modality} {now:,}/{total:,} ({rate:,.1f}/s{left})")
-        return "  " + " · ".join(parts)
+    def counted(self, name: str, done: int, total: int) -> None:
+        """A count that stands by itself, such as training steps or files written."""
+        if self._counted != (name, total):
+            self._counted = (name, total)
+            self._bars.clear()
+            self._bars.begin(name, 0, total)
+        self._bars.count(name, done)
+
+
+class DemoScreen(RunProgress):
+    """Numbered headlines above the progress of each step."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._steps_started = time.monotonic()
+
+    def headline(self, number: int, of: int, text: str) -> None:
+        self._bars.clear()
+        self._counted = None
+        minutes, seconds = divmod(int(time.monotonic() - self._steps_started), 60)
+        self._bars.say(f"[{number}/{of}] {minutes}:{seconds:02d}  {text}")

@@ -15,24 +15,24 @@ class Pool(BaseModel):
     """Encoder workers of one modality; unset fields are sized to the machine."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    workers: int | None = Field(None, ge=1)
-    threads: int | None = Field(None, ge=1)
-    gpus: float = Field(0, ge=0)
+    workers: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    gpus: float = Field(default=0, ge=0)
 
 
 class Units(BaseModel):
     """How large a unit of work may get; a crash loses at most the units in the workers' hands."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    max_items: int = Field(512, ge=1, le=1024)
-    max_bytes: int = Field(64 * 2**20, ge=1, le=256 * 2**20)
+    max_items: int = Field(default=512, ge=1, le=1024)
+    max_bytes: int = Field(default=64 * 2**20, ge=1, le=256 * 2**20)
 
 
 class Index(BaseModel):
     """From how many rows on the vectors get an approximate index; below, search is exact."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    min_rows: int = Field(50_000, ge=256)
+    min_rows: int = Field(default=50_000, ge=256)
 
 
 class Recipe(BaseModel):
@@ -43,7 +43,7 @@ class Recipe(BaseModel):
     units: Units = Units()
     index: Index = Index()
     pools: dict[Modality, Pool] = Field(default_factory=dict)
-    read_threads: int = Field(16, ge=1)
+    read_threads: int = Field(default=16, ge=1)
 
 
 def load_recipe(path: str | None) -> Recipe:

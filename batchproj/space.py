@@ -56,7 +56,7 @@ class Split(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     seed: int = 0
-    test_fraction: float = Field(0.2, gt=0, lt=1)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
 
 class Space(BaseModel):
@@ -166,7 +166,8 @@ class ResolvedSpace:
         """Write `space.yaml` and the projectors so that the folder stands by itself."""
         document = self.space.model_dump(exclude_none=True)
         for modality, member in self.members.items():
-            document[modality]["encoder"] = {**member.config.model_dump(exclude_none=True), "digest": member.model_digest}
+            config = member.config.model_dump(exclude_none=True)
+            document[modality]["encoder"] = {**config, "digest": member.model_digest}
             if member.projector is not None:
                 document[modality]["projector"]["weights"] = f"{modality}.safetensors"
                 folder.write(f"{modality}.safetensors", member.projector)
@@ -220,9 +221,7 @@ def _projector_bytes(member: MemberFile, folder: Folder, where: str) -> bytes | 
         ) from None
 
 
-def _check_dimensions(
-    features: int, weights: bytes | None, member: MemberFile, dim: int, where: str
-) -> None:
+def _check_dimensions(features: int, weights: bytes | None, member: MemberFile, dim: int, where: str) -> None:
     if weights is None or member.projector is None:
         if features != dim:
             raise SpaceError(

@@ -34,8 +34,8 @@ class TrainOptions:
 
     projector: str = "mlp"
     modality: Modality | None = None
-    split: Split = Split()
-    fit: fitting.Config = fitting.Config()
+    split: Split = Split()  # noqa: RUF009 - frozen
+    fit: fitting.Config = fitting.Config()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ def _trainable(collection: Collection, only: Modality | None) -> list[Modality]:
     present = list(collection.snapshot.fingerprints)
     if Modality.TEXT not in present:
         raise UsageError("the collection's space has no text encoder; projectors are trained into its text vectors")
-    found = [m for m in present if m is not Modality.TEXT and only in (None, m)]
+    found: list[Modality] = [m for m in present if m is not Modality.TEXT and only in (None, m)]
     if not found:
-        raise UsageError(f"nothing to train: the collection has {', '.join(present)}, asked for {only or 'any but text'}")
+        raise UsageError(f"nothing to train: the space has {', '.join(present)}, asked for {only or 'any but text'}")
     return found
 
 
@@ -178,7 +178,7 @@ def _card(collection: Collection, options: TrainOptions, results: dict[str, Any]
     ]
     for modality, result in results.items():
         scores = " | ".join(
-            "–" if result[name] is None else f"{result[name]:.3f}"
+            "-" if result[name] is None else f"{result[name]:.3f}"
             for name in ("r@1", "r@5", "r@10", "baseline_r@10", "chance_r@10")
         )
         lines.append(

@@ -129,7 +129,9 @@ def test_bad_files_are_rows_and_their_neighbours_do_not_notice(corpus: Path, tmp
     (corpus / "d1/blank.txt").write_text(" \n\t ")
     (corpus / "d1/latin.txt").write_bytes("w1 caf\xe9".encode("latin-1"))
     (corpus / "d2/noise.bin").write_bytes(bytes(range(256)))
-    (corpus / "d2/sound.wav").write_bytes(b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\0\0\0\0")
+    (corpus / "d2/sound.wav").write_bytes(
+        b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\0\0\0\0"
+    )
     report = embed(corpus, tmp_path / "c", tiny_space)
     assert (report.embedded, report.quarantined) == (24, 7)
     check_whole(tmp_path / "c", report)

@@ -14,9 +14,9 @@ import soundfile
 from av.stream import Disposition
 from PIL import Image
 
+from batchproj.decode.container import demuxer
 from batchproj.decode.extensions import hint
 from batchproj.decode.sniff import sniff
-from batchproj.decode.container import demuxer
 from batchproj.errors import ItemFault
 from batchproj.schema import Modality, Reason
 
@@ -107,9 +107,7 @@ def test_utf8_is_text(data: bytes, name: str):
     assert sniff(data, name) is Modality.TEXT
 
 
-@pytest.mark.parametrize(
-    "start", ["BM", "GIF89a", "ID3", "MZ", "BMW", "fLaC", "RIFF....WAVE", "MM", "OggS", "%!"]
-)
+@pytest.mark.parametrize("start", ["BM", "GIF89a", "ID3", "MZ", "BMW", "fLaC", "RIFF....WAVE", "MM", "OggS", "%!"])
 def test_text_that_begins_like_a_format_is_text(start: str):
     assert sniff(f"{start} are letters that begin this sentence.".encode(), "x.txt") is Modality.TEXT
     assert sniff(f"{start} are letters that begin this sentence.".encode(), "x") is Modality.TEXT
@@ -199,9 +197,7 @@ def test_empty():
     assert fault(b"", "x.png").reason is Reason.EMPTY
 
 
-@pytest.mark.parametrize(
-    "data", ["naïve".encode("latin-1"), b"text with \0 in it", b"good\n" * 400_000 + b"\xff"]
-)
+@pytest.mark.parametrize("data", ["naïve".encode("latin-1"), b"text with \0 in it", b"good\n" * 400_000 + b"\xff"])
 def test_bytes_without_a_mark_go_by_the_name(data: bytes):
     assert sniff(data, "x.csv") is Modality.TEXT  # decode_text then says where it is wrong
     assert fault(data, "x.png").reason is Reason.CORRUPT

@@ -78,7 +78,7 @@ def check_complete(plan: Plan) -> None:
 
 def next_parts(plan: Plan, folder: Folder, live: Snapshot | None, receipts: list[Receipt]) -> Changes:
     """Write the live parts that lose items again without them; new parts come from the receipts."""
-    lost = {part: items for part, items in plan.rows("SELECT part, count(*) FROM removed GROUP BY part")}
+    lost: dict[str, int] = dict(plan.rows("SELECT part, count(*) FROM removed GROUP BY part"))
     kept: list[Part] = []
     for part in live.parts if live else []:
         if part.name not in lost:
