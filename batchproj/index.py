@@ -109,10 +109,9 @@ def connect(folder: Folder) -> Any:
 
 def open_live(folder: Folder) -> tuple[Any, Snapshot] | None:
     """The table at its live version and the snapshot behind it; None before the first run."""
-    db = connect(folder)
-    if not folder.exists(f"{layout.TABLE}.lance"):
+    if not folder.exists(f"{layout.TABLE}.lance"):  # first: connecting would make the folder
         return None
-    table = db.open_table(layout.TABLE)
+    table = connect(folder).open_table(layout.TABLE)
     tags = table.tags.list()
     if layout.LIVE not in tags:
         return None

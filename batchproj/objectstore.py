@@ -7,6 +7,7 @@ forbidden object raises FileNotFoundError or PermissionError at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat as stat_mode
@@ -21,7 +22,7 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from batchproj.errors import ItemFault, SourceError, TryLater
+from batchproj.errors import ItemFault, SourceError, TryLater, UsageError
 from batchproj.schema import Reason
 
 RETRY_BUDGET_S = 180.0
@@ -47,6 +48,7 @@ _NETWORK_ERRORS = frozenset(
         "ServerDisconnectedError",
     }
 )
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 _CREDENTIAL_CODES = frozenset(
     {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
 )
@@ -136,6 +138,10 @@ def retrying(call: Callable[[], T], uri: str) -> T:
     except PermissionError as error:
         if _error_code(error) in _CREDENTIAL_CODES:
             raise TryLater(f"credentials refused for {uri}: {_error_code(error)}; renew them and rerun") from error
+        raise
+    except Exception as error:
+        if type(error).__name__ in _NO_CREDENTIALS:
+            raise UsageError(f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
         raise
 
 
@@ -334,23 +340,23 @@ class Folder:
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError if it is not there."""
         path = self.path(name)
-        return bytes(retrying(lambda: self._fs.cat_file(path), path))
+        return bytes(self._call(lambda: self._fs.cat_file(path)))
 
     def write(self, name: str, data: bytes) -> None:
         """Write whole: readers see the old bytes or the new, never a part."""
         path = self.path(name)
         if isinstance(self._fs, LocalFileSystem):
-            _write_local(Path(path), data)
+            self._call(lambda: _write_local(Path(path), data))
         else:
-            retrying(lambda: self._fs.pipe_file(path, data), path)
+            self._call(lambda: self._fs.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Put if absent; False if somebody else's bytes are there already."""
         path = self.path(name)
         if isinstance(self._fs, LocalFileSystem):
-            return _create_local(Path(path), data)
+            return self._call(lambda: _create_local(Path(path), data))
         try:
-            retrying(lambda: self._fs.pipe_file(path, data, mode="create"), path)
+            self._call(lambda: self._fs.pipe_file(path, data, mode="create"))
         except FileExistsError:
             return False
         except OSError as error:
@@ -361,26 +367,39 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         path = self.path(name)
-        return bool(retrying(lambda: self._fs.exists(path), path))
+        return bool(self._call(lambda: self._fs.exists(path)))
 
     def names(self, folder: str) -> list[str]:
         """Names of the files directly in a sub-folder; empty if it is not there."""
         path = self.path(folder)
         try:
-            found = retrying(lambda: self._fs.ls(path, detail=False), path)
+            found = self._call(lambda: self._fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
 
     def download(self, name: str, target: Path) -> None:
         path = self.path(name)
-        retrying(lambda: self._fs.get_file(path, str(target)), path)
+        self._call(lambda: self._fs.get_file(path, str(target)))
 
     def upload(self, source: Path, name: str) -> None:
         path = self.path(name)
         if isinstance(self._fs, LocalFileSystem):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        retrying(lambda: self._fs.put_file(str(source), path), path)
+        self._call(lambda: self._fs.put_file(str(source), path))
+
+    def _call(self, call: Callable[[], T]) -> T:
+        """One store call; what the machine or the rights are to blame for becomes an error of ours."""
+        try:
+            return retrying(call, self.uri)
+        except PermissionError as error:
+            raise UsageError(f"{self.uri} may not be read or written: {error}; check the rights") from error
+        except NotADirectoryError as error:
+            raise UsageError(f"{self.uri} is below a file: {error}; choose another folder") from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise TryLater(f"no space left under {self.uri}; make room and run the same command again") from error
+            raise
 
 
 def _write_local(path: Path, data: bytes) -> None:

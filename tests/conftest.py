@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +24,9 @@ from PIL import Image
 # before anything imports them: no hub, no chatter
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("LANCE_LOG", "error")
+
+if TYPE_CHECKING:
+    from batchproj.embed import Report
 
 WORDS = [f"w{number}" for number in range(14)]
 """Vocabulary of the tiny text tower; its end mark is token 14, its padding 15."""
@@ -43,24 +50,21 @@ def s3_endpoint() -> Iterator[str]:
             assert server.poll() is None, "moto server ended"
             assert time.monotonic() < deadline, "moto server did not start"
             time.sleep(0.1)
+    # for the whole session, since Ray's workers inherit them when Ray starts
+    os.environ |= {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
     yield endpoint
     server.terminate()
     server.wait(10)
 
 
 @pytest.fixture
-def s3_bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def s3_bucket(s3_endpoint: str) -> str:
     """URL of a new bucket; nothing but the standard AWS variables leads there."""
-    import fsspec
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3").clear_instance_cache()
     name = f"bucket-{uuid.uuid4().hex[:12]}"
     request = urllib.request.Request(f"{s3_endpoint}/{name}", method="PUT")
     urllib.request.urlopen(request, timeout=10).close()
@@ -101,7 +105,7 @@ def tiny_space(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def ray_here() -> Iterator[None]:
+def ray_here(s3_endpoint: str) -> Iterator[None]:
     """One Ray on this machine for all runs inside the test process."""
     from batchproj.pipeline import ray_session
 
@@ -122,11 +126,67 @@ def write_words(path: Path, seed: int) -> None:
     path.write_text(" ".join(np.random.default_rng(seed).choice(WORDS[1:], 6)))
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """Twelve pairs of a picture and a text in three folders."""
-    folder = tmp_path / "corpus"
+@pytest.fixture(scope="session")
+def _pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs of a picture and a text in three folders, never changed."""
+    folder = tmp_path_factory.mktemp("pristine") / "corpus"
     for number in range(12):
         write_picture(folder / f"d{number % 3}" / f"item{number}.png", number)
         write_words(folder / f"d{number % 3}" / f"item{number}.txt", number)
     return folder
+
+
+@pytest.fixture
+def corpus(_pristine: Path) -> Path:
+    """The twelve pairs, to change as one likes; for every test at one path and with equal times."""
+    folder = _pristine.parent / "copy" / "corpus"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(_pristine, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def _first_run(
+    _pristine: Path, tiny_space: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Report]:
+    from batchproj.embed import Options, Watch, embed
+    from batchproj.recipe import Recipe, Units
+    from batchproj.space import open_space, resolve
+
+    folder = _pristine.parent / "copy" / "corpus"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(_pristine, folder)
+    collection = tmp_path_factory.mktemp("first-run") / "c"
+    options = Options(Recipe(units=Units(max_items=8)))
+    return collection, embed(str(folder), str(collection), resolve(open_space(str(tiny_space))), options, Watch())
+
+
+@pytest.fixture
+def embedded(_first_run: tuple[Path, Report], corpus: Path, tmp_path: Path) -> tuple[Path, Report]:
+    """A collection of the corpus after its first run, to change as one likes, and that run's report."""
+    shutil.copytree(_first_run[0], tmp_path / "c")
+    return tmp_path / "c", _first_run[1]
+
+
+@pytest.fixture
+def denied_s3() -> Iterator[str]:
+    """An endpoint that answers every S3 request as a bucket without permission does."""
+
+    class Denied(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+            self.send_response(403)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+        do_HEAD = do_PUT = do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Denied) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

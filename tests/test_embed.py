@@ -57,12 +57,12 @@ def check_whole(collection: object, report: Report) -> None:
     assert accounted == report.items
 
 
-def test_first_run_embeds_everything_once(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    report = embed(corpus, tmp_path / "c", tiny_space)
+def test_first_run_embeds_everything_once(corpus: Path, embedded: tuple[Path, Report]) -> None:
+    collection, report = embedded
     assert (report.items, report.embedded, report.rows) == (24, 24, 24)
     assert report.encode_calls == {"text": 12, "image": 12}
-    check_whole(tmp_path / "c", report)
-    rows = batchproj.open(str(tmp_path / "c")).table().to_pylist()
+    check_whole(collection, report)
+    rows = batchproj.open(str(collection)).table().to_pylist()
     row = next(row for row in rows if row["uri"].endswith("d1/item4.txt"))
     words = (corpus / "d1/item4.txt").read_text()
     assert row["uri"] == f"file://{corpus}/d1/item4.txt"
@@ -70,43 +70,45 @@ def test_first_run_embeds_everything_once(corpus: Path, tmp_path: Path, tiny_spa
     assert (row["start"], row["end"], row["id"], row["run"]) == (0, len(words), row["item"], report.run)
 
 
-def test_second_run_reads_nothing_and_writes_nothing(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    first = embed(corpus, tmp_path / "c", tiny_space)
+def test_second_run_reads_nothing_and_writes_nothing(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, first = embedded
     for file in corpus.rglob("*.txt"):  # other bytes under the listed size and time: only a read would notice
         info = file.stat()
         file.write_text("x" * info.st_size)
         os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")}
-    second = embed(corpus, tmp_path / "c", tiny_space)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("*")} == before
+    before = {path: path.stat().st_mtime_ns for path in collection.rglob("*")}
+    second = embed(corpus, collection, tiny_space)
+    assert {path: path.stat().st_mtime_ns for path in collection.rglob("*")} == before
     assert (second.run, second.unchanged, second.embedded, second.commit) == (first.run, 24, 0, None)
     assert second.encode_calls == {}
 
 
-def test_only_what_changed_is_done(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    embed(corpus, tmp_path / "c", tiny_space)
-    before = vectors(tmp_path / "c", corpus)
+def test_only_what_changed_is_done(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
+    collection, _ = embedded
+    before = vectors(collection, corpus)
     write_words(corpus / "d0/item0.txt", 100)
     write_picture(corpus / "new/item99.png", 99)
     (corpus / "d1/item1.png").unlink()
-    report = embed(corpus, tmp_path / "c", tiny_space)
+    report = embed(corpus, collection, tiny_space)
     assert (report.embedded, report.unchanged, report.deleted, report.rows) == (2, 22, 1, 24)
     assert report.encode_calls == {"text": 1, "image": 1}
-    check_whole(tmp_path / "c", report)
-    after = vectors(tmp_path / "c", corpus)
+    check_whole(collection, report)
+    after = vectors(collection, corpus)
     assert {key for key in before if after.get(key) != before[key]} == {"d0/item0.txt", "d1/item1.png"}
     assert set(after) - set(before) == {"new/item99.png"}
-    assert embed(corpus, tmp_path / "c", tiny_space).commit is None
+    assert embed(corpus, collection, tiny_space).commit is None
 
 
-def test_a_reader_keeps_the_run_it_opened(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    embed(corpus, tmp_path / "c", tiny_space)
-    reader = batchproj.open(str(tmp_path / "c"))
+def test_a_reader_keeps_the_run_it_opened(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
+    collection, _ = embedded
+    reader = batchproj.open(str(collection))
     (corpus / "d0/item0.txt").unlink()
-    embed(corpus, tmp_path / "c", tiny_space)
+    embed(corpus, collection, tiny_space)
     assert reader.table().num_rows == 24
     assert len(reader.nearest(np.ones(24, np.float32), k=50)) == 24
-    assert len(batchproj.open(str(tmp_path / "c")).nearest(np.ones(24, np.float32), k=50)) == 23
+    assert len(batchproj.open(str(collection)).nearest(np.ones(24, np.float32), k=50)) == 23
 
 
 def test_content_decides_the_modality(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
@@ -121,8 +123,9 @@ def test_content_decides_the_modality(corpus: Path, tmp_path: Path, tiny_space: 
     assert found["picture_without_extension"] == found["d1/item1.png"]
 
 
-def test_bad_files_are_rows_and_their_neighbours_do_not_notice(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    embed(corpus, tmp_path / "clean", tiny_space)
+def test_bad_files_are_rows_and_their_neighbours_do_not_notice(
+    corpus: Path, tmp_path: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
     (corpus / "d0/aaa.png").write_bytes((corpus / "d0/item0.png").read_bytes()[:200])
     (corpus / "d0/page.jpg").write_text("<html>404</html>")
     (corpus / "d1/empty.txt").touch()
@@ -132,11 +135,11 @@ def test_bad_files_are_rows_and_their_neighbours_do_not_notice(corpus: Path, tmp
     (corpus / "d2/sound.wav").write_bytes(
         b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x40\x1f\0\0\x80\x3e\0\0\2\0\x10\0data\0\0\0\0"
     )
-    report = embed(corpus, tmp_path / "c", tiny_space)
+    report = embed(corpus, tmp_path / "mixed", tiny_space)
     assert (report.embedded, report.quarantined) == (24, 7)
-    check_whole(tmp_path / "c", report)
-    assert vectors(tmp_path / "c", corpus) == vectors(tmp_path / "clean", corpus)
-    bad = pq.read_table(tmp_path / "c" / "quarantine" / f"{report.run}.parquet").to_pylist()
+    check_whole(tmp_path / "mixed", report)
+    assert vectors(tmp_path / "mixed", corpus) == vectors(embedded[0], corpus)
+    bad = pq.read_table(tmp_path / "mixed" / "quarantine" / f"{report.run}.parquet").to_pylist()
     assert {row["uri"].rpartition("/")[2]: row["reason"] for row in bad} == {
         "aaa.png": "truncated",
         "page.jpg": "wrong_type",
@@ -146,7 +149,7 @@ def test_bad_files_are_rows_and_their_neighbours_do_not_notice(corpus: Path, tmp
         "noise.bin": "unknown_type",
         "sound.wav": "no_encoder",
     }
-    again = embed(corpus, tmp_path / "c", tiny_space)
+    again = embed(corpus, tmp_path / "mixed", tiny_space)
     assert (again.unchanged, again.quarantined, again.commit) == (24, 7, None)
 
 
@@ -161,16 +164,16 @@ def test_a_mended_file_leaves_quarantine(corpus: Path, tmp_path: Path, tiny_spac
 
 
 def test_bucket_and_folder_give_the_same_vectors(
-    corpus: Path, tmp_path: Path, tiny_space: Path, s3_bucket: str
+    corpus: Path, tiny_space: Path, s3_bucket: str, embedded: tuple[Path, Report]
 ) -> None:
     fsspec.filesystem("s3").put(str(corpus) + "/", f"{s3_bucket}/photos/", recursive=True)
-    local = embed(corpus, tmp_path / "c", tiny_space)
+    collection, local = embedded
     remote = embed(f"{s3_bucket}/photos", f"{s3_bucket}/photos.batchproj", tiny_space)
     assert remote.model_dump(include={"items", "embedded", "rows"}) == local.model_dump(
         include={"items", "embedded", "rows"}
     )
     check_whole(f"{s3_bucket}/photos.batchproj", remote)
-    assert vectors(f"{s3_bucket}/photos.batchproj", f"{s3_bucket}/photos") == vectors(tmp_path / "c", corpus)
+    assert vectors(f"{s3_bucket}/photos.batchproj", f"{s3_bucket}/photos") == vectors(collection, corpus)
     assert embed(f"{s3_bucket}/photos", f"{s3_bucket}/photos.batchproj", tiny_space).commit is None
     found = batchproj.open(f"{s3_bucket}/photos.batchproj").search(image=corpus / "d0/item3.png", k=1)
     assert found[0].uri == f"{s3_bucket}/photos/d0/item3.png"
@@ -216,15 +219,17 @@ def test_an_index_is_built_from_the_recipes_size_on(tmp_path: Path, tiny_space: 
     assert opened.search((tmp_path / "texts" / "305.txt").read_text(), k=1)[0].score > 0.999
 
 
-def test_vanished_items_are_not_deleted_unless_meant(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    embed(corpus, tmp_path / "c", tiny_space)
+def test_vanished_items_are_not_deleted_unless_meant(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, _ = embedded
     shutil.rmtree(corpus / "d2")
     with pytest.raises(UsageError, match="8 of 24 items"):
-        embed(corpus, tmp_path / "c", tiny_space)
-    assert batchproj.open(str(tmp_path / "c")).table().num_rows == 24
-    report = embed(corpus, tmp_path / "c", tiny_space, allow_mass_delete=True)
+        embed(corpus, collection, tiny_space)
+    assert batchproj.open(str(collection)).table().num_rows == 24
+    report = embed(corpus, collection, tiny_space, allow_mass_delete=True)
     assert (report.deleted, report.rows) == (8, 16)
-    check_whole(tmp_path / "c", report)
+    check_whole(collection, report)
 
 
 def test_an_empty_source_is_refused_and_nothing_is_written(tmp_path: Path, tiny_space: Path) -> None:
@@ -241,13 +246,13 @@ def test_a_collection_inside_its_source_is_not_embedded(corpus: Path, tiny_space
         embed(corpus / "index" / "parquet", corpus / "index", tiny_space)
 
 
-def test_interrupted_table_writes_are_undone(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+def test_interrupted_table_writes_are_undone(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
     """Rows that a killed run left in the newest version, unseen, do not come to light with the next."""
-    embed(corpus, tmp_path / "c", tiny_space)
-    table = connect(Folder(str(tmp_path / "c"))).open_table("vectors")
+    collection, _ = embedded
+    table = connect(Folder(str(collection))).open_table("vectors")
     table.delete("modality = 'text'")
     table.add(table.to_arrow().slice(0, 1).set_column(0, table.schema.field(0), [["left-over"]]))
     write_words(corpus / "d0/item0.txt", 100)
-    report = embed(corpus, tmp_path / "c", tiny_space)
+    report = embed(corpus, collection, tiny_space)
     assert report.rows == 24
-    check_whole(tmp_path / "c", report)
+    check_whole(collection, report)

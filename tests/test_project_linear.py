@@ -108,5 +108,5 @@ def test_unknown_kinds_name_the_nearest_present() -> None:
     assert {"linear", "mlp"} <= set(kinds())
     with pytest.raises(SpaceError, match=r"no projector kind 'liner'.*'linear'"):
         parse_config({"kind": "liner", "in_dim": 8, "out_dim": 4})
-    with pytest.raises(SpaceError, match="'biass'.*'bias'"):
+    with pytest.raises(SpaceError, match=r"'biass'.*'bias'"):
         parse_config({"kind": "linear", "in_dim": 8, "out_dim": 4, "biass": False})

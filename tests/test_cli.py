@@ -1,0 +1,195 @@
+"""The command as a user has it: exit codes, one-line errors, one JSON document, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_words
+
+import batchproj
+
+
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
+
+
+def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit 2, nothing on stdout, one line that says what is wrong."""
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+def test_embed_then_search(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    done = run("embed", corpus, tmp_path / "c", "--space", tiny_space, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert set(report) == {
+        "run", "items", "embedded", "reprojected", "copied", "unchanged", "deleted", "quarantined", "rows", "seconds",
+        "encode_calls", "items_per_s", "commit",
+    }  # fmt: skip
+    assert (report["items"], report["embedded"], report["rows"]) == (24, 24, 24)
+    assert "ray" not in done.stderr.lower()
+
+    done = run("search", tmp_path / "c", "--image", corpus / "d1/item4.png", "-k", 3, "--json")
+    hits = json.loads(done.stdout)
+    assert list(hits[0]) == ["id", "item", "uri", "modality", "score", "segment", "start", "end", "pair", "text"]
+    assert hits[0]["uri"] == f"file://{corpus}/d1/item4.png"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-5)
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+
+    done = run("embed", corpus, tmp_path / "c", "--space", tiny_space)
+    assert done.stdout.splitlines()[0] == "Nothing to do: 24 items unchanged, run 000001 stays live."
+
+
+def test_more_bad_files_than_allowed_is_exit_3(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    for number in range(3):
+        (corpus / f"empty{number}.txt").touch()
+    done = run("embed", corpus, tmp_path / "c", "--space", tiny_space, "--max-bad", "0.05", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["quarantined"] == 3
+    assert run("embed", corpus, tmp_path / "c", "--space", tiny_space, "--max-bad", "12%").returncode == 0
+
+
+def test_a_missing_folder(tmp_path: Path, tiny_space: Path) -> None:
+    refused(run("embed", tmp_path / "nowhere", tmp_path / "c", "--space", tiny_space), "nowhere", "not found")
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_empty_folder(tmp_path: Path, tiny_space: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(run("embed", tmp_path / "empty", tmp_path / "c", "--space", tiny_space), "nothing to embed")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_bucket_without_permission(tmp_path: Path, tiny_space: Path, s3_bucket: str, denied_s3: str) -> None:
+    done = run("embed", s3_bucket, tmp_path / "c", "--space", tiny_space, AWS_ENDPOINT_URL=denied_s3)
+    refused(done, s3_bucket, "may not be listed")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_bucket_without_credentials(tmp_path: Path, tiny_space: Path, s3_endpoint: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
+    environment |= {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [
+        sys.executable,
+        "-m",
+        "batchproj.cli",
+        "embed",
+        "s3://some-bucket/x",
+        tmp_path / "c",
+        "--space",
+        tiny_space,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    refused(done, "some-bucket", "credentials")
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("dim: 24\ntext: {encodr: {kind: clip}}", ["unknown key 'encodr' in 'text'", "did you mean 'encoder'"]),
+        ("dim: 24\ntxt: {encoder: {kind: clip}}", ["unknown key 'txt'", "did you mean 'text'"]),
+        ("dim: 24\ntext: {encoder: {kind: clap2, model: x}}", ["no encoder kind 'clap2'", "clip"]),
+        ("dim: 24\ntext: {encoder: {kind: clip, model: CLIP, dtyp: bf16}}", ["unknown key 'dtyp'", "'dtype'"]),
+        ("dim: 25\ntext: {encoder: {kind: clip, model: CLIP}}", ["gives 24 dimensions and the space has 25"]),
+        ("dim: 24\ntext: {encoder: {kind: clip, model: /nowhere}}", ["/nowhere"]),
+        ("dim: 24\nimage: {encoder: {kind: text, model: CLIP}}", ["image"]),
+        ("dim: [", ["not YAML"]),
+        ("dim: 24", ["no modality"]),
+    ],
+)
+def test_a_wrong_space_file(broken: str, words: list[str], corpus: Path, tmp_path: Path, tiny_clip: Path) -> None:
+    (tmp_path / "space.yaml").write_text(broken.replace("CLIP", str(tiny_clip)))
+    refused(run("embed", corpus, tmp_path / "c", "--space", tmp_path / "space.yaml"), *words)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_misspelt_recipe_key(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("units: {max_item: 3}")
+    arguments = ["embed", corpus, tmp_path / "c", "--space", tiny_space, "--recipe", tmp_path / "recipe.yaml"]
+    refused(run(*arguments), "unknown key 'max_item' in 'units'", "'max_items'")
+
+
+def test_search_without_a_collection(tmp_path: Path) -> None:
+    refused(run("search", tmp_path, "frog"), "no collection")
+
+
+def test_help_has_an_example_for_every_command() -> None:
+    listed = run("--help").stdout
+    for command in ("embed", "search", "train", "evaluate", "demo"):
+        assert command in listed
+        assert f"Example: batchproj {command}" in " ".join(run(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
+    number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
+) -> None:
+    for file in range(600):
+        write_words(tmp_path / "texts" / f"{file:03d}.txt", file)
+    (tmp_path / "recipe.yaml").write_text("units: {max_items: 4}")
+    marker = f"{tmp_path.name}-{number}"
+    arguments = [
+        "embed",
+        tmp_path / "texts",
+        tmp_path / "c",
+        "--space",
+        tiny_space,
+        "--recipe",
+        tmp_path / "recipe.yaml",
+    ]
+    command = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "BATCHPROJ_TEST_MARKER": marker}
+    )
+    wait_for(lambda: len(list((tmp_path / "c" / "units").glob("*/done.json"))) >= 3, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "run the same command again" in said
+    wait_for(lambda: not marked_processes(marker), None)
+    with pytest.raises(batchproj.errors.CollectionError):
+        batchproj.open(str(tmp_path / "c"))
+
+    finished = [path.stat().st_mtime_ns for path in sorted((tmp_path / "c" / "units").glob("*/done.json"))]
+    done = run(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["embedded"] == 600
+    after = {path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").glob("*/done.json")}
+    assert set(finished) <= after  # what was done stayed as it was
+    undisturbed = run(*[tmp_path / "d" if argument == tmp_path / "c" else argument for argument in arguments])
+    assert undisturbed.returncode == 0
+    tables = [batchproj.open(str(tmp_path / name)).table().sort_by("id") for name in ("c", "d")]
+    assert tables[0].equals(tables[1])
+
+
+def wait_for(condition: object, process: subprocess.Popen[str] | None) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        assert process is None or process.poll() is None, "the run ended too early"
+        time.sleep(0.1)
+
+
+def marked_processes(marker: str) -> list[int]:
+    """Processes that have inherited our marker: the run's own, Ray's servers and workers."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"BATCHPROJ_TEST_MARKER={marker}".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except OSError:
+            continue  # gone, or not ours
+    return found
