@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
 DEMO_ARGS ?=
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check builtin clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# trains the projectors that come with the package again
+builtin: $(STAMP)
+	$(BIN)/python jobs/train_builtin.py $(DEMO_DIR)/builtin
 
 clean:
 	rm -rf $(VENV) $(DEMO_DIR)

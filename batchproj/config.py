@@ -34,7 +34,8 @@ def validate(model: type[M], fields: Any, where: str) -> M:
 
 def _explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first complaint, with the nearest known key where a key is unknown."""
-    first = error.errors()[0]
+    # a misspelt key is also a missing one: the misspelling is what to tell
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     path = [str(part) for part in first["loc"]]
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, path[:-1])

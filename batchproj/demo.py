@@ -21,6 +21,75 @@ K = 6
 WORDS = [("something to eat", Modality.IMAGE), ("wild animal", Modality.IMAGE), ("musical instrument", Modality.AUDIO)]
 """What a person types; none of it is a caption of the corpus."""
 
+EVERYDAY = frozenset(
+    [
+        "airplane",
+        "apple",
+        "banana",
+        "bear",
+        "bed",
+        "bicycle",
+        "bird",
+        "book",
+        "bread",
+        "car",
+        "cat",
+        "cheese",
+        "chicken",
+        "clock",
+        "cow",
+        "crab",
+        "dog",
+        "door",
+        "duck",
+        "elephant",
+        "eye",
+        "fish",
+        "flower",
+        "fox",
+        "frog",
+        "goat",
+        "grapes",
+        "guitar",
+        "hammer",
+        "hat",
+        "horse",
+        "house",
+        "key",
+        "lemon",
+        "lion",
+        "monkey",
+        "moon",
+        "mouse",
+        "mushroom",
+        "owl",
+        "pencil",
+        "penguin",
+        "pig",
+        "piano",
+        "pizza",
+        "rabbit",
+        "rose",
+        "sheep",
+        "shoe",
+        "snake",
+        "spider",
+        "strawberry",
+        "sun",
+        "tiger",
+        "tomato",
+        "train",
+        "tree",
+        "trumpet",
+        "turtle",
+        "umbrella",
+        "violin",
+        "whale",
+        "wolf",
+    ]
+)
+"""Names that make a search easy to judge; which of them were held out, the split decides."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -81,12 +150,18 @@ def _by_files(collection: Collection) -> list[Shown]:
     for number, (given, wanted) in enumerate(
         [(Modality.IMAGE, Modality.TEXT), (Modality.AUDIO, Modality.IMAGE), (Modality.IMAGE, Modality.AUDIO)]
     ):
-        row = held_out_rows(collection, given)[number]
+        row = _everyday_first(held_out_rows(collection, given))[number]
         path = row["uri"].removeprefix("file://")
         hits = collection.search(**{str(given): path}, k=K, modality=wanted)
         title = f"{given} of “{row['pair'].rpartition('/')[2].replace('_', ' ')}” → {_plural(wanted)}"
         shown.append(Shown(title, row["uri"], given, row["pair"], hits))
     return shown
+
+
+def _everyday_first(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by pair, one each, those of things that everybody knows first."""
+    by_pair = {row["pair"]: row for row in reversed(rows)}
+    return sorted(by_pair.values(), key=lambda row: (row["pair"].rpartition("/")[2] not in EVERYDAY, row["pair"]))
 
 
 def _plural(modality: Modality) -> str:

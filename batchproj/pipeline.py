@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import struct
 import threading
 import time
@@ -87,6 +88,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
     if not verbose:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed task is raised here as well
     address = os.environ.get("RAY_ADDRESS") or "local"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         # Ray starts its servers by fork and exec at once; LanceDB warns of forks that go on
         warnings.filterwarnings("ignore", message="lancedb fork support")
@@ -96,6 +98,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
             log_to_driver=verbose,
             logging_level=logging.INFO if verbose else logging.ERROR,
         )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in place, which exits with 15
     try:
         yield
     finally:

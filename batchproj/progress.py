@@ -74,6 +74,7 @@ class Bars:
                 self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _rate(self, name: str) -> float:
+        """Items a second since `begin`."""
         return (self._now[name][0] - self._before[name]) / max(time.monotonic() - self._started[name], 1e-6)
 
     def _plain(self, name: str) -> str:
@@ -125,7 +126,7 @@ class RunProgress:
         if self._counted != (name, total):
             self._counted = (name, total)
             self._bars.clear()
-            self._bars.begin(name, 0, total)
+            self._bars.begin(name, done, total)
         self._bars.count(name, done)
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import write_words
 
 import batchproj
+from batchproj.errors import CollectionError
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -137,8 +138,8 @@ def test_help_has_an_example_for_every_command() -> None:
 def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:
-    for file in range(600):
-        write_words(tmp_path / "texts" / f"{file:03d}.txt", file)
+    for file in range(80):
+        write_words(tmp_path / "texts" / f"{file:02d}.txt", file)
     (tmp_path / "recipe.yaml").write_text("units: {max_items: 4}")
     marker = f"{tmp_path.name}-{number}"
     arguments = [
@@ -160,13 +161,13 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     assert process.returncode == code
     assert "run the same command again" in said
     wait_for(lambda: not marked_processes(marker), None)
-    with pytest.raises(batchproj.errors.CollectionError):
+    with pytest.raises(CollectionError):
         batchproj.open(str(tmp_path / "c"))
 
     finished = [path.stat().st_mtime_ns for path in sorted((tmp_path / "c" / "units").glob("*/done.json"))]
     done = run(*arguments, "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["embedded"] == 600
+    assert json.loads(done.stdout)["embedded"] == 80
     after = {path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").glob("*/done.json")}
     assert set(finished) <= after  # what was done stayed as it was
     undisturbed = run(*[tmp_path / "d" if argument == tmp_path / "c" else argument for argument in arguments])
