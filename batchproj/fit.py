@@ -51,7 +51,7 @@ class Config(BaseModel):
     kind: str = "mlp"
     options: dict[str, Any] = Field(default_factory=dict)
     epochs: PositiveInt = 40
-    max_steps: PositiveInt = 600
+    max_steps: PositiveInt = 400
     batch_rows: PositiveInt = 256
     candidates: PositiveInt = 2048
     learning_rate: PositiveFloat = 1e-3
@@ -143,8 +143,9 @@ def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: 
     samples = _Samples.of(features_ND, targets_NK, groups)
     validation = _validation_slice(samples, config)
     trained, judged = samples.where(~validation), samples.where(validation)
-    penalty = max(_RIDGE_PENALTIES, key=lambda penalty: _recall(_solve_ridge(trained, penalty), judged))
-    return _solve_ridge(samples, penalty)
+    solve = _ridge_solver(trained)
+    penalty = max(_RIDGE_PENALTIES, key=lambda penalty: _recall(solve(penalty), judged))
+    return _ridge_solver(samples)(penalty)
 
 
 class _Samples:
@@ -332,19 +333,23 @@ def _validation_slice(samples: _Samples, config: Config) -> Mask:
     return np.isin(linked, chosen)
 
 
-def _solve_ridge(samples: _Samples, penalty: float) -> LinearProjector:
+def _ridge_solver(samples: _Samples) -> Callable[[float], LinearProjector]:
+    """Everything but the penalty, once."""
     targets_NK = samples.targets_CK[samples.target_N]
     in_dim = samples.features_ND.shape[1]
     projector = LinearConfig(in_dim=in_dim, out_dim=targets_NK.shape[1]).build()
     projector.standardise_to(samples.features_ND)
     standard_ND = projector.standardise(samples.features_ND).double()  # of mean 0, so the bias is the mean target
     mean_K = targets_NK.mean(dim=0)
-    gram_DD = standard_ND.T @ standard_ND + penalty * torch.eye(in_dim)
-    weights_DK = torch.linalg.solve(gram_DD, standard_ND.T @ (targets_NK - mean_K).double())
-    with torch.no_grad():
-        projector.map.weight.copy_(weights_DK.T)
-        projector.map.bias.copy_(mean_K)
-    return projector.eval()
+    gram_DD = standard_ND.T @ standard_ND
+    moment_DK = standard_ND.T @ (targets_NK - mean_K).double()
+
+    def solve(penalty: float) -> LinearProjector:
+        weights_DK = torch.linalg.solve(gram_DD + penalty * torch.eye(in_dim), moment_DK)
+        projector.load_state_dict({**projector.state_dict(), "map.weight": weights_DK.T, "map.bias": mean_K})
+        return projector.eval()
+
+    return solve
 
 
 def _linked(*labelings: Sequence[Hashable]) -> list[int]:

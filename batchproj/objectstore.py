@@ -168,7 +168,8 @@ def list_objects(url: str) -> Iterator[list[Listed]]:
 def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
     fs, path = filesystem(uri)
     scheme = uri.split("://", 1)[0]
-    root, pattern = _split_glob(path)
+    is_literal = isinstance(fs, LocalFileSystem) and Path(path).exists()  # a folder may be called `[1]`
+    root, pattern = (path, "") if is_literal else _split_glob(path)
     if isinstance(fs, LocalFileSystem):
         pages = _list_local(root)
     elif hasattr(fs, "_iterdir") and hasattr(fs, "call_s3"):
@@ -221,11 +222,19 @@ def _list_local(root: str) -> Iterator[list[_Row]]:
                     continue
                 info = entry.stat()
                 if stat_mode.S_ISREG(info.st_mode):  # no sockets, pipes or devices
+                    _check_utf8(entry.path)
                     page.append((entry.path, info.st_size, f"{info.st_size}-{info.st_mtime_ns}"))
                 if len(page) >= LIST_PAGE:
                     yield page
                     page = []
     yield page
+
+
+def _check_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise SourceError(f"file name is not UTF-8: {name!r}; rename it, or list its neighbours by a glob") from None
 
 
 def _list_s3(fs: Any, path: str, is_prefix: bool) -> Iterator[list[_Row]]:

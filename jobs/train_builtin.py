@@ -95,7 +95,7 @@ def card(trained: dict[str, Any], judged: dict[str, Any]) -> str:
         "some 15,000 spoken phrases made of the word lists of `wonderwords` (MIT). No phrase is the name of an emoji,",
         "but phrases share words with names. The 20 % of the emoji that the split of `space.yaml` holds out were",
         "never trained on. What it knows: drawings of things, and English names spoken by a synthesiser. It has not",
-        "seen photographs, other languages or human speech in training: expect less there, and train on your own pairs.",
+        "seen photographs, other languages or human speech: expect less there, and train on your own pairs.",
         "",
         "Recall on the held-out emoji, by `batchproj evaluate` (spoken clips: all four voices):",
         "",
