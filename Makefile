@@ -33,4 +33,4 @@ builtin: $(STAMP)
 	$(BIN)/python jobs/train_builtin.py $(DEMO_DIR)/builtin
 
 clean:
-	rm -rf $(VENV) $(DEMO_DIR)
+	rm -rf $(VENV)

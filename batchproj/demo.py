@@ -57,7 +57,7 @@ STEPS = 6
 def demo(folder: Path, size: int | None, clips: int, screen: DemoScreen, verbose: bool = False) -> Outcome:
     """Build, embed, train, project again, evaluate, search; everything lands below `folder`.
 
-    Run again it does only what is missing. Raises UsageError without the extra `demo`.
+    Run again it embeds only what is missing, and trains again. Raises UsageError without the extra `demo`.
     """
     corpus, collection, space = folder / "corpus", folder / "collection", folder / "space"
     options, watch = Options(verbose=verbose), Watch(screen.step, screen.totals, screen.progress)
@@ -65,7 +65,8 @@ def demo(folder: Path, size: int | None, clips: int, screen: DemoScreen, verbose
     emoji_corpus.build(corpus, size, clips=clips, progress=lambda done, total: screen.counted("emoji", done, total))
     with ray_session(verbose):
         screen.headline(2, STEPS, "embed pictures, words and speech with the builtin space")
-        embed(str(corpus), str(collection), resolve(open_space("builtin")), options, watch)
+        first = str(space) if (space / "space.yaml").exists() else "builtin"
+        embed(str(corpus), str(collection), resolve(open_space(first)), options, watch)
         screen.headline(3, STEPS, "train projectors of its own on 80 % of the pairs")
         trained = train(str(collection), str(space), TrainOptions(), screen.counted)
         screen.headline(4, STEPS, "project again with them, from cached features: nothing is read or encoded")
@@ -76,7 +77,7 @@ def demo(folder: Path, size: int | None, clips: int, screen: DemoScreen, verbose
     opened = Collection(str(collection))
     searches = [_by_words(opened, words, modality) for words, modality in WORDS] + _by_files(opened)
     sheet = folder / "contact-sheet.html"
-    sheet.write_text(_page(searches, evaluated))
+    sheet.write_text(_page(searches, evaluated), encoding="utf-8")
     return Outcome(corpus, collection, space, sheet, trained, evaluated, searches)
 
 

@@ -22,14 +22,17 @@ from batchproj.collection.snapshot import Fingerprints, Snapshot, write_snapshot
 from batchproj.collection.unit import Receipt, Unit, read_receipt, write_inputs
 from batchproj.errors import BatchprojError, SourceError, UsageError
 from batchproj.index import VectorTable, live_snapshot
-from batchproj.objectstore import Folder, canonical
+from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.pipeline import Job, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.source.objects import list_items
-from batchproj.space import ResolvedSpace
+from batchproj.space import Member, ResolvedSpace
 
 MASS_DELETE = 0.2
 """Share of the items that may vanish from a listing before we ask whether that is meant."""
+
+MASS_FORBIDDEN = 0.2
+"""Share of forbidden objects from which on we take it for a fault of the credentials."""
 
 ROUNDS = 2
 """First by the names' promise, then, for what was misnamed, by the content: it cannot be wrong twice."""
@@ -38,9 +41,9 @@ ROUNDS = 2
 class Report(BaseModel):
     """What a run did; `embed --json` prints these fields.
 
-    `items` were listed, `rows` are live, `encode_calls` counts the segments that went through an
-    encoder, `items_per_s` is per worker while it had work, `commit` the live version of the Lance
-    table, None if nothing had to change.
+    Counts are the run's, over all attempts at it. `items` were listed, `rows` are live,
+    `encode_calls` counts the segments that went through an encoder, `items_per_s` is per worker
+    while it had work, `commit` the live version of the Lance table, None if nothing had to change.
     """
 
     run: str
@@ -92,8 +95,8 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
     folder = Folder(collection)
     _check_places(source, folder)
     live = live_snapshot(folder)
-    fingerprints = {m: Fingerprints(feature=x.feature_fp, vector=x.vector_fp) for m, x in space.members.items()}
-    with Plan(fingerprints) as plan:
+    fingerprints = {m: _fingerprints(member) for m, member in space.members.items()}
+    with Plan(fingerprints, options.recipe.limits) as plan:
         counts = _compare(plan, source, folder, live, watch)
         if live is not None and not options.allow_mass_delete:
             _check_deletions(counts, live)
@@ -106,7 +109,7 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
                 rows=live.rows,
             )
             return report.model_copy(update={"seconds": _since(started)})
-        run = _next_run(folder, live)
+        run = _next_run(live)
         space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
         job = Job(folder, space.dim, space.members, options.recipe)
         receipts = _execute(plan, job, run, watch, options.verbose)
@@ -121,11 +124,23 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
         )
         watch.step("checking, indexing and switching")
         commit.check_complete(plan)
+        _check_readable(plan)
         report = _account(counts, receipts, run)
-        snapshot, version = _commit(plan, folder, live, receipts, target, options.recipe.index.min_rows)
+        table = VectorTable(folder)
+        snapshot, version = _commit(plan, folder, table, live, receipts, target, options.recipe.index.min_rows)
         report = report.model_copy(update={"rows": snapshot.rows, "seconds": _since(started), "commit": version})
         _write_ledger(folder, report)
+        table.switch(run, version)
         return report
+
+
+def _fingerprints(member: Member) -> Fingerprints:
+    return Fingerprints(
+        feature=member.feature_fp,
+        vector=member.vector_fp,
+        feature_doc=member.feature_doc,
+        vector_doc=member.vector_doc,
+    )
 
 
 def _since(started: float) -> float:
@@ -141,7 +156,7 @@ def _check_places(source: str, folder: Folder) -> None:
 def _compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, watch: Watch) -> Counts:
     """List the source and lay it against the live manifest."""
     listed = 0
-    for page in list_items(source, exclude=folder.uri):
+    for page in list_items(source, exclude=seen_from(source, folder.uri)):
         plan.add_listing(page)
         listed += page.num_rows
         watch.step(f"listing {source}: {listed:,} objects")
@@ -162,11 +177,22 @@ def _check_deletions(counts: Counts, live: Snapshot) -> None:
         )
 
 
-def _next_run(folder: Folder, live: Snapshot | None) -> str:
-    """Runs are numbered; an interrupted one has no ledger entry, so its rerun gets the same number."""
-    done = [name.removesuffix(".json") for name in folder.names("runs")]
-    last = max([int(run) for run in done] + [int(live.run) if live else 0])
-    return f"{last + 1:06d}"
+def _next_run(live: Snapshot | None) -> str:
+    """Runs are numbered from the live one; an interrupted run's number is taken up again."""
+    return f"{int(live.run) + 1 if live else 1:06d}"
+
+
+def _check_readable(plan: Plan) -> None:
+    """Many forbidden objects are the credentials' fault, not the objects': stop before anything shows."""
+    forbidden, read = plan.rows(
+        "SELECT count(*) FILTER (reason = 'forbidden'), count(*) FROM final JOIN plan USING (item) "
+        "WHERE action <> 'project'"
+    )[0]
+    if forbidden > MASS_FORBIDDEN * read:
+        raise UsageError(
+            f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
+            "check the rights of these credentials"
+        )
 
 
 def _execute(plan: Plan, job: Job, run: str, watch: Watch, verbose: bool) -> list[Receipt]:
@@ -245,17 +271,21 @@ def _account(counts: Counts, receipts: list[Receipt], run: str) -> Report:
 
 
 def _commit(
-    plan: Plan, folder: Folder, live: Snapshot | None, receipts: list[Receipt], target: Snapshot, min_index_rows: int
+    plan: Plan,
+    folder: Folder,
+    table: VectorTable,
+    live: Snapshot | None,
+    receipts: list[Receipt],
+    target: Snapshot,
+    min_index_rows: int,
 ) -> tuple[Snapshot, int]:
-    """Write the next snapshot, bring the Lance table to it, and switch readers over."""
+    """Write the next snapshot and bring the Lance table to it; readers see neither yet."""
     changes = commit.next_parts(plan, folder, live, receipts)
     commit.write_manifest(plan, folder, target)
     parts = [*changes.kept, *changes.added]
     snapshot = target.model_copy(update={"parts": parts, "rows": sum(part.rows for part in parts)})
-    table = VectorTable(folder)
     version = table.apply(live, snapshot, changes, commit.removed_items(plan), min_index_rows)
     write_snapshot(folder, snapshot)
-    table.switch(snapshot.run, version)
     return snapshot, version
 
 

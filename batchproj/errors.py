@@ -24,7 +24,7 @@ class BatchprojError(Exception):
 
 
 class UsageError(BatchprojError):
-    """Bad usage or configuration; nothing has been written."""
+    """Bad usage or configuration; nothing has been made visible, and before any work nothing written."""
 
     exit_code = 2
 

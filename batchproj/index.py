@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,7 @@ from batchproj.collection import layout
 from batchproj.collection.commit import Changes
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import read_parquet
-from batchproj.errors import BatchprojError, CollectionError
+from batchproj.errors import BatchprojError, CollectionError, TryLater
 from batchproj.objectstore import Folder, retrying, s3_needs_http
 from batchproj.schema import vector_schema
 
@@ -26,6 +28,8 @@ os.environ.setdefault("LANCE_LOG", "error")
 
 KEEP_VERSIONS = datetime.timedelta(days=36_500)
 """Extending the index must not clean up: earlier runs stay readable until they are collected."""
+
+_NETWORK = re.compile(r"(?i)timed? ?out|connection|connect error|error sending request|503|slow ?down|dns")
 
 REBUILD_SHARE = 0.5
 """When more of the live rows than this go, writing all parts anew is cheaper than deleting."""
@@ -46,20 +50,26 @@ class VectorTable:
         `removed` are the items that leave the live rows, in chunks. Starts from the live version
         whatever an interrupted run has left after it, so applying twice is once.
         """
+        with lance_faults(self._folder.uri):
+            table = self._changed_table(live, target, changes, removed)
+            self._check_rows(table, target.rows)
+            self._build_index(table, min_rows)
+            return int(table.version)
+
+    def _changed_table(
+        self, live: Snapshot | None, target: Snapshot, changes: Changes, removed: Iterable[list[str]]
+    ) -> Any:
         if live is None or live.dim != target.dim or changes.removed_items > REBUILD_SHARE * live.listed:
             rows = self._stream(target.parts, target.dim)
-            table = self._db.create_table(layout.TABLE, data=rows, schema=rows.schema, mode="overwrite")
-        else:
-            table = self._db.open_table(layout.TABLE)
-            table.checkout(layout.LIVE)
-            table.restore()
-            for items in removed:
-                table.delete("item IN (" + ", ".join(f"'{item}'" for item in items) + ")")
-            if changes.added:
-                table.add(self._stream(changes.added, target.dim))
-        self._check_rows(table, target.rows)
-        self._build_index(table, min_rows)
-        return int(table.version)
+            return self._db.create_table(layout.TABLE, data=rows, schema=rows.schema, mode="overwrite")
+        table = self._db.open_table(layout.TABLE)
+        table.checkout(layout.LIVE)
+        table.restore()
+        for items in removed:
+            table.delete("item IN (" + ", ".join(f"'{item}'" for item in items) + ")")
+        if changes.added:
+            table.add(self._stream(changes.added, target.dim))
+        return table
 
     def _stream(self, parts: list[Part], dim: int) -> pa.RecordBatchReader:
         def batches() -> Iterator[pa.RecordBatch]:
@@ -90,12 +100,24 @@ class VectorTable:
 
     def switch(self, run: str, version: int) -> None:
         """Make a version the one that readers see: the single visible step of a run."""
-        tags = self._db.open_table(layout.TABLE).tags
-        for tag in (layout.run_tag(run), layout.LIVE):
-            if tag in tags.list():
-                tags.update(tag, version)
-            else:
-                tags.create(tag, version)
+        with lance_faults(self._folder.uri):
+            tags = self._db.open_table(layout.TABLE).tags
+            for tag in (layout.run_tag(run), layout.LIVE):
+                if tag in tags.list():
+                    tags.update(tag, version)
+                else:
+                    tags.create(tag, version)
+
+
+@contextmanager
+def lance_faults(uri: str) -> Iterator[None]:
+    """Network faults of Lance's own S3 client as TryLater: nothing is visible yet, a rerun is safe."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not _NETWORK.search(str(error)):
+            raise
+        raise TryLater(f"storage is away: {uri} ({str(error)[:120]}); run the same command again") from error
 
 
 def connect(folder: Folder) -> Any:

@@ -12,7 +12,7 @@ import os
 import re
 import stat as stat_mode
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -74,6 +74,16 @@ def canonical(url: str) -> str:
     return f"{scheme}://{rest.rstrip('/')}"
 
 
+def seen_from(root: str, uri: str) -> str:
+    """The URI under which a listing of `root` would meet `uri`: another one where links lead there."""
+    root_uri = canonical(root)
+    if not (root_uri.startswith("file://") and uri.startswith("file://")):
+        return uri
+    real_root = os.path.realpath(root_uri.removeprefix("file://"))
+    real = os.path.realpath(uri.removeprefix("file://"))
+    return root_uri + real.removeprefix(real_root) if real.startswith(real_root + "/") else uri
+
+
 def s3_needs_http() -> bool:
     """Whether the S3 endpoint is plain http, which Lance must be told to allow."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
@@ -89,10 +99,11 @@ def filesystem(uri: str) -> tuple[Any, str]:
         # listings and objects change beside us: no cache of directories
         options = {"use_listings_cache": False, "client_kwargs": {"region_name": region} if region else {}}
     try:
-        fs, path = fsspec.core.url_to_fs(uri, **options)
+        # not url_to_fs: it takes `::` in a name for a chain of file systems
+        fs = fsspec.filesystem(uri.split("://", 1)[0], **options)
     except (ValueError, ImportError) as error:
         raise SourceError(f"cannot open {uri}: {error}") from error
-    return fs, str(path)
+    return fs, str(fs._strip_protocol(uri))
 
 
 def _is_transient(error: BaseException) -> bool:
@@ -172,7 +183,7 @@ def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
     root, pattern = (path, "") if is_literal else _split_glob(path)
     if isinstance(fs, LocalFileSystem):
         pages = _list_local(root)
-    elif hasattr(fs, "_iterdir") and hasattr(fs, "call_s3"):
+    elif hasattr(fs, "call_s3"):
         pages = _list_s3(fs, root, is_prefix=not pattern and not wants_folder)
     else:
         pages = _list_any(fs, root)
@@ -182,6 +193,8 @@ def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
         kept = page
         if matches is not None:
             kept = [row for row in page if re.match(matches, row[0])]
+        for name, _, _ in kept:
+            _check_utf8(name)
         yield [Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in kept]
 
 
@@ -220,9 +233,11 @@ def _list_local(root: str) -> Iterator[list[_Row]]:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
                     continue
-                info = entry.stat()
-                if stat_mode.S_ISREG(info.st_mode):  # no sockets, pipes or devices
-                    _check_utf8(entry.path)
+                try:
+                    info = entry.stat()
+                except FileNotFoundError:
+                    continue  # removed meanwhile, or a link to nothing
+                if stat_mode.S_ISREG(info.st_mode):  # no sockets, pipes, devices or links to folders
                     page.append((entry.path, info.st_size, f"{info.st_size}-{info.st_mtime_ns}"))
                 if len(page) >= LIST_PAGE:
                     yield page
@@ -238,35 +253,33 @@ def _check_utf8(name: str) -> None:
 
 
 def _list_s3(fs: Any, path: str, is_prefix: bool) -> Iterator[list[_Row]]:
-    """Pages of `list_objects_v2` through s3fs's own iterator: `find` would hold the whole listing.
+    """Pages of a folder, or else of the objects whose name begins like this, as object stores do.
 
-    A path that is no folder is taken as a prefix, as object stores do.
+    s3fs's own `find` would hold the whole listing.
     """
     bucket, _, key = path.partition("/")
-    folder = f"{key}/" if key else ""
-    first = iter(_s3_pages(fs, bucket, folder))
-    page = next(first, [])
-    if not page and is_prefix and key:
-        first = iter(_s3_pages(fs, bucket, key))
-        page = next(first, [])
-    yield page
-    yield from first
+    pages = _s3_pages(fs, bucket, f"{key}/" if key else "")
+    first = next(pages)
+    if not first and is_prefix and key:
+        yield from _s3_pages(fs, bucket, key)
+        return
+    yield first
+    yield from pages
 
 
 def _s3_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Row]]:
-    listing: AsyncIterator[dict[str, Any]] = fs._iterdir(bucket, delimiter="", prefix=prefix)
-
-    async def next_page() -> list[_Row]:
-        page: list[_Row] = []
-        async for info in listing:
-            if not info["Key"].endswith("/"):  # the consoles' empty "folder" objects
-                page.append((info["name"], int(info["size"]), str(info["ETag"]).strip('"')))
-            if len(page) >= LIST_PAGE:
-                break
-        return page
-
-    while page := retrying(lambda: sync(fs.loop, next_page), f"s3://{bucket}/{prefix}"):
-        yield page
+    """One request a page, so that a retry repeats the page and not the listing."""
+    where = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": LIST_PAGE}
+    while True:
+        answer = retrying(lambda: fs.call_s3("list_objects_v2", **where), f"s3://{bucket}/{prefix}")
+        yield [
+            (f"{bucket}/{info['Key']}", int(info["Size"]), str(info["ETag"]).strip('"'))
+            for info in answer.get("Contents", [])
+            if not info["Key"].endswith("/")  # the consoles' empty "folder" objects
+        ]
+        if not answer.get("IsTruncated"):
+            return
+        where["ContinuationToken"] = answer["NextContinuationToken"]
 
 
 def _list_any(fs: Any, root: str) -> Iterator[list[_Row]]:
@@ -385,17 +398,20 @@ class Folder:
             found = self._call(lambda: self._fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
-        return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+        last = (str(name).rstrip("/").rpartition("/")[2] for name in found)
+        return sorted(name for name in last if not name.startswith("."))  # ours, of writes that were killed
 
     def download(self, name: str, target: Path) -> None:
         path = self.path(name)
         self._call(lambda: self._fs.get_file(path, str(target)))
 
     def upload(self, source: Path, name: str) -> None:
+        """Write a local file whole, as `write` does."""
         path = self.path(name)
         if isinstance(self._fs, LocalFileSystem):
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._call(lambda: self._fs.put_file(str(source), path))
+            self._call(lambda: _write_local(Path(path), source.read_bytes()))
+        else:
+            self._call(lambda: self._fs.put_file(str(source), path))
 
     def _call(self, call: Callable[[], T]) -> T:
         """One store call; what the machine or the rights are to blame for becomes an error of ours."""
@@ -412,20 +428,13 @@ class Folder:
 
 
 def _write_local(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    part = _write_part(path, data)
     part.replace(path)
 
 
 def _create_local(path: Path, data: bytes) -> bool:
     """link(2) is atomic and refuses to replace: the whole file appears, or somebody else's stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    part.write_bytes(data)
+    part = _write_part(path, data)
     try:
         os.link(part, path)
     except FileExistsError:
@@ -433,3 +442,18 @@ def _create_local(path: Path, data: bytes) -> bool:
     finally:
         part.unlink()
     return True
+
+
+def _write_part(path: Path, data: bytes) -> Path:
+    """A hidden file beside `path` with its bytes safely on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    return part

@@ -33,6 +33,7 @@ from batchproj.collection.unit import (
     parquet_bytes,
     read_inputs,
     read_parquet,
+    read_receipt,
     write_part,
 )
 from batchproj.errors import BatchprojError, ItemFault
@@ -326,8 +327,10 @@ class _Writer:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
-        vectors, features, outcome, busy = _tables(batch)
         folder = self._job.folder
+        if (done := read_receipt(folder, unit.name)) is not None:  # Ray runs a task again when a node is lost
+            return pa.table({"receipt": [done.model_dump_json()]})
+        vectors, features, outcome, busy = _tables(batch)
         part = write_part(folder, unit.name, vectors) if vectors.num_rows else None
         if unit.task == "embed" and features.num_rows and unit.modality is not None:
             fingerprint = self._job.members[unit.modality].feature_fp

@@ -171,8 +171,9 @@ class Collection:
         return pads.dataset(paths, schema=vector_schema(self.dim), format="parquet", filesystem=fs)
 
     def runs(self) -> list[dict[str, Any]]:
-        """The ledger: one entry per finished run, oldest first."""
-        return [json.loads(self._folder.read(f"runs/{name}")) for name in self._folder.names("runs")]
+        """The ledger: one entry per run up to this one, oldest first."""
+        names = [name.removesuffix(".json") for name in self._folder.names("runs")]
+        return [json.loads(self._folder.read(layout.ledger(run))) for run in names if run <= self.run]
 
 
 def _read_query(path: str, modality: Modality) -> bytes:

@@ -60,7 +60,7 @@ class Split(BaseModel):
 
 
 class Space(BaseModel):
-    """A space file; see section 3 of the README for an example."""
+    """A space file; the README has an example."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "space"

@@ -67,8 +67,15 @@ def train(uri: str, out: str, options: TrainOptions, watch: Callable[[str, int, 
     results: dict[str, Any] = {}
     for modality in modalities:
         samples = _samples(collection, rows, modality)
+        if samples is None:
+            continue
         tested = np.array([pair in held_out for pair in samples.pairs], dtype=bool)
         trained[modality], results[modality] = _train_one(samples, tested, config, modality, watch)
+    if not trained:
+        raise UsageError(
+            f"no pairs of {' or '.join(modalities)} and text: files of one pair share their path up to the first "
+            "dot, such as a/frog.png and a/frog.txt"
+        )
     _write_space(collection, out, options, trained, results)
     return {"space": out, "modality": results}
 
@@ -83,8 +90,8 @@ def _trainable(collection: Collection, only: Modality | None) -> list[Modality]:
     return found
 
 
-def _samples(collection: Collection, rows: pa.Table, modality: Modality) -> Samples:
-    """Every item of the modality with every caption of its pair."""
+def _samples(collection: Collection, rows: pa.Table, modality: Modality) -> Samples | None:
+    """Every item of the modality with every caption of its pair; None without any pair."""
     captions: dict[str, list[int]] = {}
     texts = rows.filter(pa.compute.equal(rows["modality"], str(Modality.TEXT)))
     for number, pair in enumerate(texts["pair"].to_pylist()):
@@ -92,14 +99,11 @@ def _samples(collection: Collection, rows: pa.Table, modality: Modality) -> Samp
     cached = live_features(Folder(collection.uri), collection.snapshot, modality)
     links = [
         (number, caption, pair)
-        for number, pair in enumerate(cached["pair"].to_pylist())
+        for number, pair in enumerate(cached["pair"].to_pylist() if cached is not None else [])
         for caption in captions.get(pair, ())
     ]
-    if not links:
-        raise UsageError(
-            f"no pairs of {modality} and text: files of one pair share their path up to the first dot, "
-            "such as a/frog.png and a/frog.txt"
-        )
+    if cached is None or not links:
+        return None
     features = matrix(cached["feature"])[[number for number, _, _ in links]]
     targets = matrix(texts["vector"])[[caption for _, caption, _ in links]]
     return Samples(features, targets, [pair for _, _, pair in links])

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture, write_words
 
 import batchproj
+from batchproj import embed as module_embed
+from batchproj import objectstore
+from batchproj.collection.plan import Plan
+from batchproj.collection.unit import Receipt, Unit, finish, read_inputs
+from batchproj.decode.limits import Limits
 from batchproj.embed import Options, Report, Watch
 from batchproj.embed import embed as run_embed
 from batchproj.errors import SourceError, UsageError
 from batchproj.index import connect
 from batchproj.objectstore import Folder
+from batchproj.pipeline import Job
 from batchproj.recipe import Index, Recipe, Units
-from batchproj.schema import vector_schema
+from batchproj.schema import outcome_schema, vector_schema
 from batchproj.search import Collection
 from batchproj.space import open_space, resolve
 
@@ -88,6 +97,10 @@ def test_second_run_reads_nothing_and_writes_nothing(
 def test_only_what_changed_is_done(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
     collection, _ = embedded
     before = vectors(collection, corpus)
+    for file in sorted(corpus.rglob("*.*"))[2:20]:  # other bytes under the listed size and time
+        info = file.stat()
+        file.write_bytes(b"x" * info.st_size)
+        os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
     write_words(corpus / "d0/item0.txt", 100)
     write_picture(corpus / "new/item99.png", 99)
     (corpus / "d1/item1.png").unlink()
@@ -182,13 +195,11 @@ def test_bucket_and_folder_give_the_same_vectors(
 def test_units_done_by_a_stopped_run_are_not_done_again(
     corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from batchproj import embed as module
-
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_commit", stop)
+        patched.setattr(module_embed, "_commit", stop)
         with pytest.raises(KeyboardInterrupt):
             embed(corpus, tmp_path / "c", tiny_space)
     with pytest.raises(UsageError):
@@ -256,3 +267,101 @@ def test_interrupted_table_writes_are_undone(corpus: Path, tiny_space: Path, emb
     report = embed(corpus, collection, tiny_space)
     assert report.rows == 24
     check_whole(collection, report)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("batchproj.collection.commit", "next_parts"),
+        ("batchproj.collection.commit", "write_manifest"),
+        ("batchproj.index.VectorTable", "apply"),
+        ("batchproj.embed", "write_snapshot"),
+        ("batchproj.embed", "_write_ledger"),
+        ("batchproj.index.VectorTable", "switch"),
+    ],
+)
+def test_a_stop_after_any_step_of_the_commit_is_made_good(
+    module: str,
+    name: str,
+    corpus: Path,
+    tiny_space: Path,
+    embedded: tuple[Path, Report],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    collection, _ = embedded
+    expected = vectors(collection, corpus)
+    (corpus / "d1/item1.png").unlink()
+    (corpus / "d2/item2.txt").unlink()
+    holder = pydoc.locate(module)
+    step = getattr(holder, name)
+
+    def stop_afterwards(*arguments: object) -> None:
+        step(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(holder, name, stop_afterwards)
+        with pytest.raises(KeyboardInterrupt):
+            embed(corpus, collection, tiny_space)
+    seen = len(vectors(collection, corpus))
+    assert seen == (22 if name == "switch" else 24)
+    report = embed(corpus, collection, tiny_space)
+    assert report.rows == 22
+    check_whole(collection, report)
+    del expected["d1/item1.png"], expected["d2/item2.txt"]
+    assert vectors(collection, corpus) == expected
+    assert [entry["run"] for entry in batchproj.open(str(collection)).runs()] == ["000001", "000002"]
+
+
+def test_a_listing_that_is_cut_off_is_repeated_and_not_believed(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(s3_bucket)
+    for number in range(10):
+        folder.write(f"d/{number}.txt", b"x")
+    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    fs, _ = objectstore.filesystem(s3_bucket)
+    asked, answered = [], fs.call_s3
+
+    def fails_once(method: str, **where: object) -> object:
+        asked.append(where.get("ContinuationToken"))
+        if len(asked) == 2:
+            raise ConnectionResetError("cut")
+        return answered(method, **where)
+
+    monkeypatch.setattr(fs, "call_s3", fails_once)
+    assert [len(page) for page in objectstore.list_objects(f"{s3_bucket}/d")] == [4, 4, 2]
+    assert len(asked) == 4
+
+
+def test_objects_that_may_be_listed_but_not_read_stop_the_run(
+    corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole corpora do not become forbidden one by one: that is the credentials' fault."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module_embed, "run_units", forbidden_units)
+        with pytest.raises(UsageError, match="24 of 24 objects may be listed but not read"):
+            embed(corpus, tmp_path / "c", tiny_space)
+    with pytest.raises(UsageError):
+        batchproj.open(str(tmp_path / "c"))
+
+
+def forbidden_units(job: Job, units: list[Unit], progress: object) -> Iterator[Receipt]:
+    """What the workers return when every read is denied."""
+    for unit in units:
+        items = read_inputs(job.folder, unit)["item"].to_pylist()
+        rows = [
+            {"item": i, "status": "quarantined", "reason": "forbidden", "stage": "read", "segments": 0} for i in items
+        ]
+        receipt = Receipt(unit=unit, embedded=0, quarantined=len(items), deferred=0, encoded=0, busy_s=0, part=None)
+        yield finish(job.folder, receipt, pa.Table.from_pylist(rows, schema=outcome_schema()))
+
+
+def test_a_forbidden_object_is_tried_again(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    with Plan({}, Limits()) as plan:
+        plan.insert("listing", pa.table({"item": ["a"], "key": ["a.txt"], "source_version": ["1"]}))
+        plan.insert(
+            "manifest",
+            pa.table({"item": ["a"], "source_version": ["1"], "status": ["quarantined"], "reason": ["forbidden"]}),
+        )
+        assert plan.decide().changed == 1

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from batchproj.emoji_corpus import VOICES, build, build_phrases, emoji, phrases
+from batchproj.emoji_corpus import VOICES, build, emoji
 from batchproj.errors import UsageError
 
 SIZE = 3
@@ -112,23 +112,3 @@ def test_without_the_extra_one_line_names_it(missing: str, tmp_path: Path, monke
     with pytest.raises(UsageError, match=rf"{missing}.*batchproj\[demo\]"):
         build(tmp_path, 3)
     assert contents(tmp_path) == {}
-
-
-def test_phrases_are_of_no_emoji_and_stay_the_same() -> None:
-    made = phrases(9000)
-    assert len({one.name for one in made}) == len(made) == 9000
-    assert not {one.name for one in made} & {one.name for one in emoji()}
-    assert not {one.pair for one in made} & {one.pair for one in emoji()}
-    assert phrases(9000) == made != phrases(9000, seed=1)
-    lengths = [len(one.text.split()) for one in made]
-    assert lengths.count(1) > 4000
-    assert lengths.count(2) > 2000
-    assert lengths.count(3) > 2000
-
-
-def test_phrases_are_written_and_spoken(tmp_path: Path) -> None:
-    assert build_phrases(tmp_path, 5, clips=2) == {"text": 5, "audio": 10}
-    files = contents(tmp_path)
-    assert len(files) == 15
-    for one in phrases(5):
-        assert files[f"{one.pair}.txt"].decode() == one.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,15 @@ SMALL: dict[str, Any] = {
     "learning_rate": 5e-3,
     "epochs": 30,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Arrays this small are slower on several threads, and on a busy machine very much so."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pairs_of_spaces(count: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:

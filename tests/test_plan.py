@@ -9,6 +9,7 @@ import pytest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import parquet_bytes
+from batchproj.decode.limits import Limits
 from batchproj.schema import Modality, listing_schema
 from batchproj.source.objects import item_id, pair_key
 
@@ -53,7 +54,7 @@ def manifest(path: Path, rows: list[dict[str, str | None]]) -> Path:
 
 @pytest.fixture
 def plan() -> Iterator[Plan]:
-    with Plan({Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}) as plan:
+    with Plan({Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}, Limits()) as plan:
         yield plan
 
 
@@ -92,7 +93,7 @@ def test_a_second_look_at_the_same_listing_finds_nothing(plan: Plan, tmp_path: P
 
 def cut(keys: dict[str, str], max_items: int = 16) -> dict[str, list[str]]:
     """Names of the units a first run over these objects has, and their keys."""
-    with Plan({Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}) as plan:
+    with Plan({Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}, Limits()) as plan:
         plan.add_listing(listing(keys))
         plan.decide()
         units = list(plan.cut("000001", "embed", plan.to_embed(), max_items, 1_000))
@@ -127,7 +128,7 @@ def test_a_changed_object_changes_its_units_name_alone() -> None:
 
 
 def test_units_respect_the_byte_limit() -> None:
-    with Plan({Modality.TEXT: TEXT}) as plan:
+    with Plan({Modality.TEXT: TEXT}, Limits()) as plan:
         plan.add_listing(listing({f"{n:03d}.txt": "1" for n in range(50)}))
         plan.decide()
         sizes = [unit.bytes for unit, _ in plan.cut("000001", "embed", plan.to_embed(), 512, 70)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,6 @@ def restore_times(corpus: Path, before: object) -> None:
         path = Path(row["uri"].removeprefix("file://"))
         with path.open("r+b") as file:
             file.truncate(int(size))
-        import os
-
         os.utime(path, ns=(int(mtime_ns), int(mtime_ns)))
 
 
@@ -91,12 +90,19 @@ def test_evaluate_counts_held_out_pairs_both_ways(embedded: tuple[Path, Report])
     json.dumps(result, allow_nan=False)
 
 
-def test_after_training_only_the_held_out_pairs_are_judged(embedded: tuple[Path, Report], tmp_path: Path) -> None:
+def test_after_training_only_the_held_out_pairs_are_judged(
+    corpus: Path, embedded: tuple[Path, Report], tmp_path: Path
+) -> None:
     collection = Collection(str(embedded[0]))
     held_out = held_out_pairs(paired_rows(collection), Split(test_fraction=0.3))
     assert 0 < len(held_out) < 12
     made = train(str(embedded[0]), str(tmp_path / "space"), options(), ignore)
     assert made["modality"]["image"]["pairs_test"] == len(held_out)
+    settings = Options(Recipe(units=Units(max_items=8)))
+    embed(str(corpus), str(embedded[0]), resolve(open_space(str(tmp_path / "space"))), settings, Watch())
+    judged = evaluate(str(embedded[0]))
+    assert judged["held_out"] is True
+    assert judged["pairs"]["text->image"]["n"] == len(held_out)
     assert yaml.safe_load((tmp_path / "space/space.yaml").read_text())["split"] == {"seed": 0, "test_fraction": 0.3}
 
 

@@ -16,8 +16,8 @@ from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
 
-def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.Table:
-    """Cached features (`schema.feature_schema`) of the items that are live; all in memory."""
+def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.Table | None:
+    """Cached features (`schema.feature_schema`) of the items that are live; None without any."""
     with tempfile.TemporaryDirectory() as scratch:
         local = Path(scratch) / "manifest.parquet"
         folder.download(layout.manifest(snapshot.run), local)
@@ -29,4 +29,4 @@ def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.
         wanted = items.filter(pc.equal(items["features"], name))["item"]
         cached = read_parquet(folder.read(layout.features(fingerprint, name)))
         files.append(cached.filter(pc.is_in(cached["item"], wanted.combine_chunks())))
-    return pa.concat_tables(files)
+    return pa.concat_tables(files) if files else None

@@ -1,8 +1,8 @@
 """The listing against the live manifest: what is new, changed, gone or made by other models.
 
 Both sides are tables of an on-disk DuckDB with a small memory limit, so the planner's memory does
-not grow with the corpus. Units are cut at places decided by the keys themselves (content-defined,
-as in rsync): an object more or less moves no other unit's borders.
+not grow with the corpus. Units are cut where the keys themselves say so (content-defined, as in
+rsync) unless they are full before: among small objects one more or less moves few borders.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import Task, Unit, unit_name
 from batchproj.decode.extensions import hint
+from batchproj.decode.limits import Limits
 from batchproj.schema import Modality
 
 MEMORY_LIMIT = "256MB"
@@ -43,6 +44,7 @@ SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
     CASE WHEN m.item IS NULL THEN 'new'
          WHEN m.source_version <> l.source_version THEN 'changed'
+         WHEN m.reason IN ('forbidden', 'changed', 'too_large') THEN 'changed'
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
          WHEN m.vector_fp IS DISTINCT FROM s.vector_fp THEN 'project'
@@ -76,12 +78,13 @@ class Counts:
 class Plan:
     """The working tables of one run; use as a context manager, it keeps a file on disk."""
 
-    def __init__(self, members: dict[Modality, Fingerprints]) -> None:
+    def __init__(self, members: dict[Modality, Fingerprints], limits: Limits) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="batchproj-plan-")
         settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
         self.db = duckdb.connect(str(Path(self._folder.name) / "plan.duckdb"), config=settings)
         self.db.execute(_TABLES)
-        self._fingerprints = members
+        # what an outcome depends on beside the item: what is no picture may be another encoder's sound
+        self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
         for modality, member in members.items():
             self.db.execute("INSERT INTO space VALUES (?, ?, ?)", [modality, member.feature, member.vector])
 
@@ -160,9 +163,7 @@ class Plan:
         for group in _groups(batches, max_items, max_bytes, whole=task == "project"):
             inputs = pa.Table.from_pylist(group, schema=_INPUT_SCHEMA)
             modality = Modality(group[0]["modality"]) if group[0]["modality"] else None
-            member = self._fingerprints.get(modality) if modality else None
-            decides = f"{member.vector if member else None} {group[0]['cached']}"
-            name = unit_name(task, modality, decides, inputs)
+            name = unit_name([task, run, self._context, modality, group[0]["cached"]], inputs)
             size = sum(row["size"] for row in group)
             yield (
                 Unit(
@@ -222,5 +223,5 @@ def _full(group: list[dict[str, Any]], size: int, row: dict[str, Any], max_items
 
 def _is_border(key: str, spacing: int) -> bool:
     """True for about one key in `spacing`, decided by the key alone."""
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:4], "big") % max(spacing, 1) == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 from batchproj.collection import layout
@@ -25,6 +27,8 @@ class Fingerprints(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     feature: str
     vector: str
+    feature_doc: dict[str, Any] = {}
+    vector_doc: dict[str, Any] = {}
 
 
 class Snapshot(BaseModel):

@@ -1,14 +1,14 @@
 """A unit of work: at most a few hundred items of one modality, named by the digest of its inputs.
 
-The name makes a retry harmless: the same inputs give the same files with the same content, on
-any worker, in any run. The done-record, put if absent, is written last.
+The name makes a retry harmless: the same inputs give the same files with the same content, on any
+worker, in any attempt at a run. The done-record, put if absent, is written last.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,9 +56,9 @@ class Receipt(BaseModel):
     part: Part | None
 
 
-def unit_name(task: Task, modality: Modality | None, fingerprint: str, inputs: pa.Table) -> str:
-    """Digest of everything that decides a unit's files."""
-    digest = hashlib.sha256(json.dumps([task, modality, fingerprint, inputs.column_names]).encode())
+def unit_name(context: list[Any], inputs: pa.Table) -> str:
+    """Digest of everything that decides a unit's files: its context, which is JSON, and its items."""
+    digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
     for column in ("item", "uri", "source_version", "size", "pair"):
         digest.update(json.dumps(inputs[column].to_pylist()).encode())
     return digest.hexdigest()[:32]

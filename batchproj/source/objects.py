@@ -46,8 +46,7 @@ def _batch(page: list[Listed]) -> pa.RecordBatch:
 
 def item_id(uri: str) -> str:
     """Identity of an item: 128 bits of the sha256 of its canonical URI, in hex."""
-    # names may hold bytes that are not UTF-8; the file system hands those over as surrogates
-    return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(uri.encode()).hexdigest()[:32]
 
 
 def pair_key(key: str) -> str:
