@@ -107,7 +107,8 @@ def card(trained: dict[str, Any], judged: dict[str, Any]) -> str:
         lines.append(f"| {pair} | {scores['n']} | {recalls} |")
     lines += [
         "",
-        "Ridge regression on the same features and pairs (text to item Recall@10, all held-out pairs, phrases included):",
+        "Ridge regression on the same features and pairs",
+        "(text to item Recall@10, all held-out pairs, phrases included):",
     ]
     for modality, result in trained.items():
         lines.append(f"{modality} {result['baseline_r@10']:.3f}, the projector {result['r@10']:.3f}.")
