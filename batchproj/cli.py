@@ -21,6 +21,9 @@ from batchproj.errors import BatchprojError
 
 TOO_MANY_BAD = 3
 
+TELLS_NOTHING = 0.5
+"""Chance Recall@10 from which on a recall is not worth reading."""
+
 DEFAULT_MAX_BAD = 0.05
 DEFAULT_MAX_BAD_ITEMS = 50
 """Without --max-bad: 5 %, but a small corpus may have this many bad files before the exit code says so."""
@@ -35,7 +38,14 @@ app = typer.Typer(
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
 VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own output and tracebacks.")]
-SpaceOption = Annotated[str, typer.Option("--space", help="A shipped space, or path or URL of a space file.")]
+SpaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--space",
+        help="A shipped space, or path or URL of a space file.",
+        show_default="the one the collection was made with, builtin for a new one",
+    ),
+]
 CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collection, on any fsspec URL.")]
 
 
@@ -146,9 +156,9 @@ def _too_many_bad(quarantined: int, items: int, allowed: float | None) -> bool:
 
 @app.command(epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
 def embed(
-    source: Annotated[str, typer.Argument(help="Folder, prefix or glob on any fsspec URL.")],
+    source: Annotated[str, typer.Argument(help="Folder, prefix, glob or single object on any fsspec URL.")],
     collection: CollectionArgument,
-    space: SpaceOption = "builtin",
+    space: SpaceOption = None,
     recipe: Annotated[str | None, typer.Option(help="YAML file with limits, units, pools and index.")] = None,
     max_bad: Annotated[
         str | None,
@@ -162,7 +172,7 @@ def embed(
 ) -> None:
     """Bring a collection up to date with a source; a second run does only what changed."""
     allowed = _max_bad(max_bad)
-    from batchproj.embed import Options, Watch
+    from batchproj.embed import Options, Watch, usual_space
     from batchproj.embed import embed as run_embed
     from batchproj.progress import RunProgress
     from batchproj.recipe import load_recipe
@@ -170,7 +180,7 @@ def embed(
 
     with _console(verbose) as stream:
         options = Options(load_recipe(recipe), allow_mass_delete, verbose)
-        resolved = resolve(open_space(space))
+        resolved = resolve(open_space(space or usual_space(collection)))
         with RunProgress(stream) as progress:
             watch = Watch(progress.step, progress.totals, progress.progress)
             report = run_embed(source, collection, resolved, options, watch)
@@ -192,6 +202,13 @@ def _print_report(report: Any, collection: str) -> None:
             f"{report.unchanged:,} unchanged, {report.deleted:,} deleted, {report.quarantined:,} in quarantine, "
             f"{report.rows:,} rows, {report.seconds:,.1f} s."
         )
+    if report.quarantined:
+        from batchproj.collection.ledger import quarantine_reasons
+        from batchproj.objectstore import Folder
+
+        reasons = quarantine_reasons(Folder(collection), report.run).items()
+        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+        print(f"In quarantine: {why}; each with its reason in {collection}/quarantine/{report.run}.parquet")
     print(f"Search it: batchproj search {collection} 'what you look for'")
 
 
@@ -225,6 +242,7 @@ def train(
             f"{name}: {scores['projector']} on {scores['pairs_train']:,} pairs; text to {name} Recall@10 "
             f"{_score(scores['r@10'])} on {scores['pairs_test']:,} held-out pairs "
             f"(ridge {_score(scores['baseline_r@10'])}, chance {_score(scores['chance_r@10'])})"
+            + (": too few held-out pairs to tell" if scores["chance_r@10"] >= TELLS_NOTHING else "")
         )
     print(f"Use it: batchproj embed SOURCE {collection} --space {out}")
 

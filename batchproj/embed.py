@@ -61,6 +61,13 @@ class Report(BaseModel):
     commit: int | None = None
 
 
+def usual_space(collection: str) -> str:
+    """The space a collection was last made with, so that a plain rerun undoes nothing; builtin for a new one."""
+    folder = Folder(collection)
+    live = live_snapshot(folder)
+    return f"{folder.uri}/{layout.space(live.space)}" if live else "builtin"
+
+
 def _ignore(*_: object) -> None:
     """For those who do not watch."""
 
@@ -149,6 +156,8 @@ def _since(started: float) -> float:
 
 def _check_places(source: str, folder: Folder) -> None:
     root = canonical(source)
+    if root == folder.uri:
+        raise UsageError(f"source and collection are the same folder, {root}; choose another collection")
     if (root + "/").startswith(folder.uri + "/"):
         raise UsageError(f"the source {source} lies inside the collection {folder.uri}; choose another collection")
 

@@ -27,6 +27,8 @@ from batchproj.schema import Reason
 
 RETRY_BUDGET_S = 180.0
 LIST_PAGE = 1_000
+BAD_NAME = "name is not UTF-8"
+"""In the place of a version: the object is there, but its URI cannot be written down."""
 
 T = TypeVar("T")
 
@@ -193,9 +195,8 @@ def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
         kept = page
         if matches is not None:
             kept = [row for row in page if re.match(matches, row[0])]
-        for name, _, _ in kept:
-            _check_utf8(name)
-        yield [Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in kept]
+        rows = [row if _is_utf8(row[0]) else _unreadable(row) for row in kept]
+        yield [Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in rows]
 
 
 def _split_glob(path: str) -> tuple[str, str]:
@@ -245,11 +246,17 @@ def _list_local(root: str) -> Iterator[list[_Row]]:
     yield page
 
 
-def _check_utf8(name: str) -> None:
+def _is_utf8(name: str) -> bool:
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise SourceError(f"file name is not UTF-8: {name!r}; rename it, or list its neighbours by a glob") from None
+        return False
+    return True
+
+
+def _unreadable(row: _Row) -> _Row:
+    """A row whose name no table can hold, under a readable name and a version that is never read."""
+    return os.fsencode(row[0]).decode("utf-8", "backslashreplace"), row[1], BAD_NAME
 
 
 def _list_s3(fs: Any, path: str, is_prefix: bool) -> Iterator[list[_Row]]:
@@ -305,6 +312,8 @@ def _row(name: str, info: dict[str, Any]) -> _Row:
 
 def read_pinned(uri: str, size: int, version: str) -> bytes:
     """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one."""
+    if version == BAD_NAME:
+        raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
     try:
         data = retrying(lambda: _read_version(fs, path, version), uri)
@@ -420,7 +429,7 @@ class Folder:
         except PermissionError as error:
             raise UsageError(f"{self.uri} may not be read or written: {error}; check the rights") from error
         except NotADirectoryError as error:
-            raise UsageError(f"{self.uri} is below a file: {error}; choose another folder") from error
+            raise UsageError(f"{self.uri} cannot be a folder: there is a file of that name; choose another") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise TryLater(f"no space left under {self.uri}; make room and run the same command again") from error
@@ -446,7 +455,10 @@ def _create_local(path: Path, data: bytes) -> bool:
 
 def _write_part(path: Path, data: bytes) -> Path:
     """A hidden file beside `path` with its bytes safely on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path.parent}: {error.strerror}; choose another place") from error
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         with part.open("wb") as file:

@@ -202,6 +202,7 @@ def _polling(counter: Any, on_progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+    on_progress(ray.get(counter.read.remote(), timeout=10))
 
 
 def _original(error: BaseException) -> BaseException:
@@ -216,8 +217,8 @@ def _original(error: BaseException) -> BaseException:
 
 
 def label(unit: Unit) -> str:
-    """What progress counts a unit under: the modality its names promise."""
-    return str(unit.modality or "other")
+    """What progress counts a unit under: the modality its names promise, if they promise any."""
+    return str(unit.modality or "unclear")
 
 
 class _Counter:

@@ -32,6 +32,7 @@ class Reason(StrEnum):
     NOT_FINITE = "not_finite"  # NaN or infinity in samples, features or vector
     NO_ENCODER = "no_encoder"  # the space has no encoder for this modality
     CHANGED = "changed"  # not the bytes that were listed: changed or gone during the run
+    BAD_NAME = "bad_name"  # the object's name is not UTF-8
     FORBIDDEN = "forbidden"  # the object itself may not be read
 
 

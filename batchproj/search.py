@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -26,8 +29,8 @@ from batchproj.schema import Modality, vector_schema
 from batchproj.space import Embedder, ResolvedSpace, SpaceFolder, Split, open_space, resolve
 
 MAX_K = 1_000
-REFINE = 5
-"""IVF_RQ answers with 1-bit vectors; re-ranking 5 k of them exactly gives the recall of exact search."""
+REFINE, REFINE_ROWS = 5, 100
+"""IVF_RQ answers with 1-bit vectors: 5 k of them, and no fewer than 100, are ranked again exactly."""
 
 _COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text"]
 
@@ -106,6 +109,7 @@ class Collection:
         `where` holds conditions `column=value` on the columns of the collection. Raises UsageError
         for a query that cannot be embedded and CollectionError if the models are not the table's.
         """
+        self._condition(k, modality, where)  # what is wrong with these need not wait for a model
         return self.nearest(self.embed_query(text, image, audio), k, modality, where)
 
     def embed_query(
@@ -149,16 +153,25 @@ class Collection:
         exact: bool = False,
     ) -> list[Hit]:
         """Rows nearest to a vector (K,) by cosine; `exact` passes by the index."""
-        if not 1 <= k <= MAX_K:
-            raise UsageError(f"k is {k}; expected 1 to {MAX_K:,}")
+        condition = self._condition(k, modality, where)
         query = self._table.search(vector).distance_type("cosine").limit(k)
-        query = query.bypass_vector_index() if exact else query.refine_factor(REFINE)
-        condition = _condition(modality, where)
+        query = query.bypass_vector_index() if exact else query.refine_factor(max(REFINE, math.ceil(REFINE_ROWS / k)))
         if condition is not None:
             query = query.where(condition, prefilter=True)
         found = query.select([*_COLUMNS, "_distance"]).to_list()
         hits = [Hit(score=1.0 - row["_distance"], **{name: row[name] for name in _COLUMNS}) for row in found]
         return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+
+    def _condition(self, k: int, modality: str | None, where: Sequence[str]) -> Any:
+        """The conditions as one typed expression: user text never becomes SQL. Checks `k` on the way."""
+        if not 1 <= k <= MAX_K:
+            raise UsageError(f"k is {k}; expected 1 to {MAX_K:,}")
+        present = [str(each) for each in self.snapshot.fingerprints]
+        if modality is not None and modality not in present:
+            raise UsageError(f"no modality '{modality}' in this collection; expected one of {', '.join(present)}")
+        conditions = [*where, *([f"modality={modality}"] if modality else [])]
+        terms = [_term(condition) for condition in conditions]
+        return functools.reduce(operator.and_, terms) if terms else None
 
     def table(self) -> pa.Table:
         """All live rows (columns of `schema.vector_schema`), in memory."""
@@ -181,25 +194,12 @@ def _read_query(path: str, modality: Modality) -> bytes:
     try:
         data = Folder(parent or ("/" if path.startswith("/") else ".")).read(name)
     except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"no file at {path}; expected a {modality} file to search with") from None
+        raise UsageError(f"no file at {path}; expected one with {modality} to search by") from None
     found = sniff(data, name)
     if found is not modality:
-        raise UsageError(f"{path} is {found}, not {modality}; search with --{found} {path}")
+        instead = "type its words" if found is Modality.TEXT else f"search with --{found}"
+        raise UsageError(f"{path} is {found}, not {modality}; {instead}")
     return data
-
-
-def _condition(modality: str | None, where: Sequence[str]) -> Any:
-    """The conditions as one typed expression; user text never becomes SQL."""
-    conditions = list(where)
-    if modality is not None:
-        if modality not in list(Modality):
-            raise UsageError(f"no modality '{modality}'; expected one of {', '.join(Modality)}")
-        conditions.append(f"modality={modality}")
-    expression = None
-    for condition in conditions:
-        term = _term(condition)
-        expression = term if expression is None else expression & term
-    return expression
 
 
 def _term(condition: str) -> Any:
@@ -209,7 +209,8 @@ def _term(condition: str) -> Any:
     schema = vector_schema(1)
     fields = [f.name for f in schema if f.name not in ("vector", "metadata")]
     if not equals or name not in fields:
-        raise UsageError(f"--where '{condition}' is not COLUMN=VALUE; columns are {', '.join(fields)}")
+        problem = f"there is no column '{name}'" if equals else "it is not COLUMN=VALUE"
+        raise UsageError(f"--where '{condition}': {problem}; columns are {', '.join(fields)}")
     kind = schema.field(name).type
     try:
         typed = int(value) if pa.types.is_integer(kind) else float(value) if pa.types.is_floating(kind) else value

@@ -55,7 +55,7 @@ class Samples:
 def train(uri: str, out: str, options: TrainOptions, watch: Callable[[str, int, int], None]) -> dict[str, Any]:
     """Train a projector into the text vectors for each modality; the contract's document.
 
-    `watch(modality, done, total)` counts steps. Raises UsageError where there are no pairs to train
+    `watch(name, done, total)` counts steps. Raises UsageError where there are no pairs to train
     on, SpaceError for an unknown kind of projector. Nothing is written before all are trained.
     """
     collection = Collection(uri)
@@ -119,7 +119,7 @@ def _train_one(
     started = time.monotonic()
     seen, unseen = samples.where(~tested), samples.where(tested)
     fitted = fitting.fit(
-        seen.features, seen.targets, seen.pairs, config, lambda done, total: watch(modality, done, total)
+        seen.features, seen.targets, seen.pairs, config, lambda done, total: watch(f"{modality} steps", done, total)
     )
     baseline = fitting.ridge(seen.features, seen.targets, seen.pairs, config)
     scores = _text_to_item(fitted.projector, unseen)

@@ -144,7 +144,12 @@ def test_a_folder_that_looks_like_a_glob_is_a_folder(tmp_path: Path) -> None:
     assert keys(str(tmp_path / "[1] *")) == ["a.txt"]
 
 
-def test_a_name_that_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf8_is_a_fault_of_that_file_alone(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("x")
-    with pytest.raises(SourceError, match="not UTF-8"):
-        keys(str(tmp_path))
+    (tmp_path / "good.txt").write_text("x")
+    bad, good = sorted((row for page in list_objects(str(tmp_path)) for row in page), key=lambda row: row.key)
+    assert bad.key == "caf\\xe9.txt"
+    assert read_pinned(good.uri, good.size, good.version) == b"x"
+    with pytest.raises(ItemFault) as caught:
+        read_pinned(bad.uri, bad.size, bad.version)
+    assert caught.value.reason is Reason.BAD_NAME

@@ -4,5 +4,6 @@ plan.py      listing against the live manifest -> units of work
 unit.py      a unit's inputs, outputs and done-record
 snapshot.py  one visible state: the exact list of Parquet parts
 commit.py    finished units -> the next snapshot, every count checked
+ledger.py    what is kept about finished runs
 layout.py    the names of all files in a collection
 """

@@ -44,7 +44,7 @@ SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
     CASE WHEN m.item IS NULL THEN 'new'
          WHEN m.source_version <> l.source_version THEN 'changed'
-         WHEN m.reason IN ('forbidden', 'changed', 'too_large') THEN 'changed'
+         WHEN m.reason IN ('forbidden', 'changed') THEN 'changed'
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
          WHEN m.vector_fp IS DISTINCT FROM s.vector_fp THEN 'project'
