@@ -82,6 +82,7 @@ class Plan:
         self._folder = tempfile.TemporaryDirectory(prefix="batchproj-plan-")
         settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
         self.db = duckdb.connect(str(Path(self._folder.name) / "plan.duckdb"), config=settings)
+        self.db.execute("SET enable_progress_bar = false")  # it would write into the command's own output
         self.db.execute(_TABLES)
         # what an outcome depends on beside the item: what is no picture may be another encoder's sound
         self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
