@@ -12,7 +12,7 @@ import yaml
 
 import batchproj
 from batchproj import fit
-from batchproj.embed import Options, Report, Watch, embed
+from batchproj.embed import Options, Report, Watch, embed, usual_space
 from batchproj.errors import CollectionError, UsageError
 from batchproj.evaluate import evaluate
 from batchproj.pairs import held_out_pairs, paired_rows
@@ -53,6 +53,9 @@ def test_a_trained_space_is_projected_from_the_cache(
     report = embed(str(corpus), str(collection), listed, Options(Recipe(units=Units(max_items=8))), Watch())
     assert (report.reprojected, report.unchanged, report.embedded, report.quarantined) == (12, 12, 0, 0)
     assert report.encode_calls == {}
+    # a plain rerun keeps to this space
+    assert resolve(open_space(usual_space(str(collection)))).fingerprint == listed.fingerprint
+    assert usual_space(str(tmp_path / "new")) == "builtin"
     after = Collection(str(collection))
     rows = after.table()
     assert after._table.count_rows() == rows.num_rows == 24
