@@ -334,9 +334,7 @@ def test_a_listing_that_is_cut_off_is_repeated_and_not_believed(
     assert len(asked) == 4
 
 
-def test_objects_that_may_be_listed_but_not_read_stop_the_run(
-    corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_objects_that_may_be_listed_but_not_read_stop_the_run(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     """Whole corpora do not become forbidden one by one: that is the credentials' fault."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(module_embed, "run_units", forbidden_units)

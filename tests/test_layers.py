@@ -19,6 +19,7 @@ LAYERS = [
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "projector"],
     ["torch_runtime"],
+    ["image_encoder"],
     ["source", "decode", "encode", "project"],
     ["space", "recipe", "fit"],
     ["collection"],

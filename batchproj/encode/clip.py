@@ -14,7 +14,7 @@ from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes
 from batchproj.media import Segment, Spec, TextSpec
-from batchproj.model_folder import ImageInput, blank_image, complete_config, image_input, read_config
+from batchproj.model_folder import complete_config, image_input, read_config
 from batchproj.schema import Modality
 from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length
 from batchproj.weights import LocalModel
@@ -63,35 +63,13 @@ class Config(EncoderConfig):
             getattr(transformers, name), model.path, self.dtype, config=_tower_config(model.path, modality)
         )
         if modality is Modality.IMAGE:
-            return ClipImageEncoder(tower, output, image_input(model.path))
+            from batchproj.image_encoder import ImageEncoder
+
+            return ImageEncoder(
+                lambda pixels: getattr(tower(pixel_values=pixels), output), image_input(model.path), tower.dtype
+            )
         tokenizer = load_tokenizer(model.path, _max_tokens(model.path))
         return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")
-
-
-class ClipImageEncoder:
-    """The image tower of a dual encoder."""
-
-    def __init__(self, tower: Any, output: str, wanted: ImageInput) -> None:
-        self._tower, self._output, self._input = tower, output, wanted
-        self._batches: FixedShapes[Segment] = FixedShapes(self._forward)
-        self.spec: Spec = wanted.spec
-
-    def encode(self, segments: Sequence[Segment]) -> Features:
-        """Images of the spec's size -> (B, D) float32."""
-        from batchproj.torch_runtime import forward_images
-
-        if not segments:
-            return self.encode([blank_image(self._input)])[:0]
-        return self._batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())
-
-    def _forward(self, segments: Sequence[Segment]) -> Features:
-        import torch
-
-        from batchproj.torch_runtime import pixel_batch, to_numpy
-
-        with torch.inference_mode():
-            pixels = pixel_batch(segments, self._input, self._tower.dtype)
-            return to_numpy(getattr(self._tower(pixel_values=pixels), self._output))
 
 
 class ClipTextEncoder:

@@ -8,21 +8,22 @@ B rows, T tokens, D encoder dim.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from batchproj.encode import Description, EncoderConfig, Features
+from batchproj.encode import Description, EncoderConfig
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes
-from batchproj.media import ImageSpec, Segment, Spec
-from batchproj.model_folder import ImageInput, blank_image, complete_config, image_input, read_config, read_json
+from batchproj.media import ImageSpec
+from batchproj.model_folder import ImageInput, complete_config, image_input, read_config, read_json
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
     import torch
+
+    from batchproj.image_encoder import ImageEncoder
 
 Pooling = Literal["cls", "mean", "pooler"]
 
@@ -67,7 +68,7 @@ class Config(EncoderConfig):
         decides |= {"pooling": self._pooling(model.path), "preprocess": image_input(model.path).decides()}
         return Description(_hidden_size(model.path), decides)
 
-    def build(self, model: LocalModel, modality: Modality, threads: int) -> VisionEncoder:
+    def build(self, model: LocalModel, modality: Modality, threads: int) -> ImageEncoder:
         """Load the weights, convolutions in the memory order they are fastest in (channels last)."""
         from batchproj import torch_runtime
 
@@ -80,9 +81,11 @@ class Config(EncoderConfig):
         pooling = self._pooling(model.path)
         unused = () if pooling == "pooler" else ("pooler.",)
         network = torch_runtime.load_pretrained(AutoModel, model.path, self.dtype, unused)
-        return VisionEncoder(_pooled(network, pooling), image_input(model.path), network.dtype)
+        from batchproj.image_encoder import ImageEncoder
 
-    def _build_timm(self, name: str, folder: Path) -> VisionEncoder:
+        return ImageEncoder(_pooled(network, pooling), image_input(model.path), network.dtype)
+
+    def _build_timm(self, name: str, folder: Path) -> ImageEncoder:
         import torch
 
         from batchproj.torch_runtime import device
@@ -91,7 +94,9 @@ class Config(EncoderConfig):
         wanted = _timm_input(network)
         network.to(device(), memory_format=torch.channels_last)
         dtype = _halve(network) if self.dtype == "bf16" else torch.float32
-        return VisionEncoder(lambda pixels: network(pixels).float(), wanted, dtype)
+        from batchproj.image_encoder import ImageEncoder
+
+        return ImageEncoder(lambda pixels: network(pixels).float(), wanted, dtype)
 
     def _timm_name(self, folder: Path) -> str | None:
         return self.architecture or read_json(folder / "config.json").get("architecture")
@@ -103,31 +108,6 @@ class Config(EncoderConfig):
             known = ", ".join(_FAMILIES)
             raise SpaceError(f"'{name}' in {folder} is no image model of kind vision: {known} or a timm model expected")
         return self.pooling or family.pooling
-
-
-class VisionEncoder:
-    """A loaded image model."""
-
-    def __init__(self, pooled: Callable[[torch.Tensor], torch.Tensor], wanted: ImageInput, dtype: torch.dtype) -> None:
-        self._pooled, self._input, self._dtype = pooled, wanted, dtype
-        self._batches: FixedShapes[Segment] = FixedShapes(self._forward)
-        self.spec: Spec = wanted.spec
-
-    def encode(self, segments: Sequence[Segment]) -> Features:
-        """Images of the spec's size -> (B, D) float32."""
-        from batchproj.torch_runtime import forward_images
-
-        if not segments:
-            return self.encode([blank_image(self._input)])[:0]
-        return self._batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())
-
-    def _forward(self, segments: Sequence[Segment]) -> Features:
-        import torch
-
-        from batchproj.torch_runtime import pixel_batch, to_numpy
-
-        with torch.inference_mode():
-            return to_numpy(self._pooled(pixel_batch(segments, self._input, self._dtype)))
 
 
 def _pooled(network: Any, pooling: Pooling) -> Callable[[torch.Tensor], torch.Tensor]:
