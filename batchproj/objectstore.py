@@ -1,8 +1,8 @@
-"""The one module that knows fsspec: list, pinned read, write, put-if-absent, with retries.
+"""The one module that knows fsspec: list, pinned read, write, put-if-absent, remove.
 
 Every URL is a canonical URI here: `file:///abs/path`, `s3://bucket/key`, never percent-encoded.
-Network faults are retried within `RETRY_BUDGET_S` and then raised as TryLater; a missing or
-forbidden object raises FileNotFoundError or PermissionError at once.
+Every call is retried as `batchproj.retry` says; a missing or forbidden object raises
+FileNotFoundError or PermissionError at once.
 """
 
 from __future__ import annotations
@@ -11,49 +11,40 @@ import errno
 import os
 import re
 import stat as stat_mode
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from batchproj.errors import ItemFault, SourceError, TryLater, UsageError
+from batchproj.retry import CALLS_AT_ONCE, error_code, retrying
 from batchproj.schema import Reason
 
-RETRY_BUDGET_S = 180.0
 LIST_PAGE = 1_000
+REMOVE_PAGE = 1_000
 BAD_NAME = "name is not UTF-8"
 """In the place of a version: the object is there, but its URI cannot be written down."""
 
 T = TypeVar("T")
 
-_SERVER_CODES = frozenset(
-    {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
-)
-_NETWORK_ERRORS = frozenset(
-    {
-        "ClientConnectionError",
-        "ClientConnectorError",
-        "ClientPayloadError",
-        "ConnectTimeoutError",
-        "ConnectionClosedError",
-        "EndpointConnectionError",
-        "HTTPClientError",
-        "IncompleteReadError",
-        "ReadTimeoutError",
-        "ResponseStreamingError",
-        "ServerDisconnectedError",
-    }
-)
-_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
-_CREDENTIAL_CODES = frozenset(
-    {"ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
-)
+_ONE_TRY = {
+    "connect_timeout": 5,
+    "read_timeout": 15,
+    "retries": {"total_max_attempts": 1},
+    "max_pool_connections": CALLS_AT_ONCE,
+}
+"""For botocore: `retrying` alone decides, else it and s3fs block for minutes before it sees the first error."""
+
+_renewing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,63 +90,41 @@ def filesystem(uri: str) -> tuple[Any, str]:
         # boto reads AWS_DEFAULT_REGION only; Lance and the AWS SDKs of other languages AWS_REGION
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         # listings and objects change beside us: no cache of directories
-        options = {"use_listings_cache": False, "client_kwargs": {"region_name": region} if region else {}}
+        options = {
+            "use_listings_cache": False,
+            "client_kwargs": {"region_name": region} if region else {},
+            "config_kwargs": _ONE_TRY,
+        }
     try:
         # not url_to_fs: it takes `::` in a name for a chain of file systems
         fs = fsspec.filesystem(uri.split("://", 1)[0], **options)
     except (ValueError, ImportError) as error:
         raise SourceError(f"cannot open {uri}: {error}") from error
+    if hasattr(fs, "call_s3"):
+        fs.retries = 1  # s3fs's own, around botocore's
     return fs, str(fs._strip_protocol(uri))
 
 
-def _is_transient(error: BaseException) -> bool:
-    """Whether waiting may help: network and server faults, not a missing or forbidden object."""
-    if isinstance(error, (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)):
-        return False
-    if isinstance(error, PermissionError):
-        return False
-    if isinstance(error, (ConnectionError, TimeoutError)):
-        return True
-    code = _error_code(error)
-    if code:
-        return code in _SERVER_CODES
-    # by name, so that a store that is not used is not imported: botocore, aiohttp, gcsfs, adlfs
-    return type(error).__name__ in _NETWORK_ERRORS
+def _renewal(fs: Any) -> Callable[[], None] | None:
+    """What gets new credentials for the calls from here on; None where the store keeps none.
+
+    A new session reads the environment, ~/.aws and the machine's role again. Threads that were
+    refused together share one.
+    """
+    if not hasattr(fs, "call_s3"):
+        return None
+    refused = fs._s3
+
+    def renew() -> None:
+        with _renewing:
+            if refused is None or fs._s3 is refused:
+                fs.connect(refresh=True)
+
+    return renew
 
 
-def _error_code(error: BaseException | None) -> str | None:
-    """The S3 error code behind an exception, if there is one."""
-    while error is not None:
-        response = getattr(error, "response", None)
-        if isinstance(response, dict) and "Error" in response:
-            return str(response["Error"].get("Code"))
-        error = error.__cause__
-    return None
-
-
-def retrying(call: Callable[[], T], uri: str) -> T:
-    """Run one store call within the retry budget; TryLater when it is used up."""
-    retries = Retrying(
-        stop=stop_after_delay(RETRY_BUDGET_S),
-        wait=wait_random_exponential(multiplier=0.5, max=15),
-        retry=retry_if_exception(_is_transient),
-    )
-    try:
-        return retries(call)
-    except RetryError as error:
-        cause = error.last_attempt.exception()
-        raise TryLater(
-            f"storage is away: {uri} did not answer for {RETRY_BUDGET_S:.0f} s ({type(cause).__name__}); "
-            "run the same command again when it is back"
-        ) from cause
-    except PermissionError as error:
-        if _error_code(error) in _CREDENTIAL_CODES:
-            raise TryLater(f"credentials refused for {uri}: {_error_code(error)}; renew them and rerun") from error
-        raise
-    except Exception as error:
-        if type(error).__name__ in _NO_CREDENTIALS:
-            raise UsageError(f"no credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
-        raise
+def _retrying(fs: Any, call: Callable[[], T], uri: str) -> T:
+    return retrying(call, uri, _renewal(fs))
 
 
 # --- listing ---------------------------------------------------------------------------------
@@ -183,12 +152,7 @@ def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
     scheme = uri.split("://", 1)[0]
     is_literal = isinstance(fs, LocalFileSystem) and Path(path).exists()  # a folder may be called `[1]`
     root, pattern = (path, "") if is_literal else _split_glob(path)
-    if isinstance(fs, LocalFileSystem):
-        pages = _list_local(root)
-    elif hasattr(fs, "call_s3"):
-        pages = _list_s3(fs, root, is_prefix=not pattern and not wants_folder)
-    else:
-        pages = _list_any(fs, root)
+    pages = _pages(fs, root, is_prefix=not pattern and not wants_folder)
     matches = fsspec.utils.glob_translate(path) if pattern else None
     base = root if not pattern or root.endswith("/") or not root else root + "/"
     for page in pages:
@@ -219,6 +183,14 @@ def _below(name: str, root: str) -> str:
 _Row = tuple[str, int, str]
 
 
+def _pages(fs: Any, root: str, is_prefix: bool) -> Iterator[list[_Row]]:
+    if isinstance(fs, LocalFileSystem):
+        return _list_local(root)
+    if hasattr(fs, "call_s3"):
+        return _list_s3(fs, root, is_prefix)
+    return _list_any(fs, root)
+
+
 def _list_local(root: str) -> Iterator[list[_Row]]:
     if not Path(root).exists():
         raise FileNotFoundError(root)
@@ -229,7 +201,11 @@ def _list_local(root: str) -> Iterator[list[_Row]]:
     page: list[_Row] = []
     folders = [root]
     while folders:
-        with os.scandir(folders.pop()) as entries:
+        try:
+            found = os.scandir(folders.pop())
+        except FileNotFoundError:
+            continue  # removed meanwhile
+        with found as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
@@ -275,15 +251,30 @@ def _list_s3(fs: Any, path: str, is_prefix: bool) -> Iterator[list[_Row]]:
 
 
 def _s3_pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[_Row]]:
-    """One request a page, so that a retry repeats the page and not the listing."""
-    where = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": LIST_PAGE}
-    while True:
-        answer = retrying(lambda: fs.call_s3("list_objects_v2", **where), f"s3://{bucket}/{prefix}")
+    for answer in _s3_answers(fs, bucket, prefix):
         yield [
             (f"{bucket}/{info['Key']}", int(info["Size"]), str(info["ETag"]).strip('"'))
             for info in answer.get("Contents", [])
             if not info["Key"].endswith("/")  # the consoles' empty "folder" objects
         ]
+
+
+def _s3_names(fs: Any, folder: str) -> list[str]:
+    """Paths directly in a folder, those of its sub-folders too, as `ls` gives them."""
+    bucket, _, key = folder.partition("/")
+    found = []
+    for answer in _s3_answers(fs, bucket, f"{key}/" if key else "", Delimiter="/"):
+        found += [info["Key"] for info in answer.get("Contents", []) if not info["Key"].endswith("/")]
+        found += [info["Prefix"] for info in answer.get("CommonPrefixes", [])]
+    return found
+
+
+def _s3_answers(fs: Any, bucket: str, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+    """One request a page, so that a retry repeats the page and not the listing."""
+    where = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": LIST_PAGE, **options}
+    while True:
+        answer = _retrying(fs, lambda: fs.call_s3("list_objects_v2", **where), f"s3://{bucket}/{prefix}")
+        yield answer
         if not answer.get("IsTruncated"):
             return
         where["ContinuationToken"] = answer["NextContinuationToken"]
@@ -316,7 +307,7 @@ def read_pinned(uri: str, size: int, version: str) -> bytes:
         raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
     try:
-        data = retrying(lambda: _read_version(fs, path, version), uri)
+        data = _retrying(fs, lambda: _read_version(fs, path, version), uri)
     except FileNotFoundError:
         raise ItemFault(Reason.CHANGED, "gone since it was listed") from None
     except PermissionError as error:
@@ -350,7 +341,7 @@ def _read_s3(fs: Any, path: str, etag: str) -> bytes:
     try:
         return bytes(sync(fs.loop, get))
     except OSError as error:
-        if _error_code(error) in ("PreconditionFailed", "412"):
+        if error_code(error) in ("PreconditionFailed", "412"):
             raise ItemFault(Reason.CHANGED, "overwritten since it was listed") from None
         raise
 
@@ -382,19 +373,41 @@ class Folder:
             self._call(lambda: self._fs.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put if absent; False if somebody else's bytes are there already."""
+        """Put if absent; False if somebody else's bytes are there already.
+
+        Bytes that are exactly ours count as ours: the answer to our put may have been lost and a second
+        try refused. Where two writers might put the same bytes, `data` needs a token of its own.
+        """
         path = self.path(name)
-        if isinstance(self._fs, LocalFileSystem):
-            return self._call(lambda: _create_local(Path(path), data))
         try:
-            self._call(lambda: self._fs.pipe_file(path, data, mode="create"))
-        except FileExistsError:
-            return False
+            if isinstance(self._fs, LocalFileSystem):
+                self._call(lambda: _create_local(Path(path), data))
+            else:
+                self._call(lambda: self._fs.pipe_file(path, data, mode="create"))
         except OSError as error:
-            if _error_code(error) not in ("PreconditionFailed", "412"):
+            if not isinstance(error, FileExistsError) and error_code(error) not in ("PreconditionFailed", "412"):
                 raise
-            return False
+            return self._holds(name, data)
         return True
+
+    def _holds(self, name: str, data: bytes) -> bool:
+        try:
+            return self.read(name) == data
+        except FileNotFoundError:
+            return False
+
+    def check_create(self) -> bool:
+        """Whether the store keeps the first bytes of a name and refuses to create it again, tried out."""
+        name = _part_name()
+        first, second = f"{name} 1".encode(), f"{name} 2".encode()
+        try:
+            keeps_first = self.create(name, first) and not self.create(name, second) and self.read(name) == first
+        except OSError as error:
+            if error_code(error) not in ("NotImplemented", "501"):
+                raise
+            keeps_first = False
+        self.remove([name])
+        return keeps_first
 
     def exists(self, name: str) -> bool:
         path = self.path(name)
@@ -404,11 +417,35 @@ class Folder:
         """Names of the files directly in a sub-folder; empty if it is not there."""
         path = self.path(folder)
         try:
-            found = self._call(lambda: self._fs.ls(path, detail=False))
+            if hasattr(self._fs, "call_s3"):
+                with self._explained():
+                    found = _s3_names(self._fs, path)
+            else:
+                found = self._call(lambda: self._fs.ls(path, detail=False))
         except FileNotFoundError:
             return []
         last = (str(name).rstrip("/").rpartition("/")[2] for name in found)
         return sorted(name for name in last if not name.startswith("."))  # ours, of writes that were killed
+
+    def files(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """Name below the Folder and size of every file below a sub-folder; none if it is not there.
+
+        What killed writes have left (`.….part`) is among them.
+        """
+        root = self.path(folder).rstrip("/")
+        try:
+            with self._explained():
+                for page in _pages(self._fs, root, is_prefix=False):
+                    for path, size, _ in page:
+                        yield path[len(self._root) :].lstrip("/"), size
+        except FileNotFoundError:
+            return
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Delete; a name that is not there is no error. On disk, folders that become empty go too."""
+        rest = iter(names)
+        while page := list(islice(rest, REMOVE_PAGE)):
+            self._call(partial(_remove, self._fs, self._root, [self.path(name) for name in page]))
 
     def download(self, name: str, target: Path) -> None:
         path = self.path(name)
@@ -423,9 +460,14 @@ class Folder:
             self._call(lambda: self._fs.put_file(str(source), path))
 
     def _call(self, call: Callable[[], T]) -> T:
-        """One store call; what the machine or the rights are to blame for becomes an error of ours."""
+        with self._explained():
+            return _retrying(self._fs, call, self.uri)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What the machine or the rights are to blame for becomes an error of ours."""
         try:
-            return retrying(call, self.uri)
+            yield
         except PermissionError as error:
             raise UsageError(f"{self.uri} may not be read or written: {error}; check the rights") from error
         except NotADirectoryError as error:
@@ -441,31 +483,68 @@ def _write_local(path: Path, data: bytes) -> None:
     part.replace(path)
 
 
-def _create_local(path: Path, data: bytes) -> bool:
-    """link(2) is atomic and refuses to replace: the whole file appears, or somebody else's stays."""
+def _create_local(path: Path, data: bytes) -> None:
+    """link(2) is atomic and refuses to replace: the whole file appears, or FileExistsError."""
     part = _write_part(path, data)
     try:
         os.link(part, path)
-    except FileExistsError:
-        return False
     finally:
         part.unlink()
-    return True
+
+
+def _part_name() -> str:
+    return f".{uuid.uuid4().hex}.part"
 
 
 def _write_part(path: Path, data: bytes) -> Path:
     """A hidden file beside `path` with its bytes safely on disk."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make the folder {path.parent}: {error.strerror}; choose another place") from error
-    part = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        with part.open("wb") as file:
+    part = path.with_name(_part_name())
+    with _open_part(part) as file:
+        try:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
     return part
+
+
+def _open_part(part: Path) -> BinaryIO:
+    while True:
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make the folder {part.parent}: {error.strerror}; choose another place") from error
+        with suppress(FileNotFoundError):  # a `remove` elsewhere took the folder while it was empty
+            return part.open("wb")
+
+
+def _remove(fs: Any, root: str, paths: list[str]) -> None:
+    if isinstance(fs, LocalFileSystem):
+        _remove_local(Path(root), paths)
+    elif hasattr(fs, "call_s3"):
+        _remove_s3(fs, paths)
+    else:
+        for path in paths:
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+
+def _remove_local(root: Path, paths: list[str]) -> None:
+    for path in map(Path, paths):
+        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            for folder in path.parents:
+                if root not in folder.parents:
+                    break
+                folder.rmdir()
+
+
+def _remove_s3(fs: Any, paths: list[str]) -> None:
+    """One request; the keys that its answer, a 200, lists as not deleted are asked for singly, which raises."""
+    bucket = paths[0].partition("/")[0]
+    keys = [{"Key": path.partition("/")[2]} for path in paths]
+    answer = fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+    for fault in answer.get("Errors", []):
+        fs.call_s3("delete_object", Bucket=bucket, Key=fault["Key"])

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from proxy import Proxy, proxied
 
 from batchproj import objectstore
-from batchproj.errors import ItemFault, SourceError
+from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, list_objects, read_pinned
 from batchproj.schema import Reason
 
@@ -26,6 +28,12 @@ def pinned_root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         return str(request.getfixturevalue("s3_bucket")) + "/data"
     return str(tmp_path / "data")
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[Proxy]:
+    with proxied(s3_endpoint) as between:
+        yield between
 
 
 def fill(root: str, names: list[str]) -> None:
@@ -153,3 +161,118 @@ def test_a_name_that_is_not_utf8_is_a_fault_of_that_file_alone(tmp_path: Path) -
     with pytest.raises(ItemFault) as caught:
         read_pinned(bad.uri, bad.size, bad.version)
     assert caught.value.reason is Reason.BAD_NAME
+
+
+def test_files_are_all_below_a_folder_with_their_sizes(root: str) -> None:
+    fill(root, ["a", "sub/b1", "sub/deep/c22", "sub/.0f.part", "subway/d"])
+    assert sorted(Folder(root).files("sub")) == [("sub/.0f.part", 12), ("sub/b1", 6), ("sub/deep/c22", 12)]
+    assert len(list(Folder(root).files())) == 5
+    assert list(Folder(root).files("nothing")) == []
+    assert list(Folder(root + "-nothing").files()) == []
+
+
+def test_files_of_s3_come_page_by_page(s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    names = [f"d/{number}" for number in range(10)]
+    fill(s3_bucket, names)
+    proxy.clear()
+    found = Folder(s3_bucket).files("d")
+    assert next(found)[0] == "d/0"
+    assert len(proxy.requests) == 1
+    assert [name for name, _ in found] == names[1:]
+    assert len(proxy.requests) == 3
+
+
+def test_a_page_that_fails_once_is_asked_for_once_more(
+    s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    fill(s3_bucket, [f"d/{number}" for number in range(10)])
+    for look in (lambda: keys(f"{s3_bucket}/d"), lambda: Folder(s3_bucket).names("d")):
+        proxy.clear()
+        proxy.fail_next(lambda request: "continuation-token" in request.query)
+        assert look() == [str(number) for number in range(10)]
+        assert len(proxy.requests) == 4
+
+
+def test_names_of_a_folder_include_its_folders(root: str) -> None:
+    fill(root, ["x/a", "x/sub/b", "x/sub/c"])
+    assert Folder(root).names("x") == ["a", "sub"]
+
+
+def test_remove_deletes_what_is_there(root: str) -> None:
+    fill(root, ["a", "sub/deep/b", "sub/c"])
+    folder = Folder(root)
+    folder.remove(["sub/deep/b", "a", "never/was"])
+    assert [name for name, _ in folder.files()] == ["sub/c"]
+    folder.remove(iter(["sub/c"]))
+    assert list(folder.files()) == []
+
+
+def test_remove_leaves_no_empty_folder_below_the_root(tmp_path: Path) -> None:
+    fill(str(tmp_path / "root"), ["a/b/c/one", "a/two"])
+    Folder(str(tmp_path / "root")).remove(["a/b/c/one"])
+    assert [path.name for path in (tmp_path / "root" / "a").iterdir()] == ["two"]
+    Folder(str(tmp_path / "root")).remove(["a/two"])
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_remove_on_s3_asks_in_bulk(s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectstore, "REMOVE_PAGE", 4)
+    names = [f"d {number} é&<" for number in range(10)]
+    fill(s3_bucket, names)
+    proxy.clear()
+    Folder(s3_bucket).remove(names)
+    assert [request.method for request in proxy.requests] == ["POST"] * 3
+    assert list(Folder(s3_bucket).files()) == []
+
+
+def test_remove_on_s3_does_not_believe_a_200_with_faults_in_it(s3_bucket: str, proxy: Proxy) -> None:
+    fault = b"<DeleteResult><Error><Key>a</Key><Code>%s</Code><Message>no</Message></Error></DeleteResult>"
+    fill(s3_bucket, ["a"])
+    folder = Folder(s3_bucket)
+    proxy.answer_next(lambda request: request.method == "POST", 200, fault % b"AccessDenied")
+    proxy.fail_next(lambda request: request.method == "DELETE", status=403, code="AccessDenied")
+    with pytest.raises(UsageError, match="may not be read or written"):
+        folder.remove(["a"])
+    assert folder.exists("a")
+    proxy.answer_next(lambda request: request.method == "POST", 200, fault % b"InternalError")
+    folder.remove(["a"])
+    assert not folder.exists("a")
+
+
+def test_check_create_finds_stores_that_put_only_if_absent(pinned_root: str) -> None:
+    folder = Folder(pinned_root)
+    assert folder.check_create()
+    assert list(folder.files()) == []
+
+
+def test_check_create_finds_a_gateway_that_ignores_conditions(s3_bucket: str, proxy: Proxy) -> None:
+    proxy.ignore_conditions = True
+    assert not Folder(s3_bucket).check_create()
+    proxy.ignore_conditions = False
+    proxy.fail_next(lambda request: request.method == "PUT", status=501, code="NotImplemented")
+    assert not Folder(s3_bucket).check_create()
+    assert list(Folder(s3_bucket).files()) == []
+
+
+def test_a_create_whose_answer_is_lost_was_ours(s3_bucket: str, proxy: Proxy) -> None:
+    folder = Folder(s3_bucket)
+    proxy.drop_answer(lambda request: request.method == "PUT")
+    assert folder.create("claim", b"ours")
+    assert proxy.count(lambda request: request.method == "PUT") == 2
+    assert not folder.create("claim", b"theirs")
+
+
+def test_a_local_create_whose_answer_is_lost_was_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def link_and_time_out(part: Path, path: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        link(part, path)
+        raise TimeoutError("the file server did not answer")
+
+    monkeypatch.setattr(os, "link", link_and_time_out)
+    assert Folder(str(tmp_path)).create("claim", b"ours")
+    assert not Folder(str(tmp_path)).create("claim", b"theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["claim"]
