@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 TABLE = "vectors"  # the Lance table `vectors.lance`
+STORE = "store.json"  # what the store can be relied on for
+FORGOTTEN = "forgotten"  # a folder; names are the ids of items that must never come back
 LIVE = "live"  # the one pointer: a tag on a version of that table
+LOCK = "lock.json"  # the heartbeat of whoever holds the collection
 
 
 def part(name: str) -> str:
@@ -14,8 +17,12 @@ def features(feature_fp: str, name: str) -> str:
     return f"features/{feature_fp}/{name}.parquet"
 
 
-def unit_file(unit: str, file: str) -> str:
-    return f"units/{unit}/{file}"
+def units(run: str) -> str:
+    return f"units/{run}"
+
+
+def unit_file(run: str, unit: str, file: str) -> str:
+    return f"units/{run}/{unit}/{file}"
 
 
 def snapshot(run: str) -> str:
@@ -36,6 +43,10 @@ def ledger(run: str) -> str:
 
 def space(fingerprint: str) -> str:
     return f"spaces/{fingerprint}"
+
+
+def log(number: int) -> str:
+    return f"log/{number:08d}.json"
 
 
 def run_tag(run: str) -> str:
