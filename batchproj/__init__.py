@@ -3,13 +3,14 @@
 Data flows top to bottom:
 
     errors, schema, media, config          what everything else speaks
-    objectstore, weights                   bytes from anywhere; models from anywhere
+    retry, objectstore, weights            bytes from anywhere, patiently; models from anywhere
     source -> decode -> encode -> project  the stages; none imports another
     space, recipe                          which encoders and projectors; how to use the machine
-    collection                             plan, units, snapshots: what was done and what is left
+    collection                             plan, units, snapshots, lease: what was done and what is left
     embedding                              one unit on one worker, without Ray
     index                                  the Lance table and its tags
     pipeline                               all units through Ray Data
+    changes, switch                        what a source holds now; the one step that readers see
     embed, search, train, evaluate         what people do
     demo, cli                              how they do it
 """

@@ -1,9 +1,18 @@
-"""The main job: list, plan, embed what changed, check, and switch readers to the new run."""
+"""The main job: list, plan, embed what changed, check, and switch readers to the new run.
+
+    compare    the listing against the live manifest                        nothing is written
+    units      read, decode, encode, project; each with a done-record       resumed by the next attempt
+    parts      live parts that lose items, written again without them
+    manifest   what became of every listed item
+    table      a new version of the Lance table, counted, indexed, searched
+    snapshot   the exact list of files
+    switch     tag, commit record, live tag                                 the first step that shows
+
+A process may die anywhere: the next one does the rest, and every step done twice is done once.
+"""
 
 from __future__ import annotations
 
-import datetime
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,51 +23,29 @@ from functools import partial
 from itertools import chain, islice
 
 import pyarrow as pa
-from pydantic import BaseModel
 
-from batchproj.collection import commit, layout
+from batchproj import retry
+from batchproj.changes import check_places, compare, mass_delete
+from batchproj.collection import commit, layout, ledger
+from batchproj.collection.lease import Lease, refuse_if_held
+from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, write_snapshot
-from batchproj.collection.unit import Receipt, Unit, read_receipt, write_inputs
-from batchproj.errors import BatchprojError, SourceError, UsageError
+from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
+from batchproj.errors import BatchprojError, TryLater, UsageError
+from batchproj.failpoint import failpoint
 from batchproj.index import VectorTable, live_snapshot
-from batchproj.objectstore import Folder, canonical, seen_from
-from batchproj.pipeline import Job, label, ray_session, run_units
+from batchproj.objectstore import Folder, canonical
+from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
-from batchproj.source.objects import list_items
 from batchproj.space import Member, ResolvedSpace
-
-MASS_DELETE = 0.2
-"""Share of the items that may vanish from a listing before we ask whether that is meant."""
+from batchproj.switch import finish, next_run, unsettled, writing
 
 MASS_FORBIDDEN = 0.2
 """Share of forbidden objects from which on we take it for a fault of the credentials."""
 
 ROUNDS = 2
 """First by the names' promise, then, for what was misnamed, by the content: it cannot be wrong twice."""
-
-
-class Report(BaseModel):
-    """What a run did; `embed --json` prints these fields.
-
-    Counts are the run's, over all attempts at it. `items` were listed, `rows` are live,
-    `encode_calls` counts the segments that went through an encoder, `items_per_s` is per worker
-    while it had work, `commit` the live version of the Lance table, None if nothing had to change.
-    """
-
-    run: str
-    items: int
-    embedded: int = 0
-    reprojected: int = 0
-    copied: int = 0
-    unchanged: int
-    deleted: int = 0
-    quarantined: int
-    rows: int
-    seconds: float = 0
-    encode_calls: dict[str, int] = {}
-    items_per_s: dict[str, float] = {}
-    commit: int | None = None
 
 
 def usual_space(collection: str) -> str:
@@ -86,59 +73,88 @@ class Watch:
 
 @dataclass(frozen=True)
 class Options:
-    """How a run may go about it; none of it changes a vector."""
+    """How a run may go about it; none of it changes a vector.
+
+    `redo` names damaged parts and files of features, as in the collection, whose items are done again;
+    `rebuild` writes the table anew from the parts.
+    """
 
     recipe: Recipe = Recipe()  # noqa: RUF009 - frozen
     allow_mass_delete: bool = False
+    single_writer: bool = False
     verbose: bool = False
+    redo: tuple[str, ...] = ()
+    rebuild: bool = False
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from the plan to the switch of one run."""
+
+    plan: Plan
+    counts: Counts
+    job: Job
+    live: Snapshot | None
+    target: Snapshot
+    lease: Lease
 
 
 def embed(source: str, collection: str, space: ResolvedSpace, options: Options, watch: Watch) -> Report:
     """Bring a collection up to date with a source.
 
-    Raises SourceError or UsageError before anything is written, TryLater if storage is away.
+    Raises SourceError or UsageError before anything is written, TryLater if storage is away or
+    another run holds the collection.
     """
     started = time.monotonic()
-    folder = Folder(collection)
-    _check_places(source, folder)
+    retry.configure(options.recipe.retry_s)
+    with retry.watch_pauses(watch.step):
+        return _embed(source, Folder(collection), space, options, watch, started)
+
+
+def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, watch: Watch, started: float) -> Report:
+    check_places(source, folder)
+    refuse_if_held(folder, watch.step)
     live = live_snapshot(folder)
+    if unsettled(folder, live):
+        with writing(folder, "embed", watch.step, options.single_writer):
+            live = live_snapshot(folder)
     fingerprints = {m: _fingerprints(member) for m, member in space.members.items()}
     with Plan(fingerprints, options.recipe.limits) as plan:
-        counts = _compare(plan, source, folder, live, watch)
-        if live is not None and not options.allow_mass_delete:
-            _check_deletions(counts, live)
-        if live is not None and counts.nothing_to_do:
-            report = Report(
-                run=live.run,
-                items=counts.listed,
-                unchanged=counts.unchanged,
-                quarantined=counts.quarantined,
-                rows=live.rows,
+        plan.redo(list(options.redo))
+        counts = compare(plan, source, folder, live, watch.step)
+        if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
+            raise UsageError(reason)
+        if live is not None and counts.nothing_to_do and not options.rebuild:
+            return _unchanged(counts, live, started)
+        with writing(folder, f"embed {source} {folder.uri}", watch.step, options.single_writer) as lease:
+            if lease.run != (live.run if live else None):
+                raise TryLater(f"run {lease.run} became live while this one was planned; run the same command again")
+            target = Snapshot(
+                run=next_run(folder, lease),
+                parent=live.run if live else None,
+                source=canonical(source),
+                space=space.fingerprint,
+                dim=space.dim,
+                fingerprints=fingerprints,
+                listed=counts.listed,
+                limits=options.recipe.limits,
             )
-            return report.model_copy(update={"seconds": _since(started)})
-        run = _next_run(live)
-        space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
-        job = Job(folder, space.dim, space.members, options.recipe)
-        receipts = _execute(plan, job, run, watch, options.verbose)
-        target = Snapshot(
-            run=run,
-            parent=live.run if live else None,
-            source=canonical(source),
-            space=space.fingerprint,
-            dim=space.dim,
-            fingerprints=fingerprints,
-            listed=counts.listed,
-        )
-        watch.step("checking, indexing and switching")
-        commit.check_complete(plan)
-        _check_readable(plan)
-        report = _account(counts, receipts, run)
-        table = VectorTable(folder)
-        snapshot, version = _commit(plan, folder, table, live, receipts, target, options.recipe.index.min_rows)
-        report = report.model_copy(update={"rows": snapshot.rows, "seconds": _since(started), "commit": version})
-        _write_ledger(folder, report)
-        table.switch(run, version)
-        return report
+            space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
+            job = Job(folder, space.dim, space.members, options.recipe)
+            report = _do(_Run(plan, counts, job, live, target, lease), options, watch, started)
+    return report or _unchanged(counts, live, started)
+
+
+def _unchanged(counts: Counts, live: Snapshot | None, started: float) -> Report:
+    assert live is not None, "a first run always commits"
+    report = Report(
+        run=live.run,
+        items=counts.listed,
+        unchanged=counts.unchanged,
+        quarantined=counts.quarantined + counts.retry,
+        rows=live.rows,
+    )
+    return report.model_copy(update={"seconds": _since(started)})
 
 
 def _fingerprints(member: Member) -> Fingerprints:
@@ -154,83 +170,121 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 3)
 
 
-def _check_places(source: str, folder: Folder) -> None:
-    root = canonical(source)
-    if root == folder.uri:
-        raise UsageError(f"source and collection are the same folder, {root}; choose another collection")
-    if (root + "/").startswith(folder.uri + "/"):
-        raise UsageError(f"the source {source} lies inside the collection {folder.uri}; choose another collection")
+def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | None:
+    """Execute the plan and switch; None if all that came of it is what was there before."""
+    folder = run.job.folder
+    entry = _begin(run)
+    run.lease.working_on = run.target.run
+    receipts, restarts = _execute(run, watch, options.verbose)
+    watch.step("checking, indexing and switching")
+    commit.check_complete(run.plan)
+    _check_readable(run, receipts)
+    if not options.rebuild and commit.is_as_before(run.plan):
+        _drop_records(folder, receipts)
+        folder.remove([layout.ledger(run.target.run)])
+        return None
+    report = _account(run.counts, receipts, run.target.run)
+    table = VectorTable(folder)
+    snapshot, version = _commit(run, table, receipts, options)
+    report = report.model_copy(update={"rows": snapshot.rows, "seconds": _since(started), "commit": version})
+    entry = entry.model_copy(update={**report.model_dump(), "restarts": restarts})
+    ledger.write_entry(folder, entry)
+    failpoint("commit.ledger")
+    finish(folder, run.lease, table, entry, version)
+    return report
 
 
-def _compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, watch: Watch) -> Counts:
-    """List the source and lay it against the live manifest."""
-    listed = 0
-    for page in list_items(source, exclude=seen_from(source, folder.uri)):
-        plan.add_listing(page)
-        listed += page.num_rows
-        watch.step(f"listing {source}: {listed:,} objects")
-    if not listed:
-        raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
-    if live is not None:
-        local = plan.scratch / "live.parquet"
-        folder.download(layout.manifest(live.run), local)
-        plan.load_manifest(local)
-    return plan.decide()
+def _begin(run: _Run) -> Entry:
+    """Note in the ledger that the run was begun, or begun again after its process died."""
+    folder, target = run.job.folder, run.target
+    before = ledger.read_entry(folder, target.run)
+    holder = run.lease.holder
+    entry = Entry(
+        run=target.run,
+        items=target.listed,
+        state="running",
+        parent=target.parent,
+        source=target.source,
+        space=target.space,
+        command=holder.command,
+        user=holder.user,
+        host=holder.host,
+        started=before.started if before else ledger.now(),
+        attempts=before.attempts + 1 if before else 1,
+        differences=ledger.differences(run.live.fingerprints, target.fingerprints) if run.live else [],
+    )
+    ledger.write_entry(folder, entry)
+    return entry
 
 
-def _check_deletions(counts: Counts, live: Snapshot) -> None:
-    if counts.deleted > MASS_DELETE * live.listed:
-        raise UsageError(
-            f"{counts.deleted:,} of {live.listed:,} items are no longer in the source; "
-            "nothing was deleted; if that is meant, run again with --allow-mass-delete"
-        )
+def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
+    """Let the next attempt try again what was not embedded."""
+    units = [receipt.unit for receipt in receipts if receipt.quarantined]
+    folder.remove([layout.unit_file(unit.run, unit.name, DONE) for unit in units])
 
 
-def _next_run(live: Snapshot | None) -> str:
-    """Runs are numbered from the live one; an interrupted run's number is taken up again."""
-    return f"{int(live.run) + 1 if live else 1:06d}"
-
-
-def _check_readable(plan: Plan) -> None:
+def _check_readable(run: _Run, receipts: list[Receipt]) -> None:
     """Many forbidden objects are the credentials' fault, not the objects': stop before anything shows."""
-    forbidden, read = plan.rows(
+    forbidden, read = run.plan.rows(
         "SELECT count(*) FILTER (reason = 'forbidden'), count(*) FROM final JOIN plan USING (item) "
-        "WHERE action <> 'project'"
+        "WHERE action IN ('new', 'changed', 'encode')"
     )[0]
     if forbidden > MASS_FORBIDDEN * read:
+        _drop_records(run.job.folder, receipts)
         raise UsageError(
             f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
             "check the rights of these credentials"
         )
 
 
-def _execute(plan: Plan, job: Job, run: str, watch: Watch, verbose: bool) -> list[Receipt]:
-    """Do every unit that is not done yet; receipts of all of them."""
-    limits = job.recipe.units
-    cut = partial(plan.cut, run, max_items=limits.max_items, max_bytes=limits.max_bytes)
-    pending = chain(cut("embed", plan.to_embed()), cut("project", plan.to_project()))
+def _execute(run: _Run, watch: Watch, verbose: bool) -> tuple[list[Receipt], int]:
+    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced."""
+    job, limits = run.job, run.job.recipe.units
+    cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
+    pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
     receipts: list[Receipt] = []
+    replaced = 0
     with ExitStack() as stack:
         for _ in range(ROUNDS):
-            done, todo = _divide(job.folder, pending)
+            done, todo = _divide(job.folder, run.target.run, pending)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
                 watch.step("starting workers")
                 stack.enter_context(ray_session(verbose))
-                done += run_units(job, todo, watch.progress)
-            commit.record(plan, job.folder, done)
+                teller = _Teller(watch)
+                for receipt in run_units(job, todo, teller):
+                    run.lease.check()
+                    done.append(receipt)
+                replaced += teller.replaced
+            commit.record(run.plan, job.folder, done)
             receipts += done
-            pending = chain(cut("embed", plan.deferred()))
-    return receipts
+            pending = chain(cut("embed", run.plan.deferred()))
+    return receipts, replaced
 
 
-def _divide(folder: Folder, cut: Iterator[tuple[Unit, pa.Table]]) -> tuple[list[Receipt], list[Unit]]:
+class _Teller:
+    """Passes the workers' news on to whoever watches."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.replaced = 0
+        self._watch = watch
+
+    def __call__(self, news: News) -> None:
+        self._watch.progress(news.done)
+        for line in news.lines:
+            self._watch.step(line)
+        if news.replaced > self.replaced:
+            self.replaced = news.replaced
+            self._watch.step(f"{self.replaced} workers died so far and were replaced")
+
+
+def _divide(folder: Folder, run: str, cut: Iterator[tuple[Unit, pa.Table]]) -> tuple[list[Receipt], list[Unit]]:
     """Which units are done, by an earlier attempt at this run, and which are to do."""
-    started = set(folder.names("units"))
+    started = set(folder.names(layout.units(run)))
 
     def prepare(pair: tuple[Unit, pa.Table]) -> Receipt | Unit:
         unit, inputs = pair
-        receipt = read_receipt(folder, unit.name) if unit.name in started else None
+        receipt = read_receipt(folder, unit) if unit.name in started else None
         if receipt is None:
             write_inputs(folder, unit, inputs)
         return receipt or unit
@@ -266,38 +320,37 @@ def _account(counts: Counts, receipts: list[Receipt], run: str) -> Report:
         items=counts.listed,
         embedded=sum(receipt.embedded for receipt in receipts) - projected,
         reprojected=projected,
+        copied=sum(receipt.copied for receipt in receipts),
         unchanged=counts.unchanged,
         deleted=counts.deleted,
         quarantined=counts.quarantined + sum(receipt.quarantined for receipt in receipts),
-        rows=0,
         encode_calls=dict(encoded),
         items_per_s={m: round(done[m] / busy_s[m], 2) for m in done if busy_s[m]},
     )
-    accounted = report.embedded + report.reprojected + report.unchanged + report.quarantined
+    accounted = report.embedded + report.reprojected + report.copied + report.unchanged + report.quarantined
     if accounted != report.items:
         raise BatchprojError(f"{report.items} items listed, {accounted} accounted for; nothing was made visible, rerun")
     return report
 
 
-def _commit(
-    plan: Plan,
-    folder: Folder,
-    table: VectorTable,
-    live: Snapshot | None,
-    receipts: list[Receipt],
-    target: Snapshot,
-    min_index_rows: int,
-) -> tuple[Snapshot, int]:
+def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Options) -> tuple[Snapshot, int]:
     """Write the next snapshot and bring the Lance table to it; readers see neither yet."""
-    changes = commit.next_parts(plan, folder, live, receipts)
-    commit.write_manifest(plan, folder, target)
+    plan, folder, live = run.plan, run.job.folder, run.live
+    changes = commit.next_parts(plan, folder, live, receipts, options.rebuild)
+    failpoint("commit.parts")
     parts = [*changes.kept, *changes.added]
-    snapshot = target.model_copy(update={"parts": parts, "rows": sum(part.rows for part in parts)})
-    version = table.apply(live, snapshot, changes, commit.removed_items(plan), min_index_rows)
+    snapshot = run.target.model_copy(
+        update={
+            "parts": parts,
+            "rows": sum(part.rows for part in parts),
+            "features": commit.live_features(plan, live, receipts),
+            "digests": commit.write_manifest(plan, folder, run.target),
+        }
+    )
+    failpoint("commit.manifest")
+    version = table.apply(live, snapshot, changes, commit.removed_items(plan), options.recipe.index)
+    commit.check_keys(plan, table.keys(version))
+    failpoint("commit.checked")
     write_snapshot(folder, snapshot)
+    failpoint("commit.snapshot")
     return snapshot, version
-
-
-def _write_ledger(folder: Folder, report: Report) -> None:
-    entry = {**report.model_dump(), "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-    folder.write(layout.ledger(report.run), json.dumps(entry, indent=1).encode())

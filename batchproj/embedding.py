@@ -6,7 +6,6 @@ runs in threads a little ahead of the model; a faulty item becomes an outcome ro
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,34 +34,39 @@ NORM_TOLERANCE = 1e-3
 
 @dataclass
 class Fetched:
-    """An item of a unit with its bytes, or with the fault that kept them away."""
+    """An item of a unit with its bytes and their sha256, or with the fault that kept them away."""
 
     item: str
     uri: str
     pair: str | None
     source_version: str
     data: bytes
+    content_id: str
     fault: ItemFault | None = None
 
 
 @dataclass
 class Output:
-    """A unit's tables, as they will be written, and how many segments went through the encoder."""
+    """A unit's tables, as they will be written.
+
+    `encoded` segments went through the encoder, `copied` items had cached features.
+    """
 
     vectors: pa.Table
     features: pa.Table
     outcome: pa.Table
     encoded: int
+    copied: int = 0
 
 
 @dataclass
 class _Decoded:
-    """An item on its way: its segments, or where it stopped."""
+    """An item on its way: its segments, or the cached rows of the same bytes, or where it stopped."""
 
     source: Fetched
-    content_id: str
-    modality: Modality | None
+    modality: Modality | None = None
     segments: list[Segment] = field(default_factory=list)
+    cached: pa.Table | None = None
     fault: ItemFault | None = None
     deferred: bool = False
 
@@ -85,12 +89,16 @@ class UnitWorker:
         if self._member is not None:
             self._embedder = self._member.load(self._threads)
 
-    def embed(self, unit: Unit, items: list[Fetched], report: Callable[[int], None]) -> Output:
-        """Decode, encode and project every item; `report` is told how many items are done."""
+    def embed(self, unit: Unit, items: list[Fetched], known: pa.Table | None, report: Callable[[int], None]) -> Output:
+        """Decode, encode and project every item; `report` is told how many items are done.
+
+        `known` are cached features of contents that some of the items may have: those are not
+        encoded, and not even decoded.
+        """
         rows = _Rows(unit, self._member, self._dim)
         window: list[_Decoded] = []
         held = 0
-        for decoded in self._decode_ahead(items):
+        for decoded in self._decode_ahead(items, _by_content(known)):
             window.append(decoded)
             held += sum(segment.nbytes for segment in decoded.segments)
             if held >= WINDOW_BYTES:
@@ -101,28 +109,29 @@ class UnitWorker:
         report(len(window))
         return rows.output()
 
-    def _decode_ahead(self, items: list[Fetched]) -> Iterator[_Decoded]:
+    def _decode_ahead(self, items: list[Fetched], known: dict[str, pa.Table]) -> Iterator[_Decoded]:
         """Decoded items in order, never more than a few ahead of the model."""
         ahead: deque[Future[_Decoded]] = deque()
         with ThreadPoolExecutor(self._threads) as pool:
             for item in items:
-                ahead.append(pool.submit(self._decode, item))
+                ahead.append(pool.submit(self._decode, item, known))
                 if len(ahead) > 4 * self._threads:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
 
-    def _decode(self, source: Fetched) -> _Decoded:
+    def _decode(self, source: Fetched, known: dict[str, pa.Table]) -> _Decoded:
         if source.fault is not None:
-            return _Decoded(source, "", None, fault=source.fault)
-        content_id = hashlib.sha256(source.data).hexdigest()
-        decoded = _Decoded(source, content_id, None)
+            return _Decoded(source, fault=source.fault)
+        decoded = _Decoded(source)
         try:
             decoded.modality = sniff(source.data, source.uri)
             if decoded.modality not in self._in_space:
                 raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {decoded.modality}")
             if self._embedder is None or self._member is None or decoded.modality is not self._member.modality:
                 decoded.deferred = True
+            elif (cached := known.get(source.content_id)) is not None:
+                decoded.cached = cached
             else:
                 decoded.segments = decode(source.data, decoded.modality, self._embedder.spec, self._limits)
         except ItemFault as fault:
@@ -130,19 +139,32 @@ class UnitWorker:
         return decoded
 
     def _encode(self, window: list[_Decoded], rows: _Rows) -> None:
-        segments = [segment for decoded in window for segment in decoded.segments]
-        features = vectors = None
-        if segments and self._embedder is not None:
-            features = self._embedder.encode(segments)
-            vectors = self._embedder.project(features)
-        at = 0
-        for decoded in window:
-            to = at + len(decoded.segments)
-            if decoded.segments and features is not None and vectors is not None:
-                rows.add(decoded, features[at:to], vectors[at:to])
-            else:
+        features = self._features(window)
+        at, vectors = 0, self._project([each for each in features if each is not None])
+        for decoded, own in zip(window, features, strict=True):
+            if own is None:
                 rows.skip(decoded)
-            at = to
+            else:
+                rows.add(decoded, own, vectors[at : at + len(own)])
+                at += len(own)
+
+    def _features(self, window: list[_Decoded]) -> list[npt.NDArray[np.float16] | None]:
+        """Features of each item's segments, encoded now or cached; None for an item without any."""
+        segments = [segment for decoded in window for segment in decoded.segments]
+        encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
+        return [
+            feature_array(decoded.cached)
+            if decoded.cached is not None
+            else np.stack([next(encoded) for _ in decoded.segments])
+            if decoded.segments
+            else None
+            for decoded in window
+        ]
+
+    def _project(self, features: list[npt.NDArray[np.float16]]) -> npt.NDArray[np.float32]:
+        if not features or self._embedder is None:
+            return np.empty((0, self._dim), np.float32)
+        return self._embedder.project(np.concatenate(features))
 
 
 class _Rows:
@@ -153,6 +175,7 @@ class _Rows:
         self._member = member
         self._dim = dim
         self._encoded = 0
+        self._copied = 0
         self._outcomes: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._features: list[npt.NDArray[np.float16]] = []
@@ -163,32 +186,33 @@ class _Rows:
         if decoded.fault is None:
             self._outcome(decoded, "deferred")
         else:
-            self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.content_id else "read")
+            self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.source.content_id else "read")
 
     def add(self, decoded: _Decoded, features: npt.NDArray[np.float16], vectors: npt.NDArray[np.float32]) -> None:
-        self._encoded += len(features)
+        self._encoded += len(decoded.segments)
         problem = vector_problem(features, vectors)
         if problem is not None:
             self._outcome(decoded, "quarantined", problem, "encode")
             return
+        self._copied += decoded.cached is not None
         self._outcome(decoded, "embedded", segments=len(features))
         self._features.append(features)
         self._vectors.append(vectors)
-        for number, segment in enumerate(decoded.segments):
+        for number, (start, end, text) in enumerate(_spans(decoded)):
             item = decoded.source.item
             self._rows.append(
                 {
-                    "id": item if len(decoded.segments) == 1 else f"{item}-{number}",
+                    "id": item if len(features) == 1 else f"{item}-{number}",
                     "item": item,
                     "segment": number,
                     "uri": decoded.source.uri,
                     "modality": decoded.modality,
                     "pair": decoded.source.pair,
-                    "start": segment.start,
-                    "end": segment.end,
-                    "text": segment.text,
+                    "start": start,
+                    "end": end,
+                    "text": text,
                     "metadata": None,
-                    "content_id": decoded.content_id,
+                    "content_id": decoded.source.content_id,
                     "source_version": decoded.source.source_version,
                 }
             )
@@ -209,7 +233,7 @@ class _Rows:
                 "detail": fault.detail if fault else None,
                 "stage": stage,
                 "modality": decoded.modality,
-                "content_id": decoded.content_id or None,
+                "content_id": decoded.source.content_id or None,
                 "segments": segments,
                 "features": self._unit.name if status == "embedded" else None,
             }
@@ -221,14 +245,37 @@ class _Rows:
         fingerprint = self._member.vector_fp if self._member else ""
         vectors = vector_table(features, stack(self._vectors, self._dim, np.float32), fingerprint, self._unit.run)
         outcome = pa.Table.from_pylist(self._outcomes, schema=outcome_schema())
-        return Output(vectors, features, outcome, self._encoded)
+        return Output(vectors, features, outcome, self._encoded, self._copied)
+
+
+def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
+    """Rows of cached features, one item's for each content."""
+    if known is None:
+        return {}
+    contents = pc.unique(known["content_id"]).to_pylist()
+    return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
+
+
+def _spans(decoded: _Decoded) -> list[tuple[float | None, float | None, str | None]]:
+    """Start, end and text of an item's segments, in order."""
+    if decoded.cached is None:
+        return [(segment.start, segment.end, segment.text) for segment in decoded.segments]
+    columns = (decoded.cached[name].to_pylist() for name in ("start", "end", "text"))
+    return list(zip(*columns, strict=True))
+
+
+def feature_array(rows: pa.Table) -> npt.NDArray[np.float16]:
+    """The features (n, D) of cached rows."""
+    column = rows["feature"].combine_chunks()
+    values: npt.NDArray[np.float16] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
+    return values
 
 
 def project_unit(unit: Unit, member: Member, items: Iterable[str], cached: pa.Table) -> Output:
     """Project a file of cached features again, only the rows of `items`; nothing is encoded."""
     wanted = pa.array(sorted(items), pa.string())
     features = cached.filter(pc.is_in(cached["item"], wanted))
-    values = features["feature"].combine_chunks().flatten().to_numpy().reshape(-1, member.dim)
+    values = feature_array(features)
     vectors = to_vectors(values, member.load_projector())
     if len(vectors) and (problem := vector_problem(values, vectors)) is not None:
         raise SpaceError(f"the {member.modality} projector is broken: {problem.detail}; train it again")

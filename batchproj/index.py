@@ -1,26 +1,32 @@
-"""The Lance table `vectors`: upsert a run's changes, build its index, switch the tag readers follow.
+"""The Lance table `vectors`: upsert a run's changes, check and index it, move the tag readers follow.
 
 Writers work on the newest version, readers on the version tagged `live`; nothing a writer does
-shows until `switch`. Parquet is the truth: the table can always be built again from the parts.
+shows until `point`. Parquet is the truth: the table can always be built again from the parts.
 """
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchproj.collection import layout
 from batchproj.collection.commit import Changes
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
-from batchproj.collection.unit import read_parquet
+from batchproj.collection.unit import digest, read_parquet
 from batchproj.errors import BatchprojError, CollectionError, TryLater
-from batchproj.objectstore import Folder, retrying, s3_needs_http
+from batchproj.failpoint import failpoint
+from batchproj.objectstore import Folder, s3_needs_http
+from batchproj.recipe import Index
+from batchproj.retry import retrying
 from batchproj.schema import vector_schema
 
 # Lance reads this once, when it is first imported; its warnings are for Lance's developers
@@ -34,6 +40,13 @@ _NETWORK = re.compile(r"(?i)timed? ?out|connection|connect error|error sending r
 REBUILD_SHARE = 0.5
 """When more of the live rows than this go, writing all parts anew is cheaper than deleting."""
 
+NORM_TOLERANCE = 1e-3
+
+SCAN_ROWS = 4_096
+
+SELF_QUERIES = 16
+"""New rows that must find themselves before a run may become visible."""
+
 
 class VectorTable:
     """The collection's Lance table, for writers."""
@@ -43,7 +56,7 @@ class VectorTable:
         self._db = connect(folder)
 
     def apply(
-        self, live: Snapshot | None, target: Snapshot, changes: Changes, removed: Iterable[list[str]], min_rows: int
+        self, live: Snapshot | None, target: Snapshot, changes: Changes, removed: Iterable[list[str]], settings: Index
     ) -> int:
         """Bring the newest version to exactly the target's parts; returns that version.
 
@@ -52,14 +65,22 @@ class VectorTable:
         """
         with lance_faults(self._folder.uri):
             table = self._changed_table(live, target, changes, removed)
-            self._check_rows(table, target.rows)
-            self._build_index(table, min_rows)
+            failpoint("commit.added")
+            _upkeep(table, settings)
+            failpoint("commit.indexed")
+            _check_rows(table, target.rows)
+            self._check_found(table, changes.added)
             return int(table.version)
 
     def _changed_table(
         self, live: Snapshot | None, target: Snapshot, changes: Changes, removed: Iterable[list[str]]
     ) -> Any:
-        if live is None or live.dim != target.dim or changes.removed_items > REBUILD_SHARE * live.listed:
+        if (
+            live is None
+            or live.dim != target.dim
+            or changes.rebuild
+            or changes.removed_items > REBUILD_SHARE * live.listed
+        ):
             rows = self._stream(target.parts, target.dim)
             return self._db.create_table(layout.TABLE, data=rows, schema=rows.schema, mode="overwrite")
         table = self._db.open_table(layout.TABLE)
@@ -67,46 +88,183 @@ class VectorTable:
         table.restore()
         for items in removed:
             table.delete("item IN (" + ", ".join(f"'{item}'" for item in items) + ")")
+        failpoint("commit.deleted")
         if changes.added:
             table.add(self._stream(changes.added, target.dim))
         return table
 
     def _stream(self, parts: list[Part], dim: int) -> pa.RecordBatchReader:
-        def batches() -> Iterator[pa.RecordBatch]:
-            for part in parts:
-                rows = read_parquet(self._folder.read(layout.part(part.name)))
-                yield from rows.cast(vector_schema(dim)).to_batches()
+        batches = (batch for part in parts for batch in self._rows(part).cast(vector_schema(dim)).to_batches())
+        return pa.RecordBatchReader.from_batches(vector_schema(dim), batches)
 
-        return pa.RecordBatchReader.from_batches(vector_schema(dim), batches())
-
-    def _check_rows(self, table: Any, expected: int) -> None:
-        found = table.count_rows()
-        if found != expected:
+    def _rows(self, part: Part) -> pa.Table:
+        """The rows of a part, its bytes and the length of every vector checked: Lance would hide a NaN."""
+        data = self._folder.read(layout.part(part.name))
+        if digest(data) != part.sha256:
+            raise BatchprojError(f"{layout.part(part.name)} is damaged; run: batchproj verify {self._folder.uri}")
+        rows = read_parquet(data)
+        vectors = _matrix(rows)
+        if len(vectors) and not np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= NORM_TOLERANCE:
             raise BatchprojError(
-                f"the Lance table has {found} rows and the Parquet parts {expected}; nothing was made visible, rerun"
+                f"{layout.part(part.name)} holds a vector that is not of length 1; nothing was switched"
             )
+        return rows
 
-    def _build_index(self, table: Any, min_rows: int) -> None:
-        """Below `min_rows` exact search is fast enough; above, extend the index or build it."""
-        from lancedb.index import Bitmap, IvfRq
+    def _check_found(self, table: Any, added: list[Part]) -> None:
+        """A sample of the new rows, searched by their own vectors, must come first."""
+        for part in added[:: max(1, len(added) // SELF_QUERIES)][:SELF_QUERIES]:
+            rows = self._rows(part)
+            vector = _matrix(rows)[rows.num_rows // 2]
+            found = table.search(vector).distance_type("cosine").refine_factor(100).limit(1).to_list()
+            if not found or found[0]["_distance"] > NORM_TOLERANCE:
+                raise BatchprojError(
+                    f"a row of {layout.part(part.name)} is not found by its own vector; nothing was made visible, rerun"
+                )
 
-        if table.count_rows() < min_rows:
-            return
-        if table.list_indices():
-            table.optimize(cleanup_older_than=KEEP_VERSIONS)
-            return
-        table.create_index("vector", config=IvfRq(distance_type="cosine"))
-        table.create_index("modality", config=Bitmap())
+    def keys(self, version: int) -> pa.RecordBatchReader:
+        """The column `id` of a version, as a stream."""
+        return self._version(version).scanner(columns=["id"]).to_reader()
 
-    def switch(self, run: str, version: int) -> None:
+    def _version(self, version: int) -> Any:
+        table = self._db.open_table(layout.TABLE)
+        table.checkout(version)
+        return table.to_lance()
+
+    def version(self, version: int) -> TableVersion:
+        """One version, to be read whole; raises what Lance raises if its manifest is damaged."""
+        return TableVersion(version, self._version(version))
+
+    def versions(self) -> list[int]:
+        """Every version that is there, kept or not."""
+        return [int(each["version"]) for each in self._newest().versions()]
+
+    def tag(self, run: str, version: int) -> None:
+        """Keep a version for good, under its run's name."""
+        self._set_tag(layout.run_tag(run), version)
+
+    def point(self, version: int) -> None:
         """Make a version the one that readers see: the single visible step of a run."""
+        self._set_tag(layout.LIVE, version)
+
+    def _set_tag(self, tag: str, version: int) -> None:
         with lance_faults(self._folder.uri):
             tags = self._db.open_table(layout.TABLE).tags
-            for tag in (layout.run_tag(run), layout.LIVE):
-                if tag in tags.list():
-                    tags.update(tag, version)
-                else:
-                    tags.create(tag, version)
+            if tag in tags.list():
+                tags.update(tag, version)
+            else:
+                tags.create(tag, version)
+
+    def runs(self) -> dict[str, int]:
+        """Kept runs and the version of each."""
+        prefix = layout.run_tag("")
+        return {tag.removeprefix(prefix): version for tag, version in self._tags().items() if tag.startswith(prefix)}
+
+    def live(self) -> int | None:
+        """The version readers see; None before the first run."""
+        return self._tags().get(layout.LIVE)
+
+    def _tags(self) -> dict[str, int]:
+        tags = self._db.open_table(layout.TABLE).tags.list()
+        return {tag: int(tags[tag]["version"]) for tag in tags}
+
+    def untag(self, runs: Iterable[str]) -> None:
+        """Keep the versions of these runs no longer; their files stay until `clean_up`."""
+        with lance_faults(self._folder.uri):
+            tags = self._db.open_table(layout.TABLE).tags
+            for tag in sorted({layout.run_tag(run) for run in runs} & set(tags.list())):
+                tags.delete(tag)
+
+    def compact(self) -> int:
+        """Write the newest version again without the rows that are only marked as deleted; the new version."""
+        with lance_faults(self._folder.uri):
+            self._newest().optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            return int(self._newest().version)
+
+    def clean_up(self) -> None:
+        """Remove every version that no tag names, and files of no version: only under the lease."""
+        with lance_faults(self._folder.uri):
+            tags = self._tags()
+            table = self._db.open_table(layout.TABLE)
+            if table.version not in tags.values():  # Lance never removes the newest
+                table.checkout(layout.LIVE)
+                table.restore()
+            table.to_lance().cleanup_old_versions(
+                older_than=datetime.timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
+            )
+
+    def files(self, versions: Iterable[int] | None = None) -> set[str]:
+        """Names, below the collection's folder, of the files that versions consist of, by default all versions."""
+        wanted = None if versions is None else set(versions)
+        with lance_faults(self._folder.uri):
+            return {
+                f"{layout.TABLE}.lance/{row['path']}"
+                for batch in self._newest().tracked_files()
+                for row in batch.select(["version", "path"]).to_pylist()
+                if wanted is None or row["version"] in wanted
+            }
+
+    def _newest(self) -> Any:
+        return self._db.open_table(layout.TABLE).to_lance()
+
+
+@dataclass(frozen=True)
+class TableVersion:
+    """One version of the table, fragment by fragment."""
+
+    number: int
+    _dataset: Any
+
+    def fragments(self) -> list[Fragment]:
+        return [Fragment(each) for each in self._dataset.get_fragments()]
+
+
+class Fragment:
+    """Some rows of a version; versions share those that did not change."""
+
+    def __init__(self, fragment: Any) -> None:
+        self._fragment = fragment
+        self.file = f"{layout.TABLE}.lance/data/{fragment.data_files()[0].path}"
+        self.key = json.dumps([[file.path for file in fragment.data_files()], fragment.deletion_file()])
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Its rows without those marked as deleted; raises what Lance raises if a file is damaged."""
+        yield from self._fragment.scanner(batch_size=SCAN_ROWS).to_reader()
+
+    def holds(self, condition: str) -> bool:
+        """Whether any row fulfils an SQL condition."""
+        return bool(self._fragment.count_rows(condition))
+
+
+def _matrix(rows: pa.Table) -> Any:
+    column = rows["vector"].combine_chunks()
+    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
+
+
+def _check_rows(table: Any, expected: int) -> None:
+    found = table.count_rows()
+    if found != expected:
+        raise BatchprojError(
+            f"the Lance table has {found} rows and the Parquet parts {expected}; nothing was made visible, rerun"
+        )
+
+
+def _upkeep(table: Any, settings: Index) -> None:
+    """Merge small fragments, extend the index or build it, where enough has gathered.
+
+    Below `min_rows` exact search is fast enough and needs no index; rows that no index covers yet
+    are searched exactly.
+    """
+    from lancedb.index import Bitmap, IvfRq
+
+    stats = table.stats()
+    indices = [index.name for index in table.list_indices()]
+    unindexed = max((table.index_stats(name).num_unindexed_rows for name in indices), default=0)
+    crowded = stats["fragment_stats"]["num_small_fragments"] > settings.small_fragments
+    if crowded or unindexed > settings.unindexed_rows:
+        table.optimize(cleanup_older_than=KEEP_VERSIONS)
+    if not indices and stats["num_rows"] >= settings.min_rows:
+        table.create_index("vector", config=IvfRq(distance_type="cosine"))
+        table.create_index("modality", config=Bitmap())
 
 
 @contextmanager

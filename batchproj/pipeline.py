@@ -10,6 +10,7 @@ buffer, so that Ray never splits it; pixels and samples stay inside the embed ac
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import signal
@@ -24,19 +25,22 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from batchproj import retry
 from batchproj.collection import layout
+from batchproj.collection.cache import known_features
 from batchproj.collection.unit import (
     Receipt,
     Task,
     Unit,
     finish,
-    parquet_bytes,
     read_inputs,
     read_parquet,
     read_receipt,
+    write_features,
     write_part,
 )
 from batchproj.errors import BatchprojError, ItemFault
+from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder, read_pinned
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
@@ -52,7 +56,18 @@ CPU_HEADROOM = 0.5
 
 POLL_S = 0.5
 
-Progress = Callable[[dict[str, int]], None]
+
+@dataclass(frozen=True)
+class News:
+    """How the workers get on: items done so far by modality, workers that died and were replaced
+    so far, and what they have to say since the last time."""
+
+    done: dict[str, int]
+    replaced: int
+    lines: list[str]
+
+
+OnNews = Callable[[News], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +122,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def run_units(job: Job, units: list[Unit], on_progress: Progress) -> Iterator[Receipt]:
+def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     """Do the units, all modalities in one execution; receipts as they finish, in any order.
 
     Raises the BatchprojError of a worker as it was raised there. Needs a `ray_session`.
@@ -116,13 +131,13 @@ def run_units(job: Job, units: list[Unit], on_progress: Progress) -> Iterator[Re
 
     if not units:
         return
-    counter = ray.remote(num_cpus=0)(_Counter).remote()
+    desk = ray.remote(num_cpus=0)(_Desk).remote()
     groups = _by_pool(job, units)
     cpus = (cluster_cpus() - CPU_HEADROOM) / len(groups)
-    branches = [_branch(job, pool, group, counter, cpus) for pool, group in groups.items()]
+    branches = [_branch(job, pool, group, desk, cpus) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
-        with _polling(counter, on_progress):
+        with _polling(desk, on_news):
             for row in results.iter_rows():
                 yield Receipt.model_validate_json(row["receipt"])
     except Exception as error:
@@ -138,42 +153,43 @@ def _by_pool(job: Job, units: list[Unit]) -> dict[tuple[Task, Modality | None], 
     return groups
 
 
-def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], counter: Any, cpus: float) -> Any:
+def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], desk: Any, cpus: float) -> Any:
     """The stages of one pool as a lazy dataset; `cpus` is the pool's share of the cluster's."""
     import ray
 
     task, modality = pool
     settings = job.recipe.pools.get(modality, Pool()) if modality else Pool()
-    workers, threads = pool_size(job, settings)
+    workers, threads = pool_size(settings, len(job.members), cluster_cpus())
     rows = [{"unit": unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
+    size = min(workers, len(units))
+    desk.expect.remote(size)
     read = source.map_batches(
-        _Reader(job), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS, zero_copy_batch=True
+        _Reader(job, desk), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS, zero_copy_batch=True
     )
     embedded = read.map_batches(
         _EmbedActor,
-        fn_constructor_args=(job, task, modality, threads, counter),
+        fn_constructor_args=(job, task, modality, threads, desk),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=min(workers, len(units))),
+        compute=ray.data.ActorPoolStrategy(size=size),
         num_cpus=max(0.01, round(cpus / workers - 0.005, 2)),
         num_gpus=settings.gpus or None,
     )
     return embedded.map_batches(
-        _Writer(job), batch_size=1, batch_format="pyarrow", num_cpus=WRITE_CPUS, zero_copy_batch=True
+        _Writer(job, desk), batch_size=1, batch_format="pyarrow", num_cpus=WRITE_CPUS, zero_copy_batch=True
     )
 
 
-def pool_size(job: Job, settings: Pool) -> tuple[int, int]:
-    """Workers and threads per worker of one modality: the recipe's, or the cluster divided up.
+def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
+    """Workers and threads per worker of one of so many modalities: the recipe's, or the cores divided up.
 
     Small machines give each modality one worker that may use all cores: modalities finish at
     different times, and a worker with fewer threads would leave cores idle at the end.
     """
-    cores = cluster_cpus()
     threads = settings.threads or min(4, cores)
-    workers = settings.workers or max(1, cores // (threads * max(1, len(job.members))))
+    workers = settings.workers or max(1, cores // (threads * max(1, modalities)))
     return workers, threads
 
 
@@ -184,8 +200,8 @@ def cluster_cpus() -> int:
 
 
 @contextlib.contextmanager
-def _polling(counter: Any, on_progress: Progress) -> Iterator[None]:
-    """Tell `on_progress` how many items are done, by modality, while the body runs."""
+def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
+    """Pass on what the workers report while the body runs."""
     import ray
 
     stop = threading.Event()
@@ -193,7 +209,7 @@ def _polling(counter: Any, on_progress: Progress) -> Iterator[None]:
     def poll() -> None:
         while not stop.wait(POLL_S):
             with contextlib.suppress(ray.exceptions.RayError):  # a progress line is not worth a run
-                on_progress(ray.get(counter.read.remote(), timeout=10))
+                on_news(ray.get(desk.news.remote(), timeout=10))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -202,7 +218,7 @@ def _polling(counter: Any, on_progress: Progress) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-    on_progress(ray.get(counter.read.remote(), timeout=10))
+    on_news(ray.get(desk.news.remote(), timeout=10))
 
 
 def _original(error: BaseException) -> BaseException:
@@ -221,26 +237,52 @@ def label(unit: Unit) -> str:
     return str(unit.modality or "unclear")
 
 
-class _Counter:
-    """Items done so far, by modality; an actor."""
+class _Desk:
+    """Where workers report; an actor."""
 
     def __init__(self) -> None:
         self._done: dict[str, int] = {}
+        self._expected = 0
+        self._started = 0
+        self._lines: list[str] = []
+
+    def expect(self, workers: int) -> None:
+        self._expected += workers
+
+    def started(self) -> None:
+        self._started += 1
 
     def add(self, modality: str, items: int) -> None:
         self._done[modality] = self._done.get(modality, 0) + items
 
-    def read(self) -> dict[str, int]:
-        return self._done
+    def say(self, line: str) -> None:
+        self._lines.append(line)
+
+    def news(self) -> News:
+        lines, self._lines = self._lines, []
+        return News(dict(self._done), max(0, self._started - self._expected), lines)
+
+
+@contextlib.contextmanager
+def _reporting(job: Job, desk: Any) -> Iterator[None]:
+    """In a worker process: the run's patience with the store, and a line to the desk while it is tried."""
+    retry.configure(job.recipe.retry_s)
+    with retry.watch_pauses(lambda line: desk.say.remote(line)):
+        yield
 
 
 class _Reader:
     """Task: a unit's inputs and the bytes of its items, or its cached features."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, desk: Any) -> None:
         self._job = job
+        self._desk = desk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        with _reporting(self._job, self._desk):
+            return self._read_unit(batch)
+
+    def _read_unit(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         inputs = read_inputs(self._job.folder, unit)
         if unit.task == "project":
@@ -249,17 +291,33 @@ class _Reader:
             fingerprint = self._job.members[unit.modality].feature_fp
             cached = read_parquet(self._job.folder.read(layout.features(fingerprint, unit.cached)))
             return _row(unit, [inputs, cached])
-        return _row(unit, [self._with_bytes(inputs)])
+        items = self._with_bytes(inputs)
+        known = self._known(unit, items)
+        return _row(unit, [items.drop_columns("known"), *([known] if known is not None else [])])
 
     def _with_bytes(self, inputs: pa.Table) -> pa.Table:
         rows = inputs.to_pylist()
         with ThreadPoolExecutor(self._job.recipe.read_threads) as pool:
             read = list(pool.map(self._read, rows))
+        digests = ["" if fault else hashlib.sha256(data).hexdigest() for data, fault in read]
         return (
             inputs.append_column("data", pa.array([data for data, _ in read], pa.large_binary()))
+            .append_column("content_id", pa.array(digests, pa.string()))
             .append_column("reason", pa.array([fault.reason if fault else None for _, fault in read], pa.string()))
             .append_column("detail", pa.array([fault.detail if fault else None for _, fault in read], pa.string()))
         )
+
+    def _known(self, unit: Unit, items: pa.Table) -> pa.Table | None:
+        """Cached features of those items whose bytes turn out to be embedded already."""
+        if unit.modality is None or unit.modality not in self._job.members:
+            return None
+        wanted = {
+            content["content_id"]: content["features"]
+            for read, contents in zip(items["content_id"].to_pylist(), items["known"].to_pylist(), strict=True)
+            for content in contents or []
+            if content["content_id"] == read and content["modality"] == unit.modality
+        }
+        return known_features(self._job.folder, self._job.members[unit.modality].feature_fp, wanted)
 
     def _read(self, row: dict[str, Any]) -> tuple[bytes, ItemFault | None]:
         try:
@@ -273,24 +331,26 @@ class _Reader:
 class _EmbedActor:
     """Actor: loads one modality's encoder once, then embeds unit after unit."""
 
-    def __init__(self, job: Job, task: Task, modality: Modality | None, threads: int, counter: Any) -> None:
+    def __init__(self, job: Job, task: Task, modality: Modality | None, threads: int, desk: Any) -> None:
         # only here: the processes that read and write must not wait for models' and codecs' imports
         from batchproj.embedding import UnitWorker
 
         self._job = job
         self._member = job.members.get(modality) if modality else None
-        self._counter = counter
+        self._desk = desk
+        desk.started.remote()
         self._worker = UnitWorker(self._member, job.dim, job.in_space, job.recipe.limits, threads)
         if task == "embed":
-            self._worker.load()
+            with _reporting(job, desk):
+                self._worker.load()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         tables = _tables(batch)
         started = time.monotonic()
         output = self._project(unit, tables) if unit.task == "project" else self._embed(unit, tables)
-        busy = pa.table({"busy_s": [time.monotonic() - started], "encoded": [output.encoded]})
-        return _row(unit, [output.vectors, output.features, output.outcome, busy])
+        counts = {"encoded": [output.encoded], "copied": [output.copied], "busy_s": [time.monotonic() - started]}
+        return _row(unit, [output.vectors, output.features, output.outcome, pa.table(counts)])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
         from batchproj.embedding import Fetched
@@ -302,11 +362,13 @@ class _EmbedActor:
                 row["pair"],
                 row["source_version"],
                 row["data"],
+                row["content_id"],
                 ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None,
             )
             for row in tables[0].to_pylist()
         ]
-        return self._worker.embed(unit, items, lambda done: self._report(unit, done))
+        known = tables[1] if len(tables) > 1 else None
+        return self._worker.embed(unit, items, known, lambda done: self._report(unit, done))
 
     def _project(self, unit: Unit, tables: list[pa.Table]) -> Output:
         from batchproj.embedding import project_unit
@@ -317,34 +379,45 @@ class _EmbedActor:
         return output
 
     def _report(self, unit: Unit, items: int) -> None:
-        self._counter.add.remote(label(unit), items)
+        self._desk.add.remote(label(unit), items)
 
 
 class _Writer:
     """Task: a unit's files, its done-record last."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, desk: Any) -> None:
         self._job = job
+        self._desk = desk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        with _reporting(self._job, self._desk):
+            return self._write_unit(batch)
+
+    def _write_unit(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         folder = self._job.folder
-        if (done := read_receipt(folder, unit.name)) is not None:  # Ray runs a task again when a node is lost
+        if (done := read_receipt(folder, unit)) is not None:  # Ray runs a task again when a node is lost
             return pa.table({"receipt": [done.model_dump_json()]})
-        vectors, features, outcome, busy = _tables(batch)
-        part = write_part(folder, unit.name, vectors) if vectors.num_rows else None
+        vectors, features, outcome, counts = _tables(batch)
+        cached = None
         if unit.task == "embed" and features.num_rows and unit.modality is not None:
             fingerprint = self._job.members[unit.modality].feature_fp
-            folder.write(layout.features(fingerprint, unit.name), parquet_bytes(features))
+            cached = write_features(folder, fingerprint, unit.name, features)
+            failpoint("unit.features")
+        part = write_part(folder, unit.name, vectors) if vectors.num_rows else None
+        failpoint("unit.part")
+        count = counts.to_pylist()[0]
         statuses = outcome["status"].to_pylist()
         receipt = Receipt(
             unit=unit,
-            embedded=statuses.count("embedded"),
+            embedded=statuses.count("embedded") - count["copied"],
+            copied=count["copied"],
             quarantined=statuses.count("quarantined"),
             deferred=statuses.count("deferred"),
-            encoded=busy["encoded"][0].as_py(),
-            busy_s=busy["busy_s"][0].as_py(),
+            encoded=count["encoded"],
+            busy_s=count["busy_s"],
             part=part,
+            features=cached,
         )
         return pa.table({"receipt": [finish(folder, receipt, outcome).model_dump_json()]})
 

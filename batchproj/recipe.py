@@ -29,14 +29,24 @@ class Units(BaseModel):
 
 
 class Index(BaseModel):
-    """From how many rows on the vectors get an approximate index; below, search is exact."""
+    """When the table is indexed and tidied, inside a run and before it shows.
+
+    From `min_rows` on the vectors get an approximate index; below, search is exact. The index is
+    extended when more than `unindexed_rows` are not in it, and fragments are merged when more than
+    `small_fragments` of the table are small.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     min_rows: int = Field(default=50_000, ge=256)
+    unindexed_rows: int = Field(default=1_000, ge=0)
+    small_fragments: int = Field(default=64, ge=1)
 
 
 class Recipe(BaseModel):
-    """Everything about a run that does not change a vector."""
+    """Everything about a run that does not change a vector.
+
+    `retry_s` is how long a store call is tried again before the run gives up, in seconds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     limits: Limits = Limits()
@@ -44,6 +54,7 @@ class Recipe(BaseModel):
     index: Index = Index()
     pools: dict[Modality, Pool] = Field(default_factory=dict)
     read_threads: int = Field(default=16, ge=1)
+    retry_s: float = Field(default=180, gt=0)
 
 
 def load_recipe(path: str | None) -> Recipe:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 import operator
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from batchproj.collection import layout
+from batchproj.collection.ledger import numbers, read_entry
 from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
@@ -184,9 +184,9 @@ class Collection:
         return pads.dataset(paths, schema=vector_schema(self.dim), format="parquet", filesystem=fs)
 
     def runs(self) -> list[dict[str, Any]]:
-        """The ledger: one entry per run up to this one, oldest first."""
-        names = [name.removesuffix(".json") for name in self._folder.names("runs")]
-        return [json.loads(self._folder.read(layout.ledger(run))) for run in names if run <= self.run]
+        """The ledger: one entry per run that was ever begun (`collection.ledger.Entry`), oldest first."""
+        entries = (read_entry(self._folder, run) for run in numbers(self._folder))
+        return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
 
 def _read_query(path: str, modality: Modality) -> bytes:

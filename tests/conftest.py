@@ -26,7 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("LANCE_LOG", "error")
 
 if TYPE_CHECKING:
-    from batchproj.embed import Report
+    from batchproj.collection.ledger import Report
 
 WORDS = [f"w{number}" for number in range(14)]
 """Vocabulary of the tiny text tower; its end mark is token 14, its padding 15."""

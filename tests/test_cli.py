@@ -155,7 +155,7 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "BATCHPROJ_TEST_MARKER": marker}
     )
-    wait_for(lambda: len(list((tmp_path / "c" / "units").glob("*/done.json"))) >= 3, process)
+    wait_for(lambda: len(list((tmp_path / "c" / "units").glob("*/*/done.json"))) >= 3, process)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == code
@@ -164,11 +164,11 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     with pytest.raises(CollectionError):
         batchproj.open(str(tmp_path / "c"))
 
-    finished = [path.stat().st_mtime_ns for path in sorted((tmp_path / "c" / "units").glob("*/done.json"))]
+    finished = [path.stat().st_mtime_ns for path in sorted((tmp_path / "c" / "units").glob("*/*/done.json"))]
     done = run(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["embedded"] == 80
-    after = {path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").glob("*/done.json")}
+    after = {path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").glob("*/*/done.json")}
     assert set(finished) <= after  # what was done stayed as it was
     undisturbed = run(*[tmp_path / "d" if argument == tmp_path / "c" else argument for argument in arguments])
     assert undisturbed.returncode == 0

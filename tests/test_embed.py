@@ -18,12 +18,13 @@ from conftest import write_picture, write_words
 import batchproj
 from batchproj import embed as module_embed
 from batchproj import objectstore
+from batchproj.collection.ledger import Report
 from batchproj.collection.plan import Plan
 from batchproj.collection.unit import Receipt, Unit, finish, read_inputs
 from batchproj.decode.limits import Limits
-from batchproj.embed import Options, Report, Watch
+from batchproj.embed import Options, Watch
 from batchproj.embed import embed as run_embed
-from batchproj.errors import SourceError, UsageError
+from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.index import connect
 from batchproj.objectstore import Folder
 from batchproj.pipeline import Job
@@ -31,6 +32,7 @@ from batchproj.recipe import Index, Recipe, Units
 from batchproj.schema import outcome_schema, vector_schema
 from batchproj.search import Collection
 from batchproj.space import open_space, resolve
+from batchproj.switch import rollback
 
 pytestmark = pytest.mark.usefixtures("ray_here")
 
@@ -112,6 +114,73 @@ def test_only_what_changed_is_done(corpus: Path, tiny_space: Path, embedded: tup
     assert {key for key in before if after.get(key) != before[key]} == {"d0/item0.txt", "d1/item1.png"}
     assert set(after) - set(before) == {"new/item99.png"}
     assert embed(corpus, collection, tiny_space).commit is None
+
+
+def test_bytes_that_are_embedded_already_are_read_and_not_encoded(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, _ = embedded
+    before = vectors(collection, corpus)
+    os.utime(corpus / "d0/item0.txt")  # touched
+    (corpus / "d1/item1.png").rename(corpus / "d1/moved.png")
+    shutil.copy(corpus / "d2/item2.txt", corpus / "d0/copied.txt")
+    report = embed(corpus, collection, tiny_space)
+    assert (report.copied, report.embedded, report.deleted, report.unchanged) == (3, 0, 1, 22)
+    assert sum(report.encode_calls.values()) == 0
+    check_whole(collection, report)
+    before["d1/moved.png"] = before.pop("d1/item1.png")
+    before["d0/copied.txt"] = before["d2/item2.txt"]
+    assert vectors(collection, corpus) == before
+    rows = {row["uri"].rpartition("/")[2]: row for row in batchproj.open(str(collection)).table().to_pylist()}
+    assert (rows["moved.png"]["pair"], rows["copied.txt"]["text"]) == ("d1/moved", rows["item2.txt"]["text"])
+    assert embed(corpus, collection, tiny_space).commit is None
+
+
+def test_a_renamed_folder_is_no_mass_deletion(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
+    collection, _ = embedded
+    (corpus / "d2").rename(corpus / "renamed")
+    report = embed(corpus, collection, tiny_space)
+    assert (report.copied, report.deleted, report.encode_calls) == (8, 8, {"image": 0, "text": 0})
+
+
+def test_the_ledger_tells_what_a_run_did_and_what_made_it_necessary(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, first = embedded
+    space = tiny_space.with_name("fp32.yaml")
+    space.write_text(tiny_space.read_text().replace("kind: clip,", "kind: clip, dtype: fp32,"))
+    report = embed(corpus, collection, space)
+    assert report.encode_calls == {"image": 12, "text": 12}
+    entries = batchproj.open(str(collection)).runs()
+    assert [(entry["run"], entry["state"], entry["attempts"]) for entry in entries] == [
+        ("000001", "done", 1),
+        ("000002", "done", 1),
+    ]
+    told = {(each["modality"], each["field"]): (each["before"], each["now"]) for each in entries[1]["differences"]}
+    assert told == {(m, "encoder.dtype"): ("bf16", "fp32") for m in ("image", "text")}
+    assert entries[1]["user"]
+    assert entries[1]["host"]
+    assert (entries[1]["parent"], entries[1]["commit"]) == (first.run, report.commit)
+
+
+def test_rollback_shows_an_earlier_run_and_the_next_run_has_a_new_number(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, _ = embedded
+    before = vectors(collection, corpus)
+    write_words(corpus / "d0/item0.txt", 100)
+    embed(corpus, collection, tiny_space)
+    assert rollback(str(collection), None, print) == ("000002", "000001")
+    assert vectors(collection, corpus) == before
+    with pytest.raises(CollectionError, match="keeps no run before the first"):
+        rollback(str(collection), None, print)
+    with pytest.raises(CollectionError, match="keeps no run 000009; kept are, beside the live 000001: 000002"):
+        rollback(str(collection), "000009", print)
+    report = embed(corpus, collection, tiny_space)
+    assert (report.run, report.embedded, report.unchanged) == ("000003", 1, 23)
+    check_whole(collection, report)
+    assert rollback(str(collection), "000002", print) == ("000003", "000002")
+    assert len(batchproj.open(str(collection)).runs()) == 3
 
 
 def test_a_reader_keeps_the_run_it_opened(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
@@ -215,7 +284,7 @@ def test_units_done_by_a_stopped_run_are_not_done_again(
 def test_an_index_is_built_from_the_recipes_size_on(tmp_path: Path, tiny_space: Path) -> None:
     for number in range(300):
         write_words(tmp_path / "texts" / f"{number}.txt", number)
-    recipe = Recipe(index=Index(min_rows=256))
+    recipe = Recipe(index=Index(min_rows=256, unindexed_rows=0))
     embed(tmp_path / "texts", tmp_path / "c", tiny_space, recipe)
     opened = Collection(str(tmp_path / "c"))
     assert {index.columns[0] for index in opened._table.list_indices()} == {"vector", "modality"}
@@ -241,6 +310,19 @@ def test_vanished_items_are_not_deleted_unless_meant(
     report = embed(corpus, collection, tiny_space, allow_mass_delete=True)
     assert (report.deleted, report.rows) == (8, 16)
     check_whole(collection, report)
+
+
+def test_a_source_that_became_empty_deletes_nothing_unless_meant(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, _ = embedded
+    shutil.rmtree(corpus)
+    corpus.mkdir()
+    with pytest.raises(UsageError, match=r"24 of 24 items .* --allow-mass-delete"):
+        embed(corpus, collection, tiny_space)
+    report = embed(corpus, collection, tiny_space, allow_mass_delete=True)
+    assert (report.deleted, report.rows) == (24, 0)
+    assert batchproj.open(str(collection)).table().num_rows == 0
 
 
 def test_an_empty_source_is_refused_and_nothing_is_written(tmp_path: Path, tiny_space: Path) -> None:
@@ -276,8 +358,10 @@ def test_interrupted_table_writes_are_undone(corpus: Path, tiny_space: Path, emb
         ("batchproj.collection.commit", "write_manifest"),
         ("batchproj.index.VectorTable", "apply"),
         ("batchproj.embed", "write_snapshot"),
-        ("batchproj.embed", "_write_ledger"),
-        ("batchproj.index.VectorTable", "switch"),
+        ("batchproj.collection.ledger", "write_entry"),
+        ("batchproj.index.VectorTable", "tag"),
+        ("batchproj.collection.lease.Lease", "append"),
+        ("batchproj.index.VectorTable", "point"),
     ],
 )
 def test_a_stop_after_any_step_of_the_commit_is_made_good(
@@ -304,7 +388,7 @@ def test_a_stop_after_any_step_of_the_commit_is_made_good(
         with pytest.raises(KeyboardInterrupt):
             embed(corpus, collection, tiny_space)
     seen = len(vectors(collection, corpus))
-    assert seen == (22 if name == "switch" else 24)
+    assert seen == (22 if name == "point" else 24)
     report = embed(corpus, collection, tiny_space)
     assert report.rows == 22
     check_whole(collection, report)
@@ -342,6 +426,7 @@ def test_objects_that_may_be_listed_but_not_read_stop_the_run(corpus: Path, tmp_
             embed(corpus, tmp_path / "c", tiny_space)
     with pytest.raises(UsageError):
         batchproj.open(str(tmp_path / "c"))
+    assert embed(corpus, tmp_path / "c", tiny_space).embedded == 24  # the rights were mended
 
 
 def forbidden_units(job: Job, units: list[Unit], progress: object) -> Iterator[Receipt]:
@@ -355,11 +440,26 @@ def forbidden_units(job: Job, units: list[Unit], progress: object) -> Iterator[R
         yield finish(job.folder, receipt, pa.Table.from_pylist(rows, schema=outcome_schema()))
 
 
-def test_a_forbidden_object_is_tried_again(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+def test_a_forbidden_object_is_tried_in_every_run_and_commits_none(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, _ = embedded
+    write_words(corpus / "new.txt", 50)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module_embed, "run_units", forbidden_units)
+        patched.setattr(module_embed, "MASS_FORBIDDEN", 1.0)
+        assert embed(corpus, collection, tiny_space).quarantined == 1
+        again = embed(corpus, collection, tiny_space)
+        assert (again.run, again.unchanged, again.quarantined, again.commit) == ("000002", 24, 1, None)
+    report = embed(corpus, collection, tiny_space)
+    assert (report.run, report.embedded, report.quarantined) == ("000003", 1, 0)
+
+
+def test_a_forbidden_object_is_retried(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     with Plan({}, Limits()) as plan:
         plan.insert("listing", pa.table({"item": ["a"], "key": ["a.txt"], "source_version": ["1"]}))
         plan.insert(
             "manifest",
             pa.table({"item": ["a"], "source_version": ["1"], "status": ["quarantined"], "reason": ["forbidden"]}),
         )
-        assert plan.decide().changed == 1
+        assert plan.decide().retry == 1

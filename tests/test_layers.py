@@ -13,9 +13,10 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema"],
+    ["schema", "failpoint"],
     ["errors", "media"],
-    ["config", "objectstore", "recall"],
+    ["config", "retry", "recall"],
+    ["objectstore"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "projector"],
     ["torch_runtime"],
@@ -25,16 +26,16 @@ LAYERS = [
     ["collection"],
     ["embedding"],
     ["index"],
-    ["pipeline", "search"],
-    ["pairs"],
-    ["embed", "train", "evaluate"],
+    ["pipeline", "search", "changes", "switch"],
+    ["pairs", "calibration"],
+    ["embed", "train", "evaluate", "estimate", "explain"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],
     ["demo"],
     ["cli"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-ENGINE = {"ray": {"pipeline"}, "lancedb": {"index", "search"}, "fsspec": {"objectstore"}}
+ENGINE = {"ray": {"pipeline"}, "lancedb": {"index", "search"}, "lance": {"index"}, "fsspec": {"objectstore"}}
 
 
 def modules() -> list[tuple[str, Path]]:

@@ -40,10 +40,13 @@ def manifest(path: Path, rows: list[dict[str, str | None]]) -> Path:
             "key": row["key"],
             "source_version": row["version"],
             "status": row.get("status", "embedded"),
+            "reason": row.get("reason"),
             "modality": row.get("modality", "text"),
             "feature_fp": row.get("feature_fp", "f-text"),
             "vector_fp": row.get("vector_fp", "v-text"),
-            "part": "p1",
+            "part": row.get("part", "p1"),
+            "content_id": row.get("content_id", "c1"),
+            "size": 10,
             "features": row.get("features", "u1"),
         }
         for row in rows
@@ -59,7 +62,7 @@ def plan() -> Iterator[Plan]:
 
 
 def test_every_item_gets_one_action(plan: Plan, tmp_path: Path) -> None:
-    plan.add_listing(listing({"same.txt": "1", "edited.txt": "2", "new.txt": "1", "bad.txt": "1", "old.txt": "1"}))
+    plan.add_listing(listing({"same.txt": "1", "edited.txt": "2", "new.txt": "9", "bad.txt": "1", "old.txt": "1"}))
     plan.add_listing(listing({"reproject.txt": "1", "movie.mp4": "1", "retry.txt": "1"}))
     rows: list[dict[str, str | None]] = [
         {"key": "same.txt", "version": "1"},
@@ -159,3 +162,68 @@ def test_projecting_again_reads_each_cached_file_once(plan: Plan, tmp_path: Path
 )
 def test_pair_is_the_path_up_to_the_first_dot_of_the_name(key: str, pair: str) -> None:
     assert pair_key(key) == pair
+
+
+def known(plan: Plan) -> dict[str, list[tuple[str, str]]]:
+    """By key: contents and files of features that an object to be read may turn out to be."""
+    rows = plan.rows("SELECT key, known FROM known JOIN plan USING (item) ORDER BY key")
+    return {key: [(each["content_id"], each["features"]) for each in contents] for key, contents in rows}
+
+
+def test_what_an_object_may_turn_out_to_be_is_found_by_name_version_and_size(plan: Plan, tmp_path: Path) -> None:
+    plan.add_listing(listing({"touched.txt": "2", "moved.txt": "7", "same.txt": "1", "other.png": "8"}))
+    rows: list[dict[str, str | None]] = [
+        {"key": "touched.txt", "version": "1", "content_id": "c-touched", "features": "u1"},
+        {"key": "gone.txt", "version": "7", "content_id": "c-moved", "features": "u2"},
+        {"key": "same.txt", "version": "1", "content_id": "c-same", "features": "u3"},
+        {"key": "older.txt", "version": "1", "content_id": "c-older", "feature_fp": "older"},
+    ]
+    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    counts = plan.decide()
+    assert (counts.new, counts.changed, counts.unchanged, counts.deleted, counts.moved) == (2, 1, 1, 2, 1)
+    everything = [("c-moved", "u2"), ("c-same", "u3"), ("c-touched", "u1")]  # all are of one size
+    assert known(plan) == {"touched.txt": everything, "moved.txt": everything, "other.png": everything}
+    likely = {(each.action, each.likely): each.items for each in plan.differences()}
+    assert likely == {("changed", "touched"): 1, ("new", "moved"): 1, ("new", None): 1, ("unchanged", None): 1}
+
+
+def test_a_size_that_many_contents_share_says_nothing(plan: Plan, tmp_path: Path) -> None:
+    plan.add_listing(listing({"touched.txt": "2", "new.txt": "3"}))
+    rows: list[dict[str, str | None]] = [
+        {"key": f"{number}.txt", "version": "1", "content_id": f"c{number}"} for number in range(20)
+    ]
+    rows.append({"key": "touched.txt", "version": "1", "content_id": "c-touched"})
+    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.decide()
+    assert known(plan) == {"touched.txt": [("c-touched", "u1")]}
+
+
+def test_damaged_files_are_made_again_from_what_is_left(plan: Plan, tmp_path: Path) -> None:
+    keys = ["part.txt", "features.txt", "both.txt", "fine.txt"]
+    plan.add_listing(listing(dict.fromkeys(keys, "1")))
+    rows: list[dict[str, str | None]] = [
+        {"key": "part.txt", "version": "1", "part": "bad-part", "features": "u1"},
+        {"key": "features.txt", "version": "1", "part": "p1", "features": "bad-features"},
+        {"key": "both.txt", "version": "1", "part": "bad-part", "features": "bad-features"},
+        {"key": "fine.txt", "version": "1"},
+    ]
+    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.redo(["parquet/bad-part.parquet", "features/fp/bad-features.parquet"])
+    assert plan.decide() == Counts(project=1, encode=2, unchanged=1)
+
+
+def test_a_forgotten_item_is_not_listed(plan: Plan) -> None:
+    plan.add_listing(listing({"a.txt": "1", "b.txt": "1"}))
+    plan.forget([item_id("file:///d/b.txt")])
+    assert plan.decide() == Counts(new=1)
+
+
+def test_what_was_too_large_is_tried_again_under_other_limits(tmp_path: Path) -> None:
+    row = {"key": "a.txt", "version": "1", "status": "quarantined", "reason": "too_large"}
+    found = []
+    for limits in (Limits(), Limits(text_bytes=5)):
+        with Plan({Modality.TEXT: TEXT}, limits) as plan:
+            plan.add_listing(listing({"a.txt": "1"}))
+            plan.load_manifest(manifest(tmp_path / "m.parquet", [row]))
+            found.append(plan.decide(live=Limits()))
+    assert found == [Counts(quarantined=1), Counts(retry=1)]

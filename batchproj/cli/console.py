@@ -1,4 +1,4 @@
-"""The `batchproj` command: arguments in, one function called, two lines out."""
+"""What all commands share: the app, its options, the terminal while libraries work, and how it ends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,6 @@ import typer
 # Only what parsing arguments needs is imported here: --help must not wait for torch.
 from batchproj.errors import BatchprojError
 
-TOO_MANY_BAD = 3
-
-TELLS_NOTHING = 0.5
-"""Chance Recall@10 from which on a recall is not worth reading."""
-
-DEFAULT_MAX_BAD = 0.05
-DEFAULT_MAX_BAD_ITEMS = 50
-"""Without --max-bad: 5 %, but a small corpus may have this many bad files before the exit code says so."""
-
 app = typer.Typer(
     help="One searchable vector space from object storage full of images, sound and text.",
     no_args_is_help=True,
@@ -46,51 +37,40 @@ SpaceOption = Annotated[
         show_default="the one the collection was made with, builtin for a new one",
     ),
 ]
+SingleWriterFlag = Annotated[
+    bool, typer.Option("--single-writer", help="The store cannot keep two runs apart; see to it that there is one.")
+]
 CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collection, on any fsspec URL.")]
 
 
-class _Stopped(BaseException):
+class Stopped(BaseException):
     """SIGINT or SIGTERM arrived; raised where the program is, so that everything on the way out is closed."""
 
     def __init__(self, number: int) -> None:
         self.exit_code = 128 + number
 
 
-def main() -> None:
-    """Entry point: every error on purpose becomes one line and its exit code."""
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
-    try:
-        app()
-    except BatchprojError as error:
-        _say(f"error: {_one_line(error)}")
-        sys.exit(error.exit_code)
-    except _Stopped as stopped:
-        _say("stopped; nothing half-done is visible, run the same command again to go on")
-        sys.exit(stopped.exit_code)
-
-
-def _on_signal(number: int, _frame: FrameType | None) -> None:
+def on_signal(number: int, _frame: FrameType | None) -> None:
     """Stop once; further signals must not interrupt the clean-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise _Stopped(number)
+    raise Stopped(number)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False))
 
 
 @contextmanager
-def _console(verbose: bool) -> Iterator[TextIO]:
+def console(verbose: bool) -> Iterator[TextIO]:
     """The terminal for our own lines while libraries work; what they print goes to a log file.
 
     stdout stays clean for the result, and Ray's and Lance's native code, which writes to file
@@ -108,7 +88,7 @@ def _console(verbose: bool) -> Iterator[TextIO]:
             log.write_text(log.read_text(errors="replace") + "".join(traceback.format_exception(error)))
             kept = log.rename(log.with_suffix(".txt"))
             raise BatchprojError(
-                f"internal: {type(error).__name__}: {_one_line(error)[:300]}; the traceback is in {kept}"
+                f"internal: {type(error).__name__}: {one_line(error)[:300]}; the traceback is in {kept}"
             ) from error
 
 
@@ -136,118 +116,7 @@ def _redirected(log: tuple[int, str] | None) -> Iterator[tuple[TextIO, Path | No
             Path(log[1]).unlink(missing_ok=True)
 
 
-def _max_bad(value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise typer.BadParameter("expected a share such as 0.05 or 5%", param_hint="--max-bad")
-    return share
-
-
-def _too_many_bad(quarantined: int, items: int, allowed: float | None) -> bool:
-    if allowed is None:
-        return quarantined > max(DEFAULT_MAX_BAD * items, DEFAULT_MAX_BAD_ITEMS)
-    return quarantined > allowed * items
-
-
-@app.command(epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
-def embed(
-    source: Annotated[str, typer.Argument(help="Folder, prefix, glob or single object on any fsspec URL.")],
-    collection: CollectionArgument,
-    space: SpaceOption = None,
-    recipe: Annotated[str | None, typer.Option(help="YAML file with limits, units, pools and index.")] = None,
-    max_bad: Annotated[
-        str | None,
-        typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, or 50 items"),
-    ] = None,
-    allow_mass_delete: Annotated[
-        bool, typer.Option("--allow-mass-delete", help="Go on although over 20 % of the items are gone.")
-    ] = False,
-    as_json: JsonFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Bring a collection up to date with a source; a second run does only what changed."""
-    allowed = _max_bad(max_bad)
-    from batchproj.embed import Options, Watch, usual_space
-    from batchproj.embed import embed as run_embed
-    from batchproj.progress import RunProgress
-    from batchproj.recipe import load_recipe
-    from batchproj.space import open_space, resolve
-
-    with _console(verbose) as stream:
-        options = Options(load_recipe(recipe), allow_mass_delete, verbose)
-        resolved = resolve(open_space(space or usual_space(collection)))
-        with RunProgress(stream) as progress:
-            watch = Watch(progress.step, progress.totals, progress.progress)
-            report = run_embed(source, collection, resolved, options, watch)
-    if as_json:
-        _print_json(report.model_dump())
-    else:
-        _print_report(report, collection)
-    if _too_many_bad(report.quarantined, report.items, allowed):
-        _say(f"{report.quarantined:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
-        raise typer.Exit(TOO_MANY_BAD)
-
-
-def _print_report(report: Any, collection: str) -> None:
-    if report.commit is None:
-        print(f"Nothing to do: {report.unchanged:,} items unchanged, run {report.run} stays live.")
-    else:
-        print(
-            f"Run {report.run} is live: {report.embedded:,} embedded, {report.reprojected:,} projected again, "
-            f"{report.unchanged:,} unchanged, {report.deleted:,} deleted, {report.quarantined:,} in quarantine, "
-            f"{report.rows:,} rows, {report.seconds:,.1f} s."
-        )
-    if report.quarantined:
-        from batchproj.collection.ledger import quarantine_reasons
-        from batchproj.objectstore import Folder
-
-        reasons = quarantine_reasons(Folder(collection), report.run).items()
-        why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-        print(f"In quarantine: {why}; each with its reason in {collection}/quarantine/{report.run}.parquet")
-    print(f"Search it: batchproj search {collection} 'what you look for'")
-
-
-@app.command(epilog="Example: batchproj train ./photos.batchproj --out ./photos-space --projector mlp")
-def train(
-    collection: CollectionArgument,
-    out: Annotated[str, typer.Option("--out", help="Folder for the new space, on any fsspec URL.")],
-    projector: Annotated[str, typer.Option(help="Kind of projector: linear or mlp.")] = "mlp",
-    modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
-    test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
-    as_json: JsonFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Fit projectors into the text space on a collection's pairs; held-out pairs judge them."""
-    chosen = _modality(modality)
-    from batchproj import fit
-    from batchproj.progress import RunProgress
-    from batchproj.space import Split
-    from batchproj.train import TrainOptions
-    from batchproj.train import train as run_train
-
-    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), fit.Config(seed=seed))
-    with _console(verbose) as stream, RunProgress(stream) as progress:
-        result = run_train(collection, out, options, progress.counted)
-    if as_json:
-        _print_json(result)
-        return
-    for name, scores in result["modality"].items():
-        print(
-            f"{name}: {scores['projector']} on {scores['pairs_train']:,} pairs; text to {name} Recall@10 "
-            f"{_score(scores['r@10'])} on {scores['pairs_test']:,} held-out pairs "
-            f"(ridge {_score(scores['baseline_r@10'])}, chance {_score(scores['chance_r@10'])})"
-            + (": too few held-out pairs to tell" if scores["chance_r@10"] >= TELLS_NOTHING else "")
-        )
-    print(f"Use it: batchproj embed SOURCE {collection} --space {out}")
-
-
-def _modality(name: str | None) -> Any:
+def parse_modality(name: str | None) -> Any:
     from batchproj.schema import Modality
 
     if name is not None and name not in list(Modality):
@@ -255,106 +124,6 @@ def _modality(name: str | None) -> Any:
     return None if name is None else Modality(name)
 
 
-def _score(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-@app.command(epilog="Example: batchproj evaluate ./photos.batchproj --json")
-def evaluate(collection: CollectionArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
-    """Recall per ordered modality pair, ANN recall against exact search, modality gap."""
-    from batchproj.evaluate import evaluate as run_evaluate
-
-    with _console(verbose):
-        result = run_evaluate(collection)
-    if as_json:
-        _print_json(result)
-    else:
-        _print_evaluation(result)
-
-
-def _print_evaluation(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    judged = "pairs held out of training" if result["held_out"] else "all pairs"
-    table = Table(box=None, pad_edge=False, title=f"run {result['run']}, {judged}", title_justify="left")
-    for name in ("query -> found", "n", "R@1", "R@5", "R@10", "chance R@10", "median rank"):
-        table.add_column(name, justify="left" if name.startswith("query") else "right")
-    for pair, scores in result["pairs"].items():
-        recalls = [f"{scores[name]:.3f}" for name in ("r@1", "r@5", "r@10", "chance_r@10")]
-        table.add_row(pair, f"{scores['n']:,}", *recalls, f"{scores['median_rank']:g}")
-    Console().print(table)
-    gaps = ", ".join(f"{pair} {gap:.2f}" for pair, gap in result["modality_gap"].items())
-    print(f"ANN recall@10 against exact search: {result['ann_recall@10']}; modality gap: {gaps or 'none'}")
-
-
-@app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
-def search(
-    collection: CollectionArgument,
-    text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
-    image: Annotated[str | None, typer.Option(help="Search with an image file.")] = None,
-    audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
-    k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
-    modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
-    as_json: JsonFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Find the nearest items to a text, an image or a sound, of any kind."""
-    from batchproj.search import Collection
-
-    with _console(verbose):
-        found = Collection(collection).search(text, image=image, audio=audio, k=k, modality=modality, where=where or ())
-    if as_json:
-        _print_json([hit.as_dict() for hit in found])
-    else:
-        _print_hits(found)
-
-
-def _print_hits(hits: list[Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False)
-    table.add_column("score", justify="right")
-    for name in ("modality", "uri", "text"):
-        table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
-    for hit in hits:
-        snippet = _printable(" ".join((hit.text or "").split()))[:80]
-        table.add_row(f"{hit.score:.3f}", hit.modality, Text(_printable(hit.uri)), Text(snippet))
-    Console().print(table)
-
-
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Object names and contents come from strangers: no control characters reach the terminal."""
     return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
-
-
-@app.command(epilog="Example: batchproj demo ./demo --size 300")
-def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where everything goes.")] = Path("demo"),
-    size: Annotated[int | None, typer.Option(help="How many emoji; all 1,652 otherwise.", min=40)] = None,
-    clips: Annotated[int, typer.Option(help="Spoken clips of each name, each in another voice.", min=1, max=8)] = 2,
-    as_json: JsonFlag = False,
-    verbose: VerboseFlag = False,
-) -> None:
-    """Build a real corpus of pictures, words and speech; embed, train, judge and search it."""
-    from batchproj.demo import demo as run_demo
-    from batchproj.progress import DemoScreen
-
-    with _console(verbose) as stream, DemoScreen(stream) as screen:
-        outcome = run_demo(folder, size, clips, screen, verbose)
-    if as_json:
-        _print_json(outcome.as_dict())
-        return
-    _print_evaluation(outcome.evaluated)
-    for shown in outcome.searches:
-        names = ", ".join(_printable(hit.text or hit.uri.rpartition("/")[2]) for hit in shown.hits[:4])
-        print(f"  {shown.title}: {names}")
-    print(f"Open {outcome.sheet} in a browser to see and hear them.")
-    print(f"Next: batchproj search {outcome.collection} 'a small furry animal' --modality image")
-
-
-if __name__ == "__main__":
-    main()

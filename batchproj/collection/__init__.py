@@ -5,5 +5,6 @@ unit.py      a unit's inputs, outputs and done-record
 snapshot.py  one visible state: the exact list of Parquet parts
 commit.py    finished units -> the next snapshot, every count checked
 ledger.py    what is kept about finished runs
+lease.py     one run at a time: who holds the collection, and what he committed
 layout.py    the names of all files in a collection
 """

@@ -30,3 +30,23 @@ def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.
         cached = read_parquet(folder.read(layout.features(fingerprint, name)))
         files.append(cached.filter(pc.is_in(cached["item"], wanted.combine_chunks())))
     return pa.concat_tables(files) if files else None
+
+
+def known_features(folder: Folder, fingerprint: str, wanted: dict[str, str]) -> pa.Table | None:
+    """Cached features of contents, each of one item that had them; None if none is there.
+
+    `wanted` gives the file of features by content id. What is missing or damaged is left out:
+    it will be encoded again.
+    """
+    found = []
+    for name in sorted(set(wanted.values())):
+        try:
+            cached = read_parquet(folder.read(layout.features(fingerprint, name)))
+        except (FileNotFoundError, pa.ArrowException):
+            continue
+        contents = [content for content, file in wanted.items() if file == name]
+        cached = cached.filter(pc.is_in(cached["content_id"], pa.array(contents)))
+        # several items of a file may have one content: one of them is enough
+        first = cached.group_by("content_id", use_threads=False).aggregate([("item", "min")])
+        found.append(cached.filter(pc.is_in(cached["item"], first["item_min"].combine_chunks())))
+    return pa.concat_tables(found) if found else None

@@ -9,13 +9,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchproj.collection import layout
 from batchproj.collection.plan import Plan
-from batchproj.collection.snapshot import Part, Snapshot
+from batchproj.collection.snapshot import FeatureFile, Part, Snapshot
 from batchproj.collection.unit import Receipt, read_outcome, read_parquet, write_part
 from batchproj.errors import BatchprojError
 from batchproj.objectstore import Folder
@@ -26,7 +27,7 @@ _FINAL = """
 CREATE TABLE final AS SELECT * FROM outcome WHERE status <> 'deferred';
 CREATE TABLE removed AS
 SELECT m.item, m.part FROM manifest m JOIN plan p USING (item)
-    WHERE m.part IS NOT NULL AND p.action IN ('changed', 'encode', 'project')
+    WHERE m.part IS NOT NULL AND p.action IN ('changed', 'retry', 'encode', 'project')
 UNION ALL
 SELECT m.item, m.part FROM manifest m JOIN gone USING (item) WHERE m.part IS NOT NULL;
 CREATE TABLE renamed (old VARCHAR, new VARCHAR);
@@ -49,17 +50,22 @@ ORDER BY key
 
 @dataclass(frozen=True)
 class Changes:
-    """The parts of the next snapshot, and how many items leave the rows that were live."""
+    """The parts of the next snapshot, and how many items leave the rows that were live.
+
+    `kept` are parts as they were or rewritten, `added` those of this run's units; `rebuild` if the
+    table itself is not to be trusted.
+    """
 
     kept: list[Part]
     added: list[Part]
     removed_items: int
+    rebuild: bool = False
 
 
 def record(plan: Plan, folder: Folder, receipts: Iterable[Receipt]) -> None:
     """Bring the outcomes of finished units into the plan's tables."""
     for receipt in receipts:
-        outcome = read_outcome(folder, receipt.unit.name)
+        outcome = read_outcome(folder, receipt.unit)
         unit = pa.array([receipt.unit.name] * outcome.num_rows, pa.string())
         plan.insert("outcome", outcome.append_column("unit", unit))
 
@@ -69,27 +75,42 @@ def check_complete(plan: Plan) -> None:
     plan.db.execute(_FINAL)
     wrong = plan.rows(
         "SELECT p.uri, count(f.item) AS times FROM plan p LEFT JOIN final f USING (item) "
-        "WHERE p.action IN ('new', 'changed', 'encode', 'project') GROUP BY p.uri HAVING times <> 1 LIMIT 1"
+        "WHERE p.action IN ('new', 'changed', 'retry', 'encode', 'project') GROUP BY p.uri HAVING times <> 1 LIMIT 1"
     )
     if wrong:
         uri, times = wrong[0]
         raise BatchprojError(f"{uri} has {times} outcomes where 1 was expected; nothing was made visible, rerun")
 
 
-def next_parts(plan: Plan, folder: Folder, live: Snapshot | None, receipts: list[Receipt]) -> Changes:
+def is_as_before(plan: Plan) -> bool:
+    """Whether nothing is gone and whatever was tried again is in quarantine for the reason it was."""
+    changed = plan.rows(
+        "SELECT 1 FROM final f LEFT JOIN manifest m USING (item) "
+        "WHERE f.status <> 'quarantined' OR m.status IS DISTINCT FROM 'quarantined' "
+        "OR f.reason IS DISTINCT FROM m.reason UNION ALL SELECT 1 FROM gone LIMIT 1"
+    )
+    return not changed
+
+
+def next_parts(
+    plan: Plan, folder: Folder, live: Snapshot | None, receipts: list[Receipt], rebuild: bool = False
+) -> Changes:
     """Write the live parts that lose items again without them; new parts come from the receipts."""
     lost: dict[str, int] = dict(plan.rows("SELECT part, count(*) FROM removed GROUP BY part"))
+    damaged = {name for (name,) in plan.rows("SELECT file FROM damaged WHERE kind = 'parquet'")}
     kept: list[Part] = []
     for part in live.parts if live else []:
         if part.name not in lost:
             kept.append(part)
             continue
+        if part.name in damaged:
+            continue  # all its items are done again or gone
         rewritten = _without_removed(plan, folder, part)
         if rewritten is not None:
             kept.append(rewritten)
             plan.db.execute("INSERT INTO renamed VALUES (?, ?)", [part.name, rewritten.name])
     added = [receipt.part for receipt in receipts if receipt.part is not None and receipt.part.rows]
-    return Changes(kept, added, sum(lost.values()))
+    return Changes(kept, added, sum(lost.values()), rebuild)
 
 
 def _without_removed(plan: Plan, folder: Folder, part: Part) -> Part | None:
@@ -111,9 +132,9 @@ def removed_items(plan: Plan) -> Iterator[list[str]]:
             yield items[start : start + _CHUNK]
 
 
-def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> None:
-    """Write the manifest and the quarantine table of a run."""
-    local = plan.scratch / "manifest.parquet"
+def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> dict[str, str]:
+    """Write the manifest and the quarantine table of a run; the sha256 of both, by name."""
+    local = _manifest_file(plan)
     plan.db.execute(f"COPY ({_MANIFEST}) TO '{local}' (FORMAT parquet, COMPRESSION zstd)")
     items = plan.rows(f"SELECT count(*) FROM read_parquet('{local}')")[0][0]
     if items != target.listed:
@@ -124,5 +145,50 @@ def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> None:
         f"FROM read_parquet('{local}') WHERE status = 'quarantined' ORDER BY uri) "
         f"TO '{bad}' (FORMAT parquet, COMPRESSION zstd)"
     )
-    folder.upload(local, layout.manifest(target.run))
-    folder.upload(bad, layout.quarantine(target.run))
+    written = {layout.manifest(target.run): local, layout.quarantine(target.run): bad}
+    for name, file in written.items():
+        folder.upload(file, name)
+    return {name: _digest(file) for name, file in written.items()}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def live_features(plan: Plan, live: Snapshot | None, receipts: list[Receipt]) -> list[FeatureFile]:
+    """The files of the feature cache that the next manifest refers to."""
+    referred = {
+        name for (name,) in plan.rows(f"SELECT DISTINCT features FROM ({_MANIFEST}) WHERE features IS NOT NULL")
+    }
+    made = [receipt.features for receipt in receipts if receipt.features is not None]
+    kept = [file for file in live.features if file.name in referred] if live else []
+    return [*kept, *(file for file in made if file.name in referred)]
+
+
+def check_keys(plan: Plan, table: pa.RecordBatchReader) -> None:
+    """The ids of the Lance table are exactly those that the manifest promises, each once.
+
+    `table` streams the column `id`; the comparison is DuckDB's, within its memory limit.
+    """
+    plan.db.register("table_ids", table)
+    plan.db.execute("CREATE OR REPLACE TABLE found AS SELECT id FROM table_ids")
+    plan.db.unregister("table_ids")
+    plan.db.execute(
+        "CREATE OR REPLACE TABLE promised AS "
+        "SELECT CASE WHEN segments = 1 THEN item ELSE item || '-' || number END AS id FROM "
+        f"(SELECT item, segments, unnest(range(segments)) AS number FROM read_parquet('{_manifest_file(plan)}') "
+        "WHERE status = 'embedded')"
+    )
+    missing = plan.rows("SELECT count(*), min(id) FROM promised ANTI JOIN found USING (id)")[0]
+    surplus = plan.rows("SELECT count(*), min(id) FROM found ANTI JOIN promised USING (id)")[0]
+    double = plan.rows("SELECT count(*) - count(DISTINCT id) FROM found")[0][0]
+    if missing[0] or surplus[0] or double:
+        raise BatchprojError(
+            f"the Lance table misses {missing[0]} rows ({missing[1]}), has {surplus[0]} too many ({surplus[1]}) and "
+            f"{double} twice; nothing was made visible, rerun"
+        )
+
+
+def _manifest_file(plan: Plan) -> Path:
+    return plan.scratch / "manifest.parquet"

@@ -11,7 +11,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 import duckdb
@@ -21,7 +21,7 @@ from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import Task, Unit, unit_name
 from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
-from batchproj.schema import Modality
+from batchproj.schema import Modality, Reason
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
@@ -36,43 +36,112 @@ CREATE TABLE manifest (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, siz
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
     modality VARCHAR, content_id VARCHAR, segments INTEGER, unit VARCHAR, features VARCHAR);
 CREATE TABLE space (modality VARCHAR, feature_fp VARCHAR, vector_fp VARCHAR);
+CREATE TABLE forgotten (item VARCHAR);
+CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 """
 
 _DECIDE = """
+DELETE FROM listing WHERE item IN (SELECT item FROM forgotten);
 CREATE TABLE plan AS
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
     CASE WHEN m.item IS NULL THEN 'new'
          WHEN m.source_version <> l.source_version THEN 'changed'
-         WHEN m.reason IN ('forbidden', 'changed') THEN 'changed'
+         WHEN m.reason IN ({transient}) THEN 'retry'
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
+         WHEN m.features IN (SELECT file FROM damaged WHERE kind = 'features') THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
          WHEN m.vector_fp IS DISTINCT FROM s.vector_fp THEN 'project'
+         WHEN m.part IN (SELECT file FROM damaged WHERE kind = 'parquet') THEN 'project'
          ELSE 'unchanged' END AS action
 FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
-CREATE TABLE gone AS SELECT item FROM manifest ANTI JOIN listing USING (item);
+CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANTI JOIN listing USING (item);
+"""
+
+_TRANSIENT = ("forbidden", "changed")
+"""Reasons that may be gone by the next run, though the object is the same."""
+
+_KNOWN_LIMIT = 8
+
+# An object may hold bytes that were embedded before: under its own name (touched), under another
+# (moved, copied). Only their digest tells, once they are read; here are the contents it could be,
+# found by size. Sizes that many contents share say nothing and are left out.
+_KNOWN = f"""
+CREATE TABLE known AS
+WITH sought AS (SELECT item, size, source_version FROM plan WHERE action IN ('new', 'changed')),
+usable AS (
+    SELECT m.item, m.size, m.source_version, m.content_id, m.modality, m.features
+    FROM manifest m JOIN space s ON s.modality = m.modality AND s.feature_fp = m.feature_fp
+    WHERE m.status = 'embedded' AND m.size IN (SELECT size FROM sought)
+        AND m.features NOT IN (SELECT file FROM damaged WHERE kind = 'features')),
+versions AS (
+    SELECT size, source_version, content_id, modality, min(features) AS features
+    FROM usable GROUP BY size, source_version, content_id, modality
+    QUALIFY count(*) OVER (PARTITION BY size, source_version) <= {_KNOWN_LIMIT}),
+contents AS (
+    SELECT size, content_id, modality, min(features) AS features
+    FROM usable GROUP BY size, content_id, modality
+    QUALIFY count(*) OVER (PARTITION BY size) <= {_KNOWN_LIMIT}),
+pairs AS (
+    SELECT item, u.content_id, u.modality, u.features FROM sought k JOIN usable u USING (item)
+    UNION ALL
+    SELECT item, v.content_id, v.modality, v.features FROM sought k JOIN versions v USING (size, source_version)
+    UNION ALL
+    SELECT item, c.content_id, c.modality, c.features FROM sought k JOIN contents c USING (size)),
+contents_of AS (SELECT item, content_id, modality, min(features) AS features FROM pairs GROUP BY ALL)
+SELECT item, list({{content_id: content_id, modality: modality, features: features}}
+    ORDER BY content_id, modality) AS known
+FROM contents_of GROUP BY item;
+"""
+
+_DIFFERENCES = """
+SELECT p.action, coalesce(p.modality, 'unclear') AS modality,
+    CASE WHEN g.size IS NOT NULL THEN 'moved'
+         WHEN p.action = 'changed' AND p.size = m.size THEN 'touched' END AS likely,
+    count(*) AS items, sum(p.size)::BIGINT AS bytes
+FROM plan p LEFT JOIN manifest m USING (item)
+    LEFT JOIN (SELECT DISTINCT size, source_version FROM gone) g
+    ON p.action = 'new' AND g.size = p.size AND g.source_version = p.source_version
+GROUP BY ALL ORDER BY ALL
 """
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Items by what a run would do with each; `encode` are unchanged ones under a new encoder."""
+    """Items by what a run would do with each.
+
+    `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
+    passed. `moved` counts those of the `deleted` whose size and version a new object has.
+    """
 
     new: int = 0
     changed: int = 0
+    retry: int = 0
     encode: int = 0
     project: int = 0
     unchanged: int = 0
     quarantined: int = 0
     deleted: int = 0
+    moved: int = 0
 
     @property
     def listed(self) -> int:
-        return self.new + self.changed + self.encode + self.project + self.unchanged + self.quarantined
+        return self.new + self.changed + self.retry + self.encode + self.project + self.unchanged + self.quarantined
 
     @property
     def nothing_to_do(self) -> bool:
-        return not (self.new or self.changed or self.encode or self.project or self.deleted)
+        return not (self.new or self.changed or self.retry or self.encode or self.project or self.deleted)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Items and bytes with one action and modality; `likely` is what it looks like before it is read."""
+
+    action: str
+    modality: str
+    likely: str | None
+    items: int
+    bytes: int
 
 
 class Plan:
@@ -86,6 +155,7 @@ class Plan:
         self.db.execute(_TABLES)
         # what an outcome depends on beside the item: what is no picture may be another encoder's sound
         self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
+        self._limits = limits
         for modality, member in members.items():
             self.db.execute("INSERT INTO space VALUES (?, ?, ?)", [modality, member.feature, member.vector])
 
@@ -117,11 +187,34 @@ class Plan:
         """Load the live snapshot's manifest from a local Parquet file."""
         self.db.execute("INSERT INTO manifest BY NAME SELECT * FROM read_parquet(?)", [str(file)])
 
-    def decide(self) -> Counts:
-        """Compare the two sides; call once, after the listing and the manifest are in."""
-        self.db.execute(_DECIDE)
+    def forget(self, items: list[str]) -> None:
+        """Leave these items out, whatever the listing says."""
+        self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
+
+    def redo(self, files: list[str]) -> None:
+        """Do the items again whose part or file of features, named as in the collection, is damaged."""
+        paths = [PurePosixPath(file) for file in files]
+        kinds = pa.array([path.parts[0] for path in paths], pa.string())  # a unit's two files have one name
+        self.insert("damaged", pa.table({"kind": kinds, "file": pa.array([path.stem for path in paths], pa.string())}))
+
+    def decide(self, live: Limits | None = None) -> Counts:
+        """Compare the two sides; call once, after the listing and the manifest are in.
+
+        `live` are the limits of the live run: with others, what was too large is tried again.
+        """
+        transient = [*_TRANSIENT, *([Reason.TOO_LARGE] if live not in (None, self._limits) else [])]
+        self.db.execute(_DECIDE.format(transient=", ".join(f"'{reason}'" for reason in transient)))
+        self.db.execute(_KNOWN)
         found: dict[str, int] = dict(self.rows("SELECT action, count(*) FROM plan GROUP BY action"))
-        return Counts(**found, deleted=self.rows("SELECT count(*) FROM gone")[0][0])
+        moved = self.rows(
+            "SELECT count(*) FROM gone SEMI JOIN (SELECT size, source_version FROM plan WHERE action = 'new') "
+            "USING (size, source_version)"
+        )[0][0]
+        return Counts(**found, deleted=self.rows("SELECT count(*) FROM gone")[0][0], moved=moved)
+
+    def differences(self) -> list[Difference]:
+        """The plan in numbers, by action and modality."""
+        return [Difference(*row) for row in self.rows(_DIFFERENCES)]
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         found: list[tuple[Any, ...]] = self.db.sql(query).fetchall()
@@ -137,7 +230,7 @@ class Plan:
 
     def to_embed(self) -> Iterator[pa.RecordBatch]:
         """Items whose bytes must be read, by the modality their name promises, then by key."""
-        return self._inputs("SELECT * FROM plan WHERE action IN ('new', 'changed', 'encode')")
+        return self._inputs("SELECT * FROM plan WHERE action IN ('new', 'changed', 'retry', 'encode')")
 
     def to_project(self) -> Iterator[pa.RecordBatch]:
         """Items whose cached features only need another projector, by file of features."""
@@ -153,7 +246,8 @@ class Plan:
     def _inputs(self, items: str) -> Iterator[pa.RecordBatch]:
         return self.batches(
             "SELECT item, uri, key, pair, size, source_version, modality, "
-            f"CASE WHEN action = 'project' THEN cached END AS cached FROM ({items}) "
+            f"CASE WHEN action = 'project' THEN cached END AS cached, known "
+            f"FROM ({items}) LEFT JOIN known USING (item) "
             "ORDER BY modality NULLS LAST, cached, key"
         )
 
@@ -180,6 +274,9 @@ class Plan:
             )
 
 
+# what an item may turn out to be when it is read: contents that are embedded already, and where
+_CONTENT = pa.struct([("content_id", pa.string()), ("modality", pa.string()), ("features", pa.string())])
+
 _INPUT_SCHEMA = pa.schema(
     [
         pa.field("item", pa.string()),
@@ -188,6 +285,7 @@ _INPUT_SCHEMA = pa.schema(
         pa.field("pair", pa.string()),
         pa.field("size", pa.int64()),
         pa.field("source_version", pa.string()),
+        pa.field("known", pa.list_(_CONTENT)),
     ]
 )
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from batchproj.collection import layout
+from batchproj.decode.limits import Limits
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -21,6 +22,12 @@ class Part(BaseModel):
     sha256: str
 
 
+class FeatureFile(Part):
+    """A file of the feature cache, under its `fingerprint`."""
+
+    fingerprint: str
+
+
 class Fingerprints(BaseModel):
     """What made the features and the vectors of one modality, and the documents behind it."""
 
@@ -32,7 +39,11 @@ class Fingerprints(BaseModel):
 
 
 class Snapshot(BaseModel):
-    """`snapshots/<run>.json`. `listed` counts items; `rows` counts vectors, one per segment."""
+    """`snapshots/<run>.json`. `listed` counts items; `rows` counts vectors, one per segment.
+
+    `digests` are the sha256 of the other files written for the run, by name: with `parts` and
+    `features` they say of every byte of the run what it has to be.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     run: str
@@ -43,7 +54,10 @@ class Snapshot(BaseModel):
     fingerprints: dict[Modality, Fingerprints]
     listed: int
     rows: int = 0
+    limits: Limits = Limits()
     parts: list[Part] = []
+    features: list[FeatureFile] = []
+    digests: dict[str, str] = {}
 
 
 def read_snapshot(folder: Folder, run: str) -> Snapshot:

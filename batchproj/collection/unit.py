@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from batchproj.collection import layout
-from batchproj.collection.snapshot import Part
+from batchproj.collection.snapshot import FeatureFile, Part
+from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -44,63 +45,78 @@ class Unit(BaseModel):
 
 
 class Receipt(BaseModel):
-    """The done-record: what came of a unit."""
+    """The done-record: what came of a unit. `copied` items were read, but had cached features."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     unit: Unit
     embedded: int
+    copied: int = 0
     quarantined: int
     deferred: int
     encoded: int
     busy_s: float
     part: Part | None
+    features: FeatureFile | None = None
 
 
 def unit_name(context: list[Any], inputs: pa.Table) -> str:
     """Digest of everything that decides a unit's files: its context, which is JSON, and its items."""
-    digest = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
-    for column in ("item", "uri", "source_version", "size", "pair"):
-        digest.update(json.dumps(inputs[column].to_pylist()).encode())
-    return digest.hexdigest()[:32]
+    named = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
+    for column in ("item", "uri", "source_version", "size", "pair", "known"):
+        named.update(json.dumps(inputs[column].to_pylist()).encode())
+    return named.hexdigest()[:32]
 
 
 def write_inputs(folder: Folder, unit: Unit, inputs: pa.Table) -> None:
-    folder.write(layout.unit_file(unit.name, INPUTS), parquet_bytes(inputs))
+    folder.write(layout.unit_file(unit.run, unit.name, INPUTS), parquet_bytes(inputs))
 
 
 def read_inputs(folder: Folder, unit: Unit) -> pa.Table:
-    return read_parquet(folder.read(layout.unit_file(unit.name, INPUTS)))
+    return read_parquet(folder.read(layout.unit_file(unit.run, unit.name, INPUTS)))
 
 
 def write_part(folder: Folder, name: str, rows: pa.Table) -> Part:
     """Write one part under `parquet/`; equal rows give equal bytes."""
     data = parquet_bytes(rows)
     folder.write(layout.part(name), data)
-    return Part(name=name, rows=rows.num_rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    return Part(name=name, rows=rows.num_rows, bytes=len(data), sha256=digest(data))
+
+
+def write_features(folder: Folder, fingerprint: str, name: str, rows: pa.Table) -> FeatureFile:
+    """Write one file of the feature cache; equal rows give equal bytes."""
+    data = parquet_bytes(rows)
+    folder.write(layout.features(fingerprint, name), data)
+    return FeatureFile(name=name, rows=rows.num_rows, bytes=len(data), sha256=digest(data), fingerprint=fingerprint)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def finish(folder: Folder, receipt: Receipt, outcome: pa.Table) -> Receipt:
     """Write the outcome and then the done-record; the receipt of whoever was first."""
-    name = receipt.unit.name
-    folder.write(layout.unit_file(name, OUTCOME), parquet_bytes(outcome))
-    if folder.create(layout.unit_file(name, DONE), receipt.model_dump_json().encode()):
+    unit = receipt.unit
+    folder.write(layout.unit_file(unit.run, unit.name, OUTCOME), parquet_bytes(outcome))
+    failpoint("unit.outcome")
+    if folder.create(layout.unit_file(unit.run, unit.name, DONE), receipt.model_dump_json().encode()):
+        failpoint("unit.done")
         return receipt
-    first = read_receipt(folder, name)
+    first = read_receipt(folder, unit)
     if first is None:
-        raise FileNotFoundError(layout.unit_file(name, DONE))
+        raise FileNotFoundError(layout.unit_file(unit.run, unit.name, DONE))
     return first
 
 
-def read_receipt(folder: Folder, name: str) -> Receipt | None:
+def read_receipt(folder: Folder, unit: Unit) -> Receipt | None:
     """The done-record of a unit, None if it is not done."""
     try:
-        return Receipt.model_validate_json(folder.read(layout.unit_file(name, DONE)))
+        return Receipt.model_validate_json(folder.read(layout.unit_file(unit.run, unit.name, DONE)))
     except FileNotFoundError:
         return None
 
 
-def read_outcome(folder: Folder, name: str) -> pa.Table:
-    return read_parquet(folder.read(layout.unit_file(name, OUTCOME)))
+def read_outcome(folder: Folder, unit: Unit) -> pa.Table:
+    return read_parquet(folder.read(layout.unit_file(unit.run, unit.name, OUTCOME)))
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

@@ -1,0 +1,52 @@
+"""What a source holds now against what is live: the comparison, and what it must not lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from batchproj.collection import layout
+from batchproj.collection.plan import Counts, Plan
+from batchproj.collection.snapshot import Snapshot
+from batchproj.errors import SourceError, UsageError
+from batchproj.objectstore import Folder, canonical, seen_from
+from batchproj.source.objects import list_items
+
+MASS_DELETE = 0.2
+"""Share of the items that may vanish from a listing before we ask whether that is meant."""
+
+
+def check_places(source: str, folder: Folder) -> None:
+    """Raises UsageError if a collection would embed itself."""
+    root = canonical(source)
+    if root == folder.uri:
+        raise UsageError(f"source and collection are the same folder, {root}; choose another collection")
+    if (root + "/").startswith(folder.uri + "/"):
+        raise UsageError(f"the source {source} lies inside the collection {folder.uri}; choose another collection")
+
+
+def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say: Callable[[str], None]) -> Counts:
+    """List the source and lay it against the live manifest; nothing is written.
+
+    Raises SourceError if the source cannot be listed, or is empty before the first run.
+    """
+    listed = 0
+    for page in list_items(source, exclude=seen_from(source, folder.uri)):
+        plan.add_listing(page)
+        listed += page.num_rows
+        say(f"listing {source}: {listed:,} objects")
+    if not listed and live is None:
+        raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
+    if live is not None:
+        local = plan.scratch / "live.parquet"
+        folder.download(layout.manifest(live.run), local)
+        plan.load_manifest(local)
+    plan.forget(folder.names(layout.FORGOTTEN))
+    return plan.decide(live.limits if live else None)
+
+
+def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
+    """Why so many items must not just be deleted: more likely a wrong source or a mount that is away."""
+    if live is None or counts.deleted - counts.moved <= MASS_DELETE * live.listed:
+        return None
+    vanished = f"{counts.deleted - counts.moved:,} of {live.listed:,} items are no longer in the source"
+    return f"{vanished}; nothing was deleted; if that is meant, run again with --allow-mass-delete"

@@ -1,0 +1,5 @@
+"""`python -m batchproj.cli`."""
+
+from batchproj.cli import main
+
+main()

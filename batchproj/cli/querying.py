@@ -1,0 +1,85 @@
+"""Commands that only read: search, explain, runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from batchproj.cli.console import CollectionArgument, JsonFlag, VerboseFlag, app, console, print_json, printable
+
+
+@app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
+def search(
+    collection: CollectionArgument,
+    text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
+    image: Annotated[str | None, typer.Option(help="Search with an image file.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
+    modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Find the nearest items to a text, an image or a sound, of any kind."""
+    from batchproj.search import Collection
+
+    with console(verbose):
+        found = Collection(collection).search(text, image=image, audio=audio, k=k, modality=modality, where=where or ())
+    if as_json:
+        print_json([hit.as_dict() for hit in found])
+    else:
+        _print_hits(found)
+
+
+def _print_hits(hits: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("score", justify="right")
+    for name in ("modality", "uri", "text"):
+        table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
+    for hit in hits:
+        snippet = printable(" ".join((hit.text or "").split()))[:80]
+        table.add_row(f"{hit.score:.3f}", hit.modality, Text(printable(hit.uri)), Text(snippet))
+    Console().print(table)
+
+
+@app.command(epilog="Example: batchproj runs ./photos.batchproj")
+def runs(collection: CollectionArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
+    """The ledger: who ran what and when, what changed, what came of it; the live run has a star."""
+    from batchproj.search import Collection
+
+    with console(verbose):
+        opened = Collection(collection)
+        entries = opened.runs()
+    if as_json:
+        print_json([{**entry, "live": entry["run"] == opened.run} for entry in entries])
+    else:
+        _print_runs(entries, opened.run)
+
+
+def _print_runs(entries: list[dict[str, Any]], live: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    counts = ("embedded", "copied", "reprojected", "unchanged", "deleted", "quarantined", "rows")
+    for name in ("", "run", "state", "started (UTC)", "by", *counts, "s", "died", "what changed"):
+        table.add_column(name, justify="right" if name in (*counts, "s", "died") else "left")
+    for entry in entries:
+        changed = ", ".join(f"{each['modality']} {each['field']}" for each in entry["differences"])
+        table.add_row(
+            "*" if entry["run"] == live else "",
+            entry["run"],
+            entry["state"],
+            entry["started"].removesuffix("+00:00").replace("T", " "),
+            printable(f"{entry['user']}@{entry['host']}"),
+            *(f"{entry[name]:,}" for name in counts),
+            f"{entry['seconds']:,.1f}",
+            str(entry["attempts"] - 1 + entry["restarts"]),
+            printable(changed or entry["command"].split()[0]),
+        )
+    Console().print(table)

@@ -1,0 +1,125 @@
+"""Who may write to a collection, and the one step by which a run becomes what readers see.
+
+    lease        held by one process; its log of records is the truth about what is committed
+    run tag      the run's version of the Lance table is kept
+    commit       a record in the log: refused to whoever has lost the lease meanwhile (the fence)
+    live tag     follows the record; after a crash in between, the next writer moves it
+
+Rollback is the last two of these.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from batchproj.collection import ledger
+from batchproj.collection.layout import STORE
+from batchproj.collection.lease import Kind, Lease, acquire, head
+from batchproj.collection.ledger import Entry
+from batchproj.collection.snapshot import Snapshot
+from batchproj.errors import CollectionError, UsageError
+from batchproj.failpoint import failpoint
+from batchproj.index import VectorTable, live_snapshot
+from batchproj.objectstore import Folder
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def writing(folder: Folder, command: str, say: Say, single_writer: bool = False) -> Iterator[Lease]:
+    """Hold the collection's lease; what a dead writer had committed is shown first.
+
+    Raises TryLater if another writer lives, UsageError if the store cannot keep two apart.
+    """
+    _check_store(folder, single_writer)
+    with acquire(folder, command, say) as lease:
+        settle(folder, lease)
+        yield lease
+
+
+def _check_store(folder: Folder, single_writer: bool) -> None:
+    """Two runs are kept apart by put-if-absent alone: look once whether the store means it."""
+    try:
+        keeps_apart = json.loads(folder.read(STORE))["put_if_absent"]
+    except FileNotFoundError:
+        keeps_apart = folder.check_create()
+        if keeps_apart or single_writer:
+            folder.write(STORE, json.dumps({"put_if_absent": keeps_apart}).encode())
+    if not keeps_apart and not single_writer:
+        raise UsageError(
+            f"the store of {folder.uri} ignores put-if-absent (If-None-Match), so two runs could overwrite each other; "
+            "use another store, or make sure that only one run writes at a time and say so with --single-writer"
+        )
+
+
+def settle(folder: Folder, lease: Lease) -> None:
+    """Finish what a writer that died had committed: point readers to it, close its ledger entry."""
+    if lease.run is None or lease.version is None:
+        return
+    live = live_snapshot(folder)
+    if live is None or live.run != lease.run:
+        VectorTable(folder).point(lease.version)
+    entry = ledger.read_entry(folder, lease.run)
+    if entry is not None and entry.state == "running":
+        ledger.write_entry(folder, entry.model_copy(update={"state": "done", "finished": ledger.now()}))
+
+
+def unsettled(folder: Folder, live: Snapshot | None) -> bool:
+    """Whether the log says that another run is committed than the one readers see."""
+    newest = head(folder)
+    return newest is not None and newest.run is not None and newest.run != (live.run if live else None)
+
+
+def next_run(folder: Folder, lease: Lease) -> str:
+    """The number of a new run, or of the one that was begun last and never finished."""
+    begun = ledger.numbers(folder)
+    if not begun:
+        return f"{1:06d}"
+    last = ledger.read_entry(folder, begun[-1])
+    finished = last is not None and (last.state != "running" or last.run == lease.run)
+    return f"{int(begun[-1]) + finished:06d}"
+
+
+def finish(folder: Folder, lease: Lease, table: VectorTable, entry: Entry, version: int) -> None:
+    """Make a run whose files and version of the table are complete the live one."""
+    table.tag(entry.run, version)
+    failpoint("commit.tagged")
+    _switch(lease, table, "commit", entry.run, version)
+    done = {"state": "done", "finished": ledger.now(), "commit": version}
+    ledger.write_entry(folder, entry.model_copy(update=done))
+
+
+def _switch(lease: Lease, table: VectorTable, kind: Kind, run: str, version: int) -> None:
+    lease.append(kind, run, version)
+    failpoint("commit.recorded")
+    table.point(version)
+    failpoint("commit.live")
+    # frozen right here for so long that another took over? then what he committed stands
+    if (newer := lease.superseded()) is not None and newer.version not in (None, version):
+        table.point(newer.version)
+
+
+def rollback(uri: str, run: str | None, say: Say) -> tuple[str, str]:
+    """Make an earlier run the live one again, by default the one before; names of the run left and the run shown.
+
+    Raises CollectionError if there is no such run any more.
+    """
+    folder = Folder(uri)
+    if live_snapshot(folder) is None:
+        raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
+    with writing(folder, "rollback", say) as lease:
+        live = live_snapshot(folder)
+        assert live is not None
+        table = VectorTable(folder)
+        kept = table.runs()
+        target = run or live.parent
+        entry = ledger.read_entry(folder, target) if target in kept else None
+        if target is None or entry is None or entry.state != "done":
+            asked = f"run {target}" if target else "run before the first"
+            others = ", ".join(sorted(set(kept) - {live.run})) or "none"
+            raise CollectionError(f"{uri} keeps no {asked}; kept are, beside the live {live.run}: {others}")
+        if target != live.run:
+            _switch(lease, table, "rollback", target, kept[target])
+        return live.run, target
