@@ -141,7 +141,7 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
             for row in results.iter_rows():
                 yield Receipt.model_validate_json(row["receipt"])
     except Exception as error:
-        raise _original(error) from error
+        raise _failure(desk) or error from error
 
 
 def _by_pool(job: Job, units: list[Unit]) -> dict[tuple[Task, Modality | None], list[Unit]]:
@@ -221,17 +221,6 @@ def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
     on_news(ray.get(desk.news.remote(), timeout=10))
 
 
-def _original(error: BaseException) -> BaseException:
-    """The BatchprojError a worker raised, dug out of Ray's wrappers; else the error itself."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, BatchprojError):
-            return type(seen)(*seen.args)
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__
-    return error
-
-
 def label(unit: Unit) -> str:
     """What progress counts a unit under: the modality its names promise, if they promise any."""
     return str(unit.modality or "unclear")
@@ -245,6 +234,7 @@ class _Desk:
         self._expected = 0
         self._started = 0
         self._lines: list[str] = []
+        self._failure: BatchprojError | None = None
 
     def expect(self, workers: int) -> None:
         self._expected += workers
@@ -258,6 +248,12 @@ class _Desk:
     def say(self, line: str) -> None:
         self._lines.append(line)
 
+    def fail(self, error: BatchprojError) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> BatchprojError | None:
+        return self._failure
+
     def news(self) -> News:
         lines, self._lines = self._lines, []
         return News(dict(self._done), max(0, self._started - self._expected), lines)
@@ -268,7 +264,21 @@ def _reporting(job: Job, desk: Any) -> Iterator[None]:
     """In a worker process: the run's patience with the store, and a line to the desk while it is tried."""
     retry.configure(job.recipe.retry_s)
     with retry.watch_pauses(lambda line: desk.say.remote(line)):
-        yield
+        try:
+            yield
+        except BatchprojError as error:
+            desk.fail.remote(error)  # on its way through Ray it would lose its type
+            raise
+
+
+def _failure(desk: Any) -> BatchprojError | None:
+    """The error of ours that a worker ended with, if it was one."""
+    import ray
+
+    with contextlib.suppress(ray.exceptions.RayError):
+        failure: BatchprojError | None = ray.get(desk.failure.remote(), timeout=10)
+        return failure
+    return None
 
 
 class _Reader:

@@ -78,6 +78,11 @@ def configure(budget_s: float) -> None:
     _budget_s = budget_s
 
 
+def patience_s() -> float:
+    """The budget, for clients that retry by themselves."""
+    return _budget_s
+
+
 def retrying(call: Callable[[], T], uri: str, renew: Callable[[], None] | None = None) -> T:
     """Run one store call within the retry budget; `renew` gets new credentials when the old are refused.
 

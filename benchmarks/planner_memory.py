@@ -1,53 +1,115 @@
 """Peak memory of the planner alone for synthetic listings: `python benchmarks/planner_memory.py 20000 1000000`.
 
-Each size runs in a fresh process: list, decide, cut into units. Prints VmHWM of /proc as one JSON document.
-DuckDB may use up to `plan.MEMORY_LIMIT`; beyond that it spills to disk.
+Each size runs twice, in fresh processes: a first run, and a rerun in which 0.1 % of the objects changed: list,
+load the live manifest, decide, cut into units, and write the next manifest. Prints VmHWM of /proc and seconds
+as one JSON document. DuckDB may use up to `plan.MEMORY_LIMIT`; beyond that it spills to disk.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
+import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from batchproj.collection.commit import write_manifest
 from batchproj.collection.plan import Plan
-from batchproj.collection.snapshot import Fingerprints
+from batchproj.collection.snapshot import Fingerprints, Snapshot
 from batchproj.decode.limits import Limits
+from batchproj.objectstore import Folder
 from batchproj.schema import Modality, listing_schema
 from batchproj.source.objects import item_id, pair_key
 
 PAGE = 1_000
+CHANGED_ONE_IN = 1_000
+FINGERPRINTS = {Modality.TEXT: Fingerprints(feature="feature", vector="vector")}
 
 
-def page(start: int, stop: int) -> pa.RecordBatch:
+def page(start: int, stop: int, changed: bool) -> pa.RecordBatch:
     rows = []
     for number in range(start, stop):
         key = f"texts{number // PAGE:05d}/{number}.txt"
         uri = f"s3://bucket/{key}"
         named = {"item": item_id(uri), "uri": uri, "key": key, "pair": pair_key(key)}
-        rows.append({**named, "size": 20, "source_version": f"{number:032x}"})
+        version = f"{number + (changed and number % CHANGED_ONE_IN == 0):032x}"
+        rows.append({**named, "size": 20 + number % 50_021, "source_version": version})
     return pa.RecordBatch.from_pylist(rows, schema=listing_schema())
 
 
-def plan_peak_mib(items: int) -> dict[str, float]:
-    fingerprints = Fingerprints(feature="feature", vector="vector")
-    with Plan({Modality.TEXT: fingerprints}, Limits()) as plan:
+def live_manifest(items: int, file: Path) -> None:
+    """What the first run over these objects would have left."""
+    writer = None
+    for start in range(0, items, 100 * PAGE):
+        listed = pa.Table.from_batches(
+            [
+                page(at, min(at + PAGE, items), changed=False)
+                for at in range(start, min(start + 100 * PAGE, items), PAGE)
+            ]
+        )
+        count = listed.num_rows
+        part = [f"{number // 512:032x}" for number in range(start, start + count)]
+        made = {"status": "embedded", "modality": "text", "feature_fp": "feature", "vector_fp": "vector"}
+        for name, value in made.items():
+            listed = listed.append_column(name, pa.array([value] * count, pa.string()))
+        for name in ("reason", "detail", "stage"):
+            listed = listed.append_column(name, pa.nulls(count, pa.string()))
+        listed = listed.append_column("content_id", listed["item"]).append_column("part", pa.array(part))
+        listed = listed.append_column("features", pa.array(part))
+        listed = listed.append_column("segments", pa.array([1] * count, pa.int32()))
+        writer = writer or pq.ParquetWriter(file, listed.schema, compression="zstd")
+        writer.write_table(listed)
+    if writer:
+        writer.close()
+
+
+def planned(items: int, manifest: str | None) -> dict[str, float]:
+    started = time.monotonic()
+    with Plan(FINGERPRINTS, Limits()) as plan, tempfile.TemporaryDirectory() as collection:
         for start in range(0, items, PAGE):
-            plan.add_listing(page(start, min(start + PAGE, items)))
+            plan.add_listing(page(start, min(start + PAGE, items), changed=manifest is not None))
+        listed_s = time.monotonic() - started
+        if manifest:
+            plan.load_manifest(Path(manifest))
         plan.decide()
-        units = sum(1 for _ in plan.cut("000001", "embed", plan.to_embed(), 512, 64 * 2**20))
+        units = [unit for unit, _ in plan.cut("000001", "embed", plan.to_embed(), 512, 64 * 2**20)]
+        if manifest:
+            plan.db.execute(
+                "INSERT INTO outcome BY NAME SELECT item, 'embedded' AS status, 'text' AS modality, "
+                "item AS content_id, 1 AS segments, 'unit' AS unit, 'unit' AS features FROM plan WHERE action = 'changed'; "
+                "CREATE TABLE final AS SELECT * FROM outcome; CREATE TABLE renamed (old VARCHAR, new VARCHAR)"
+            )
+            target = Snapshot(
+                run="000002", parent="000001", source="s", space="s", dim=1, fingerprints=FINGERPRINTS, listed=items
+            )
+            write_manifest(plan, Folder(collection), target)
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"items": items, "units": units, "peak_mib": round(int(peak.split()[1]) / 1024, 1)}
+    return {
+        "items": items,
+        "to_embed": sum(unit.items for unit in units),
+        "units": len(units),
+        "peak_mib": round(int(peak.split()[1]) / 1024, 1),
+        "listing_s": round(listed_s, 1),
+        "all_s": round(time.monotonic() - started, 1),
+    }
 
 
 def main() -> None:
     sizes = [int(argument) for argument in sys.argv[1:]] or [20_000, 40_000]
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        print(json.dumps(list(pool.map(plan_peak_mib, sizes))))
+    measured = []
+    for items in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = Path(folder) / "manifest.parquet"
+            live_manifest(items, manifest)
+            for live in (None, str(manifest)):
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+                    measured.append(pool.submit(planned, items, live).result())
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ from batchproj.cli.console import (
 )
 
 TOO_MANY_BAD = 3
+WORK_TO_DO = 2
+
+SourceArgument = Annotated[str, typer.Argument(help="Folder, prefix, glob or single object on any fsspec URL.")]
+RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index and patience.")]
 
 TELLS_NOTHING = 0.5
 """Chance Recall@10 from which on a recall is not worth reading."""
@@ -49,12 +53,43 @@ def _too_many_bad(quarantined: int, items: int, allowed: float | None) -> bool:
     return quarantined > allowed * items
 
 
-@app.command(epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
-def embed(
-    source: Annotated[str, typer.Argument(help="Folder, prefix, glob or single object on any fsspec URL.")],
+@app.command(epilog="Example: batchproj plan s3://bucket/photos ./photos.batchproj --gpu-hour-price 2.5")
+def plan(
+    source: SourceArgument,
     collection: CollectionArgument,
     space: SpaceOption = None,
-    recipe: Annotated[str | None, typer.Option(help="YAML file with limits, units, pools and index.")] = None,
+    recipe: RecipeOption = None,
+    gpu_hour_price: Annotated[float | None, typer.Option(help="To give the cost, in your currency.", min=0)] = None,
+    detailed_exitcode: Annotated[
+        bool, typer.Option("--detailed-exitcode", help="Exit 2 when there is work to do, 0 when there is none.")
+    ] = False,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """What `embed` would do, and what it would take; reads a small sample and writes nothing."""
+    from batchproj.embed import usual_space
+    from batchproj.estimate import lines, make_plan
+    from batchproj.progress import RunProgress
+    from batchproj.recipe import load_recipe
+    from batchproj.space import open_space, resolve
+
+    with console(verbose) as stream, RunProgress(stream) as progress:
+        resolved = resolve(open_space(space or usual_space(collection)))
+        document = make_plan(source, collection, resolved, load_recipe(recipe), gpu_hour_price, progress.step)
+    if as_json:
+        print_json(document.model_dump(mode="json"))
+    else:
+        print("\n".join(printable(line) for line in lines(document)))
+    if detailed_exitcode and not document.nothing_to_do:
+        raise typer.Exit(WORK_TO_DO)
+
+
+@app.command(epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
+def embed(
+    source: SourceArgument,
+    collection: CollectionArgument,
+    space: SpaceOption = None,
+    recipe: RecipeOption = None,
     max_bad: Annotated[
         str | None,
         typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, or 50 items"),

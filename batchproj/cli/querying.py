@@ -47,6 +47,25 @@ def _print_hits(hits: list[Any]) -> None:
     Console().print(table)
 
 
+@app.command(epilog="Example: batchproj explain ./photos.batchproj s3://bucket/photos/frog.jpg")
+def explain(
+    collection: CollectionArgument,
+    uri: Annotated[str, typer.Argument(help="URI or path of the item.")],
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """Which bytes, model, projector and run made an item's vectors, or why it has none."""
+    from batchproj.explain import explain as run_explain
+    from batchproj.explain import lines
+
+    with console(verbose):
+        found = run_explain(collection, uri)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print("\n".join(printable(line) for line in lines(found)))
+
+
 @app.command(epilog="Example: batchproj runs ./photos.batchproj")
 def runs(collection: CollectionArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
     """The ledger: who ran what and when, what changed, what came of it; the live run has a star."""

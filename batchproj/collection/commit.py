@@ -83,10 +83,10 @@ def check_complete(plan: Plan) -> None:
 
 
 def is_as_before(plan: Plan) -> bool:
-    """Whether nothing is gone and whatever was tried again is in quarantine for the reason it was."""
+    """Whether nothing is gone and all that was done was to retry what is in quarantine again, for the same reason."""
     changed = plan.rows(
-        "SELECT 1 FROM final f LEFT JOIN manifest m USING (item) "
-        "WHERE f.status <> 'quarantined' OR m.status IS DISTINCT FROM 'quarantined' "
+        "SELECT 1 FROM final f JOIN plan p USING (item) LEFT JOIN manifest m USING (item) "
+        "WHERE p.action <> 'retry' OR f.status <> 'quarantined' OR m.status IS DISTINCT FROM 'quarantined' "
         "OR f.reason IS DISTINCT FROM m.reason UNION ALL SELECT 1 FROM gone LIMIT 1"
     )
     return not changed

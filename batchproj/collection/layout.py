@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TABLE = "vectors"  # the Lance table `vectors.lance`
+TAGS = "vectors.lance/_refs/tags"  # the files behind the tags
 STORE = "store.json"  # what the store can be relied on for
 FORGOTTEN = "forgotten"  # a folder; names are the ids of items that must never come back
 LIVE = "live"  # the one pointer: a tag on a version of that table

@@ -1,0 +1,169 @@
+"""Only the work that changed, counted where it cannot be talked away: at a proxy before the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS, write_words
+from proxy import Proxy
+
+import batchproj
+from batchproj.collection.ledger import Report
+from batchproj.embed import Options, Watch, embed
+from batchproj.project.linear import Config
+from batchproj.space import open_space, resolve
+from batchproj.switch import rollback
+
+OBJECTS = 10_000
+
+
+def words(number: int) -> bytes:
+    return " ".join(np.random.default_rng(number).choice(WORDS[1:], 12)).encode()
+
+
+def command(*arguments: object, endpoint: str) -> Any:
+    """A command's JSON, run in a process whose store is reached through a proxy."""
+    done = subprocess.run(
+        [sys.executable, "-m", "batchproj.cli", *map(str, arguments), "--json"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def text_space(tiny_clip: Path, tmp_path: Path) -> Path:
+    """Texts alone, without a projector."""
+    (tmp_path / "space.yaml").write_text(
+        f"name: texts\ndim: 24\ntext: {{encoder: {{kind: clip, model: {tiny_clip}}}}}\n"
+    )
+    return tmp_path / "space.yaml"
+
+
+@pytest.fixture
+def projected_space(tiny_clip: Path, tmp_path: Path) -> Path:
+    """The same encoder under a linear projector: other vectors from equal features."""
+    torch.manual_seed(0)
+    folder = tmp_path / "projected"
+    folder.mkdir()
+    Config(in_dim=24, out_dim=24).build().save(folder / "text.safetensors")
+    projector = "projector: {kind: linear, weights: text.safetensors}"
+    (folder / "space.yaml").write_text(
+        f"name: projected\ndim: 24\ntext: {{encoder: {{kind: clip, model: {tiny_clip}}}, {projector}}}\n"
+    )
+    return folder / "space.yaml"
+
+
+@pytest.mark.slow
+def test_ten_thousand_objects_and_three_changes(
+    s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path, ray_here: None
+) -> None:
+    bucket = s3_bucket.removeprefix("s3://")
+    store = fsspec.filesystem("s3")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: store.pipe_file(f"{bucket}/texts/{n:05d}.txt", words(n)), range(OBJECTS)))
+    source, collection = f"{s3_bucket}/texts", f"{s3_bucket}/c"
+    first = embed(source, collection, resolve(open_space(str(text_space))), Options(), Watch())
+    assert first.encode_calls == {"text": OBJECTS}
+
+    with Proxy(s3_endpoint) as proxy:
+        same = command("embed", source, collection, endpoint=proxy.endpoint)
+        assert (same["unchanged"], same["commit"], same["encode_calls"]) == (OBJECTS, None, {})
+        assert not proxy.object_reads(bucket, "texts/")
+        assert {request.method for request in proxy.requests} <= {"GET", "HEAD"}  # nothing is written
+
+        for number in (17, 4_000, 9_999):
+            store.pipe_file(f"{bucket}/texts/{number:05d}.txt", words(OBJECTS + number))
+        proxy.clear()
+        changed = command("embed", source, collection, endpoint=proxy.endpoint)
+        assert (changed["embedded"], changed["unchanged"], changed["encode_calls"]) == (3, OBJECTS - 3, {"text": 3})
+        assert list(proxy.object_reads(bucket, "texts/").values()) == [1, 1, 1]
+
+        proxy.clear()
+        projected = command("embed", source, collection, "--space", projected_space, endpoint=proxy.endpoint)
+        assert (projected["reprojected"], projected["embedded"]) == (OBJECTS, 0)
+        assert sum(projected["encode_calls"].values()) == 0
+        assert not proxy.object_reads(bucket, "texts/")
+    assert batchproj.open(collection).table().num_rows == OBJECTS
+
+
+def test_switches_under_queries_fail_none_and_mix_nothing(
+    tmp_path: Path, text_space: Path, projected_space: Path, ray_here: None
+) -> None:
+    """Every answer is wholly of the one run or wholly of the other, while the tag moves 20 times."""
+    for number in range(40):
+        write_words(tmp_path / "texts" / f"{number}.txt", number)
+    collection = str(tmp_path / "c")
+    reports: list[Report] = [
+        embed(str(tmp_path / "texts"), collection, resolve(open_space(str(space))), Options(), Watch())
+        for space in (text_space, projected_space)
+    ]
+    query = np.float32(np.random.default_rng(0).normal(size=24))
+
+    def answer() -> list[tuple[str, float]]:
+        return [(hit.id, hit.score) for hit in batchproj.open(collection).nearest(query, k=40)]
+
+    expected = []
+    for report in reports:
+        rollback(collection, report.run, print)
+        expected.append(answer())
+    assert expected[0] != expected[1]
+    done = threading.Event()
+    answers: list[list[tuple[str, float]]] = []
+
+    def ask() -> None:
+        while not done.is_set():
+            answers.append(answer())
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        for switch in range(20):
+            rollback(collection, reports[switch % 2].run, print)
+        done.set()
+        for each in asking:
+            each.result()
+    assert len(answers) >= 20
+    assert [each for each in answers if each not in expected] == []
+
+
+def test_vectors_of_two_models_never_meet(tiny_clip: Path, tmp_path: Path, ray_here: None) -> None:
+    """A model that is exchanged between a stop and the rerun makes all vectors, also of what was done before."""
+    from transformers import CLIPModel
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_clip, model)
+    (tmp_path / "space.yaml").write_text(f"name: t\ndim: 24\ntext: {{encoder: {{kind: clip, model: {model}}}}}\n")
+    for number in range(24):
+        write_words(tmp_path / "texts" / f"{number:02d}.txt", number)
+    (tmp_path / "recipe.yaml").write_text("units: {max_items: 8}")
+    arguments = ["embed", tmp_path / "texts", tmp_path / "c", "--space", tmp_path / "space.yaml"]
+    arguments += ["--recipe", tmp_path / "recipe.yaml", "--json"]
+    killed = subprocess.run(
+        [sys.executable, "-m", "batchproj.cli", *map(str, arguments)],
+        capture_output=True,
+        timeout=240,
+        env={**os.environ, "BATCHPROJ_FAILPOINT": f"commit.parts:1:{tmp_path}"},
+    )
+    assert killed.returncode == -9
+    torch.manual_seed(1)
+    CLIPModel(CLIPModel.from_pretrained(model).config).save_pretrained(model)
+    space = resolve(open_space(str(tmp_path / "space.yaml")))
+    report = embed(str(tmp_path / "texts"), str(tmp_path / "c"), space, Options(), Watch())
+    assert (report.run, report.encode_calls) == ("000001", {"text": 24})
+    live = batchproj.open(str(tmp_path / "c")).table()
+    assert set(live["fingerprint"].to_pylist()) == {member.vector_fp for member in space.members.values()}
