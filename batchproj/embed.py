@@ -191,6 +191,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     ledger.write_entry(folder, entry)
     failpoint("commit.ledger")
     finish(folder, run.lease, table, entry, version)
+    table.tidy(options.recipe.index)
     return report
 
 

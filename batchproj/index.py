@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from batchproj.errors import BatchprojError, CollectionError, TryLater
 from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder, s3_needs_http
 from batchproj.recipe import Index
-from batchproj.retry import retrying
+from batchproj.retry import patience_s, retrying
 from batchproj.schema import vector_schema
 
 # Lance reads this once, when it is first imported; its warnings are for Lance's developers
@@ -130,9 +129,9 @@ class VectorTable:
         table.checkout(version)
         return table.to_lance()
 
-    def version(self, version: int) -> TableVersion:
-        """One version, to be read whole; raises what Lance raises if its manifest is damaged."""
-        return TableVersion(version, self._version(version))
+    def fragments(self, version: int) -> list[Fragment]:
+        """The fragments of a version; raises what Lance raises if its manifest is damaged."""
+        return [Fragment(each) for each in self._version(version).get_fragments()]
 
     def versions(self) -> list[int]:
         """Every version that is there, kept or not."""
@@ -151,8 +150,12 @@ class VectorTable:
             tags = self._db.open_table(layout.TABLE).tags
             if tag in tags.list():
                 tags.update(tag, version)
-            else:
+                return
+            try:
                 tags.create(tag, version)
+            except RuntimeError:  # made, but the answer was lost: Lance tried again and found its own
+                if tags.list().get(tag, {}).get("version") != version:
+                    raise
 
     def runs(self) -> dict[str, int]:
         """Kept runs and the version of each."""
@@ -174,10 +177,15 @@ class VectorTable:
             for tag in sorted({layout.run_tag(run) for run in runs} & set(tags.list())):
                 tags.delete(tag)
 
-    def compact(self) -> int:
-        """Write the newest version again without the rows that are only marked as deleted; the new version."""
+    def drop_deleted(self) -> int:
+        """Write the newest version again without rows that are only marked as deleted; the new version.
+
+        Indices are made anew: they would keep the codes of vectors whose whole fragment was deleted.
+        """
         with lance_faults(self._folder.uri):
             self._newest().optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
+            if self._newest().list_indices():
+                self._newest().optimize.optimize_indices(retrain=True)
             return int(self._newest().version)
 
     def clean_up(self) -> None:
@@ -192,6 +200,13 @@ class VectorTable:
                 older_than=datetime.timedelta(0), delete_unverified=True, error_if_tagged_old_versions=False
             )
 
+    def tidy(self, settings: Index) -> None:
+        """Clean up if the steps of many runs have left enough versions behind; only under the lease."""
+        with lance_faults(self._folder.uri):
+            spare = len(self.versions()) - len(set(self._tags().values()))
+        if spare > settings.spare_versions:
+            self.clean_up()
+
     def files(self, versions: Iterable[int] | None = None) -> set[str]:
         """Names, below the collection's folder, of the files that versions consist of, by default all versions."""
         wanted = None if versions is None else set(versions)
@@ -205,17 +220,6 @@ class VectorTable:
 
     def _newest(self) -> Any:
         return self._db.open_table(layout.TABLE).to_lance()
-
-
-@dataclass(frozen=True)
-class TableVersion:
-    """One version of the table, fragment by fragment."""
-
-    number: int
-    _dataset: Any
-
-    def fragments(self) -> list[Fragment]:
-        return [Fragment(each) for each in self._dataset.get_fragments()]
 
 
 class Fragment:
@@ -282,7 +286,10 @@ def connect(folder: Folder) -> Any:
     """A LanceDB connection on the collection; S3 by the standard AWS variables."""
     import lancedb
 
-    options = {"allow_http": "true"} if s3_needs_http() else None
+    # Lance gives up after three tries by itself, which are over in a second
+    options = {"client_max_retries": "1000", "client_retry_timeout": f"{patience_s():.0f}"}
+    if s3_needs_http():
+        options["allow_http"] = "true"
     path = folder.uri.removeprefix("file://")
     return retrying(lambda: lancedb.connect(path, storage_options=options), folder.uri)
 

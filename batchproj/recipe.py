@@ -33,13 +33,15 @@ class Index(BaseModel):
 
     From `min_rows` on the vectors get an approximate index; below, search is exact. The index is
     extended when more than `unindexed_rows` are not in it, and fragments are merged when more than
-    `small_fragments` of the table are small.
+    `small_fragments` of the table are small. After the switch, versions that no run is kept by are
+    removed when there are more than `spare_versions`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     min_rows: int = Field(default=50_000, ge=256)
     unindexed_rows: int = Field(default=1_000, ge=0)
     small_fragments: int = Field(default=64, ge=1)
+    spare_versions: int = Field(default=100, ge=0)
 
 
 class Recipe(BaseModel):

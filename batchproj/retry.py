@@ -264,7 +264,7 @@ class _Pauses:
             self._told_at, self._away_since = now, since
             watchers = list(self._watchers)
             waits = f"waiting since {now - since:.0f} s, up to {self._budget_s:.0f} s"
-            line = f"storage does not answer ({self._cause}): {waits}"
+            line = f"storage does not answer: {waits} ({self._cause})"
         for watcher in watchers:
             watcher(line)
 
@@ -279,7 +279,7 @@ class _Pauses:
             if answered or not self._failing:
                 self._told_at = None
             watchers = list(self._watchers) if answered and told else []
-            line = f"storage answers again after {now - self._away_since:.0f} s"
+            line = f"storage answers again: after {now - self._away_since:.0f} s"
         for watcher in watchers:
             watcher(line)
 

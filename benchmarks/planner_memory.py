@@ -81,7 +81,8 @@ def planned(items: int, manifest: str | None) -> dict[str, float]:
         if manifest:
             plan.db.execute(
                 "INSERT INTO outcome BY NAME SELECT item, 'embedded' AS status, 'text' AS modality, "
-                "item AS content_id, 1 AS segments, 'unit' AS unit, 'unit' AS features FROM plan WHERE action = 'changed'; "
+                "item AS content_id, 1 AS segments, 'unit' AS unit, 'unit' AS features "
+                "FROM plan WHERE action = 'changed'; "
                 "CREATE TABLE final AS SELECT * FROM outcome; CREATE TABLE renamed (old VARCHAR, new VARCHAR)"
             )
             target = Snapshot(

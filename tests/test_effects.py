@@ -70,6 +70,7 @@ def projected_space(tiny_clip: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ten_thousand_objects_and_three_changes(
     s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path, ray_here: None
 ) -> None:

@@ -299,6 +299,26 @@ def test_an_index_is_built_from_the_recipes_size_on(tmp_path: Path, tiny_space: 
     assert opened.search((tmp_path / "texts" / "305.txt").read_text(), k=1)[0].score > 0.999
 
 
+def test_the_table_is_tidied_by_thresholds_and_no_reader_notices(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
+) -> None:
+    collection, _ = embedded
+    recipe = Recipe(index=Index(small_fragments=3, spare_versions=4))
+    reader = batchproj.open(str(collection))
+    before = reader.table().sort_by("id")
+    fragments = []
+    for number in range(4):
+        write_words(corpus / "d0/item0.txt", 100 + number)
+        report = embed(corpus, collection, tiny_space, recipe)
+        check_whole(collection, report)
+        table = Collection(str(collection))._table
+        fragments.append(table.stats()["fragment_stats"]["num_fragments"])
+        table.checkout_latest()
+        assert len(table.list_versions()) <= 1 + 2 * (number + 2) + 4
+    assert min(fragments[1:]) < 4
+    assert reader._table.to_arrow().sort_by("id").equals(before)
+
+
 def test_vanished_items_are_not_deleted_unless_meant(
     corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
 ) -> None:
