@@ -1,8 +1,9 @@
 """Peak memory of the planner alone for synthetic listings: `python benchmarks/planner_memory.py 20000 1000000`.
 
 Each size runs twice, in fresh processes: a first run, and a rerun in which 0.1 % of the objects changed: list,
-load the live manifest, decide, cut into units, and write the next manifest. Prints VmHWM of /proc and seconds
-as one JSON document. DuckDB may use up to `plan.MEMORY_LIMIT`; beyond that it spills to disk.
+load the live manifest, decide, cut into units, write the next manifest and compare the table's keys. Prints
+VmHWM of /proc and seconds as one JSON document. DuckDB may use up to `plan.MEMORY_LIMIT`; beyond that it spills
+to disk.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from batchproj.collection.commit import write_manifest
+from batchproj.collection.commit import check_keys, write_manifest
 from batchproj.collection.plan import Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot
 from batchproj.decode.limits import Limits
@@ -89,6 +91,9 @@ def planned(items: int, manifest: str | None) -> dict[str, float]:
                 run="000002", parent="000001", source="s", space="s", dim=1, fingerprints=FINGERPRINTS, listed=items
             )
             write_manifest(plan, Folder(collection), target)
+            written = pads.dataset(str(plan.scratch / "manifest.parquet"))
+            ids = written.scanner(columns={"id": pads.field("item")}, batch_size=8_192, batch_readahead=2)
+            check_keys(plan, ids.to_reader())
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {
         "items": items,

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from batchproj.collection import layout
 from batchproj.collection.plan import Plan
@@ -37,15 +39,20 @@ _MANIFEST = """
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, f.status, f.reason, f.detail, f.stage,
     f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
     CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
-FROM listing l JOIN final f USING (item) LEFT JOIN space s ON s.modality = f.modality
+FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE {in_shard}) f USING (item)
+    LEFT JOIN space s ON s.modality = f.modality
 UNION ALL
 SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.status, m.reason, m.detail, m.stage,
     m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
     coalesce(r.new, m.part) AS part, m.features
-FROM manifest m JOIN plan p USING (item) LEFT JOIN renamed r ON r.old = m.part
-WHERE p.action IN ('unchanged', 'quarantined')
+FROM (SELECT * FROM manifest WHERE {in_shard}) m
+    JOIN (SELECT item FROM plan WHERE action IN ('unchanged', 'quarantined') AND {in_shard}) p USING (item)
+    LEFT JOIN renamed r ON r.old = m.part
 ORDER BY key
 """
+
+SHARD_ITEMS = 500_000
+"""Items that are joined and sorted at once for the manifest: DuckDB cannot spill everything it holds."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,14 @@ def removed_items(plan: Plan) -> Iterator[list[str]]:
 def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> dict[str, str]:
     """Write the manifest and the quarantine table of a run; the sha256 of both, by name."""
     local = _manifest_file(plan)
-    plan.db.execute(f"COPY ({_MANIFEST}) TO '{local}' (FORMAT parquet, COMPRESSION zstd)")
+    with ExitStack() as stack:
+        writer = None
+        for in_shard in _shards("item", target.listed):
+            for batch in plan.batches(_MANIFEST.format(in_shard=in_shard)):
+                writer = writer or stack.enter_context(pq.ParquetWriter(local, batch.schema, compression="zstd"))
+                writer.write_batch(batch)
+        if writer is None:
+            plan.db.execute(f"COPY ({_MANIFEST.format(in_shard='true')}) TO '{local}' (FORMAT parquet)")
     items = plan.rows(f"SELECT count(*) FROM read_parquet('{local}')")[0][0]
     if items != target.listed:
         raise BatchprojError(f"{target.listed} items listed, {items} in the manifest; nothing was made visible, rerun")
@@ -159,7 +173,10 @@ def _digest(file: Path) -> str:
 def live_features(plan: Plan, live: Snapshot | None, receipts: list[Receipt]) -> list[FeatureFile]:
     """The files of the feature cache that the next manifest refers to."""
     referred = {
-        name for (name,) in plan.rows(f"SELECT DISTINCT features FROM ({_MANIFEST}) WHERE features IS NOT NULL")
+        name
+        for (name,) in plan.rows(
+            "SELECT DISTINCT cached FROM plan WHERE action = 'unchanged' UNION SELECT DISTINCT features FROM final"
+        )
     }
     made = [receipt.features for receipt in receipts if receipt.features is not None]
     kept = [file for file in live.features if file.name in referred] if live else []
@@ -180,14 +197,25 @@ def check_keys(plan: Plan, table: pa.RecordBatchReader) -> None:
         f"(SELECT item, segments, unnest(range(segments)) AS number FROM read_parquet('{_manifest_file(plan)}') "
         "WHERE status = 'embedded')"
     )
-    missing = plan.rows("SELECT count(*), min(id) FROM promised ANTI JOIN found USING (id)")[0]
-    surplus = plan.rows("SELECT count(*), min(id) FROM found ANTI JOIN promised USING (id)")[0]
-    double = plan.rows("SELECT count(*) - count(DISTINCT id) FROM found")[0][0]
-    if missing[0] or surplus[0] or double:
-        raise BatchprojError(
-            f"the Lance table misses {missing[0]} rows ({missing[1]}), has {surplus[0]} too many ({surplus[1]}) and "
-            f"{double} twice; nothing was made visible, rerun"
+    count = plan.rows("SELECT count(*) FROM promised")[0][0]
+    for in_shard in _shards("id", count):
+        wrong = plan.rows(
+            "SELECT coalesce(f.id, p.id), count(f.id), count(p.id) "
+            f"FROM (SELECT id FROM found WHERE {in_shard}) f FULL JOIN (SELECT id FROM promised WHERE {in_shard}) p "
+            "ON f.id = p.id GROUP BY ALL HAVING count(f.id) <> 1 OR count(p.id) <> 1 LIMIT 1"
         )
+        if wrong:
+            key, there, wanted = wrong[0]
+            raise BatchprojError(
+                f"the Lance table has row {key} {there} times, the manifest {wanted} times; nothing was made visible, "
+                "rerun"
+            )
+
+
+def _shards(column: str, rows: int) -> list[str]:
+    """Conditions that divide rows by the hash of a column into pieces that fit into memory."""
+    shards = rows // SHARD_ITEMS + 1
+    return [f"hash({column}) % {shards} = {number}" for number in range(shards)]
 
 
 def _manifest_file(plan: Plan) -> Path:
