@@ -184,7 +184,7 @@ class VectorTable:
         """
         with lance_faults(self._folder.uri):
             self._newest().optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
-            if self._newest().list_indices():
+            if self._newest().describe_indices():
                 self._newest().optimize.optimize_indices(retrain=True)
             return int(self._newest().version)
 

@@ -39,7 +39,7 @@ from batchproj.collection.unit import (
     write_features,
     write_part,
 )
-from batchproj.errors import BatchprojError, ItemFault
+from batchproj.errors import BatchprojError, ItemFault, TryLater
 from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder, read_pinned
 from batchproj.recipe import Pool, Recipe
@@ -108,12 +108,16 @@ def ray_session(verbose: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         # Ray starts its servers by fork and exec at once; LanceDB warns of forks that go on
         warnings.filterwarnings("ignore", message="lancedb fork support")
-        ray.init(
-            address=address,
-            include_dashboard=False if address == "local" else None,
-            log_to_driver=verbose,
-            logging_level=logging.INFO if verbose else logging.ERROR,
-        )
+        try:
+            ray.init(
+                address=address,
+                include_dashboard=False if address == "local" else None,
+                log_to_driver=verbose,
+                logging_level=logging.INFO if verbose else logging.ERROR,
+            )
+        except Exception as error:  # Ray raises that very class when its processes do not come up in time
+            ray.shutdown()
+            raise TryLater(f"Ray did not start ({str(error)[:200]}); run the same command again") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in place, which exits with 15
     try:
@@ -131,7 +135,8 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
 
     if not units:
         return
-    desk = ray.remote(num_cpus=0)(_Desk).remote()
+    # it may be killed like any worker: then the counts begin anew, nothing else depends on it
+    desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     groups = _by_pool(job, units)
     cpus = (cluster_cpus() - CPU_HEADROOM) / len(groups)
     branches = [_branch(job, pool, group, desk, cpus) for pool, group in groups.items()]
@@ -163,13 +168,12 @@ def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], des
     rows = [{"unit": unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
     size = min(workers, len(units))
-    desk.expect.remote(size)
     read = source.map_batches(
         _Reader(job, desk), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS, zero_copy_batch=True
     )
     embedded = read.map_batches(
         _EmbedActor,
-        fn_constructor_args=(job, task, modality, threads, desk),
+        fn_constructor_args=(job, task, modality, threads, size, desk),
         batch_size=1,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -218,7 +222,8 @@ def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-    on_news(ray.get(desk.news.remote(), timeout=10))
+    with contextlib.suppress(ray.exceptions.RayError):
+        on_news(ray.get(desk.news.remote(), timeout=10))
 
 
 def label(unit: Unit) -> str:
@@ -231,16 +236,13 @@ class _Desk:
 
     def __init__(self) -> None:
         self._done: dict[str, int] = {}
-        self._expected = 0
-        self._started = 0
+        self._spare: dict[tuple[str, str | None], int] = {}
         self._lines: list[str] = []
         self._failure: BatchprojError | None = None
 
-    def expect(self, workers: int) -> None:
-        self._expected += workers
-
-    def started(self) -> None:
-        self._started += 1
+    def started(self, task: str, modality: str | None, pool: int) -> None:
+        """One more worker than a pool of that size has replaces one that died."""
+        self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
 
     def add(self, modality: str, items: int) -> None:
         self._done[modality] = self._done.get(modality, 0) + items
@@ -256,7 +258,7 @@ class _Desk:
 
     def news(self) -> News:
         lines, self._lines = self._lines, []
-        return News(dict(self._done), max(0, self._started - self._expected), lines)
+        return News(dict(self._done), sum(max(0, spare) for spare in self._spare.values()), lines)
 
 
 @contextlib.contextmanager
@@ -341,14 +343,14 @@ class _Reader:
 class _EmbedActor:
     """Actor: loads one modality's encoder once, then embeds unit after unit."""
 
-    def __init__(self, job: Job, task: Task, modality: Modality | None, threads: int, desk: Any) -> None:
+    def __init__(self, job: Job, task: Task, modality: Modality | None, threads: int, pool: int, desk: Any) -> None:
         # only here: the processes that read and write must not wait for models' and codecs' imports
         from batchproj.embedding import UnitWorker
 
         self._job = job
         self._member = job.members.get(modality) if modality else None
         self._desk = desk
-        desk.started.remote()
+        desk.started.remote(task, modality, pool)
         self._worker = UnitWorker(self._member, job.dim, job.in_space, job.recipe.limits, threads)
         if task == "embed":
             with _reporting(job, desk):

@@ -18,6 +18,7 @@ from conftest import write_picture, write_words
 import batchproj
 from batchproj import embed as module_embed
 from batchproj import objectstore
+from batchproj.collection import commit
 from batchproj.collection.ledger import Report
 from batchproj.collection.plan import Plan
 from batchproj.collection.unit import Receipt, Unit, finish, read_inputs
@@ -31,6 +32,7 @@ from batchproj.pipeline import Job
 from batchproj.recipe import Index, Recipe, Units
 from batchproj.schema import outcome_schema, vector_schema
 from batchproj.search import Collection
+from batchproj.source.objects import item_id
 from batchproj.space import open_space, resolve
 from batchproj.switch import rollback
 
@@ -483,3 +485,21 @@ def test_a_forbidden_object_is_retried(corpus: Path, tmp_path: Path, tiny_space:
             pa.table({"item": ["a"], "source_version": ["1"], "status": ["quarantined"], "reason": ["forbidden"]}),
         )
         assert plan.decide().retry == 1
+
+
+def test_a_manifest_written_in_shards_is_the_same(
+    corpus: Path, tiny_space: Path, embedded: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection, _ = embedded
+    monkeypatch.setattr(commit, "SHARD_ITEMS", 5)
+    write_words(corpus / "d0/item0.txt", 100)
+    (corpus / "d1/item1.png").unlink()
+    report = embed(corpus, collection, tiny_space)
+    check_whole(collection, report)
+    manifests = [pq.read_table(collection / "snapshots" / f"00000{run}.manifest.parquet") for run in (1, 2)]
+    assert len(set(manifests[1]["item"].to_pylist())) == manifests[1].num_rows == 23
+    before, after = ({row["item"]: row for row in table.to_pylist()} for table in manifests)
+    assert {item for item, row in after.items() if row["content_id"] != before[item]["content_id"]} == {
+        item_id(f"file://{corpus}/d0/item0.txt")
+    }
+    assert embed(corpus, collection, tiny_space).commit is None
