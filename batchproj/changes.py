@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 from batchproj.collection import layout
 from batchproj.collection.plan import Counts, Plan
-from batchproj.collection.snapshot import Snapshot
+from batchproj.collection.snapshot import Fingerprints, Snapshot
 from batchproj.errors import SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
+from batchproj.schema import Modality
 from batchproj.source.objects import list_items
+from batchproj.space import ResolvedSpace
 
 MASS_DELETE = 0.2
 """Share of the items that may vanish from a listing before we ask whether that is meant."""
@@ -22,6 +24,19 @@ def check_places(source: str, folder: Folder) -> None:
         raise UsageError(f"source and collection are the same folder, {root}; choose another collection")
     if (root + "/").startswith(folder.uri + "/"):
         raise UsageError(f"the source {source} lies inside the collection {folder.uri}; choose another collection")
+
+
+def fingerprints_of(space: ResolvedSpace) -> dict[Modality, Fingerprints]:
+    """What a run with this space would make its features and vectors by."""
+    return {
+        modality: Fingerprints(
+            feature=member.feature_fp,
+            vector=member.vector_fp,
+            feature_doc=member.feature_doc,
+            vector_doc=member.vector_doc,
+        )
+        for modality, member in space.members.items()
+    }
 
 
 def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say: Callable[[str], None]) -> Counts:

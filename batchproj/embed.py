@@ -25,12 +25,12 @@ from itertools import chain, islice
 import pyarrow as pa
 
 from batchproj import retry
-from batchproj.changes import check_places, compare, mass_delete
+from batchproj.changes import check_places, compare, fingerprints_of, mass_delete
 from batchproj.collection import commit, layout, ledger
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.plan import Counts, Plan
-from batchproj.collection.snapshot import Fingerprints, Snapshot, write_snapshot
+from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
@@ -38,7 +38,7 @@ from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
-from batchproj.space import Member, ResolvedSpace
+from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
 
 MASS_FORBIDDEN = 0.2
@@ -118,7 +118,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     if unsettled(folder, live):
         with writing(folder, "embed", watch.step, options.single_writer):
             live = live_snapshot(folder)
-    fingerprints = {m: _fingerprints(member) for m, member in space.members.items()}
+    fingerprints = fingerprints_of(space)
     with Plan(fingerprints, options.recipe.limits) as plan:
         plan.redo(list(options.redo))
         counts = compare(plan, source, folder, live, watch.step)
@@ -155,15 +155,6 @@ def _unchanged(counts: Counts, live: Snapshot | None, started: float) -> Report:
         rows=live.rows,
     )
     return report.model_copy(update={"seconds": _since(started)})
-
-
-def _fingerprints(member: Member) -> Fingerprints:
-    return Fingerprints(
-        feature=member.feature_fp,
-        vector=member.vector_fp,
-        feature_doc=member.feature_doc,
-        vector_doc=member.vector_doc,
-    )
 
 
 def _since(started: float) -> float:

@@ -183,9 +183,12 @@ class VectorTable:
         Indices are made anew: they would keep the codes of vectors whose whole fragment was deleted.
         """
         with lance_faults(self._folder.uri):
+            before = self._newest().version
             self._newest().optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
             if self._newest().describe_indices():
                 self._newest().optimize.optimize_indices(retrain=True)
+            if self._newest().version == before:  # its manifest tells what was deleted
+                self._db.open_table(layout.TABLE).restore(before)
             return int(self._newest().version)
 
     def clean_up(self) -> None:
@@ -206,6 +209,11 @@ class VectorTable:
             spare = len(self.versions()) - len(set(self._tags().values()))
         if spare > settings.spare_versions:
             self.clean_up()
+
+    def drop_manifest(self, version: int) -> None:
+        """Remove the damaged manifest of a version that no tag names: Lance reads all of them to clean up."""
+        # names count down, so that a listing begins with the newest
+        self._folder.remove([f"{layout.TABLE}.lance/_versions/{2**64 - 1 - version:020d}.manifest"])
 
     def files(self, versions: Iterable[int] | None = None) -> set[str]:
         """Names, below the collection's folder, of the files that versions consist of, by default all versions."""
@@ -228,6 +236,7 @@ class Fragment:
     def __init__(self, fragment: Any) -> None:
         self._fragment = fragment
         self.file = f"{layout.TABLE}.lance/data/{fragment.data_files()[0].path}"
+        self.has_deleted = fragment.num_deletions > 0
         self.key = json.dumps([[file.path for file in fragment.data_files()], fragment.deletion_file()])
 
     def batches(self) -> Iterator[pa.RecordBatch]:

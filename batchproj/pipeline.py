@@ -106,8 +106,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
-        # Ray starts its servers by fork and exec at once; LanceDB warns of forks that go on
+        # Ray starts its servers by fork and exec at once; Lance and LanceDB warn of forks that go on
         warnings.filterwarnings("ignore", message="lancedb fork support")
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
         try:
             ray.init(
                 address=address,

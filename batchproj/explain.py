@@ -1,0 +1,167 @@
+"""Why an item has the vectors it has: its bytes, models, projector and run, or why it has none."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+from rich.filesize import decimal
+
+from batchproj.collection import layout
+from batchproj.collection.snapshot import Snapshot
+from batchproj.collection.unit import read_parquet
+from batchproj.errors import BatchprojError, CollectionError, UsageError
+from batchproj.index import live_snapshot
+from batchproj.objectstore import BAD_NAME, Folder, canonical, list_objects
+from batchproj.source.objects import item_id
+from batchproj.space import open_space
+
+Now = Literal["unchanged", "changed since", "gone", "cannot tell"]
+
+NEAREST = 3
+SIMILAR = 0.8
+"""Jaro-Winkler similarity from which on a file name may be the one that was meant."""
+
+_NEAREST = f"""
+SELECT uri FROM read_parquet(?) WHERE jaro_winkler_similarity(parse_filename(uri), ?) >= {SIMILAR}
+ORDER BY jaro_winkler_similarity(parse_filename(uri), ?) DESC, jaro_winkler_similarity(uri, ?) DESC, uri LIMIT {NEAREST}
+"""
+
+
+class Explanation(BaseModel):
+    """What the live run knows of one item; `explain --json` prints these fields.
+
+    `run` is the live run and `made_by` the one that made the vectors. `now` compares the object
+    with the `source_version` that was read. Of an item in quarantine `reason`, `detail` and `stage`
+    (read, decode or encode) say why, and what only vectors have is None.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    item: str
+    uri: str
+    pair: str | None
+    status: Literal["embedded", "quarantined"]
+    modality: str | None
+    segments: int
+    size: int
+    source_version: str
+    content_id: str | None
+    now: Now
+    run: str
+    space: str
+    made_by: str | None
+    part: str | None
+    features: str | None
+    encoder: dict[str, Any] | None
+    projector: dict[str, Any] | None
+    reason: str | None
+    detail: str | None
+    stage: str | None
+
+
+def explain(collection_uri: str, item_uri: str) -> Explanation:
+    """Look an item up in the live run, by its URI or path.
+
+    Raises CollectionError if there is no collection, UsageError if it has no such item.
+    """
+    folder = Folder(collection_uri)
+    live = live_snapshot(folder)
+    if live is None:
+        raise CollectionError(
+            f"no collection at {collection_uri}; expected one made by: batchproj embed SOURCE {collection_uri}"
+        )
+    row = _manifest_row(folder, live, canonical(item_uri))
+    is_embedded = row["status"] == "embedded"
+    made = live.fingerprints[row["modality"]] if is_embedded else None
+    return Explanation(
+        **{name: row[name] for name in ("item", "uri", "pair", "status", "modality", "size", "source_version")},
+        segments=row["segments"] or 0,
+        content_id=row["content_id"],
+        now=_now(row["uri"], row["source_version"]),
+        run=live.run,
+        space=open_space(f"{folder.uri}/{layout.space(live.space)}").space.name,
+        made_by=_made_by(folder, row["part"], row["item"]) if is_embedded else None,
+        part=layout.part(row["part"]) if is_embedded else None,
+        features=layout.features(row["feature_fp"], row["features"]) if is_embedded else None,
+        encoder=made.feature_doc if made else None,
+        projector=made.vector_doc if made else None,
+        reason=row["reason"],
+        detail=row["detail"],
+        stage=row["stage"],
+    )
+
+
+def _manifest_row(folder: Folder, live: Snapshot, uri: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="batchproj-explain-") as scratch, duckdb.connect() as db:
+        local = str(Path(scratch) / "manifest.parquet")
+        folder.download(layout.manifest(live.run), Path(local))
+        found = db.sql("SELECT * FROM read_parquet(?) WHERE item = ?", params=[local, item_id(uri)]).to_arrow_table()
+        if found.num_rows:
+            row: dict[str, Any] = found.to_pylist()[0]
+            return row
+        name = uri.rpartition("/")[2]
+        nearest = [near for (near,) in db.execute(_NEAREST, [local, name, name, uri]).fetchall()]
+    hint = f"nearest are {', '.join(nearest)}" if nearest else f"expected an item of {live.source}"
+    raise UsageError(f"run {live.run} of {folder.uri} has no item {uri}; {hint}")
+
+
+def _made_by(folder: Folder, part: str, item: str) -> str:
+    try:
+        rows = read_parquet(folder.read(layout.part(part)))
+    except FileNotFoundError:
+        raise BatchprojError(f"{layout.part(part)} is missing; run: batchproj verify {folder.uri}") from None
+    run: str = rows.filter(pc.equal(rows["item"], item))["run"][0].as_py()
+    return run
+
+
+def _now(uri: str, version: str) -> Now:
+    """Whether the object is still the one that was read; a store that does not answer is no error here."""
+    if version == BAD_NAME:
+        return "cannot tell"
+    try:
+        listed = (each for page in list_objects(_literal(uri)) for each in page if each.uri == uri)
+        found = next(listed, None)
+    except BatchprojError as error:
+        return "gone" if isinstance(error.__cause__, FileNotFoundError) else "cannot tell"
+    if found is None:
+        return "gone"
+    return "unchanged" if found.version == version else "changed since"
+
+
+def _literal(uri: str) -> str:
+    """A URI for a listing that must not take `*`, `?` and `[` in it for wildcards; files are taken as they are."""
+    if uri.startswith("file://"):
+        return uri
+    return "".join(f"[{char}]" if char in "*?[" else char for char in uri)
+
+
+# --- for the terminal ----------------------------------------------------------------------------
+
+
+def lines(explanation: Explanation) -> list[str]:
+    """The explanation in a few lines: the verdict first."""
+    pair = f", pair {explanation.pair}" if explanation.pair else ""
+    described = f"object    {decimal(explanation.size)}, version {explanation.source_version}, {explanation.now}"
+    content = [f"content   sha256 {explanation.content_id}"] if explanation.content_id else []
+    if explanation.status == "quarantined":
+        why = f"{explanation.reason}, {explanation.detail} (stage: {explanation.stage})"
+        return [f"{explanation.uri} is in quarantine: {why}", described, *content, f"run       {explanation.run}"]
+    vectors = f"{explanation.segments:,} {explanation.modality} vector{'' if explanation.segments == 1 else 's'}"
+    return [
+        f"{explanation.uri} is embedded: {vectors}{pair}",
+        described,
+        *content,
+        f"run       made by {explanation.made_by}, live is {explanation.run}, space {explanation.space}",
+        f"encoder   {_document(explanation.encoder)}",
+        f"projector {_document(explanation.projector)}",
+        f"part      {explanation.part}",
+        f"features  {explanation.features}",
+    ]
+
+
+def _document(document: dict[str, Any] | None) -> str:
+    return ", ".join(f"{key} {value}" for key, value in (document or {}).items())

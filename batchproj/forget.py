@@ -1,0 +1,232 @@
+"""Erasing one item for good: from every part, feature file, manifest, quarantine, unit and table version.
+
+    forgotten/<item>    from here on no run lists it again; holds the item's id and not its URI
+    a run of its own    the live one without the item: its files written again, its rows deleted
+    gc, keeping that    earlier runs, units and versions of the table held the item
+    proof               every remaining file is read, every version of the table searched
+
+Killed anywhere, the same command does the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from batchproj.collection import commit, layout, ledger
+from batchproj.collection.lease import Lease
+from batchproj.collection.ledger import Entry
+from batchproj.collection.plan import Plan
+from batchproj.collection.snapshot import FeatureFile, Snapshot, write_snapshot
+from batchproj.collection.unit import read_parquet, write_features
+from batchproj.errors import BatchprojError, CollectionError, TryLater, UsageError
+from batchproj.failpoint import failpoint
+from batchproj.gc import FOLDERS, collect
+from batchproj.index import VectorTable, live_snapshot
+from batchproj.objectstore import Folder, canonical
+from batchproj.recipe import Index
+from batchproj.source.objects import item_id
+from batchproj.switch import finish, next_run, writing
+
+Say = Callable[[str], None]
+
+READ_THREADS = 8
+
+
+class Forgotten(BaseModel):
+    """What was erased: the item, how many of its rows were live, the files that held it, and the run that is left.
+
+    `searched` files and versions of the table were read afterwards without finding it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    collection: str
+    item: str
+    rows: int
+    held_by: list[str]
+    run: str
+    searched: int
+
+
+def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
+    """Erase an item, named by its URI, so that no file of the collection holds it and no run embeds it again.
+
+    Earlier runs hold it, so they go too: there is no rollback behind this. Its objects in the source
+    are not touched. Raises UsageError if the item is not there, BatchprojError if it is still found
+    afterwards.
+    """
+    folder = Folder(uri)
+    before = live_snapshot(folder)
+    if before is None:
+        raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
+    target = canonical(item_uri)
+    item = item_id(target)
+    marker = f"{layout.FORGOTTEN}/{item}"
+    say("searching every file for the item")
+    held_by, _ = _traces(folder, item, target)
+    if not held_by and not folder.exists(marker):
+        raise UsageError(f"{item_uri} is not in {uri}; expected a URI as search shows it")
+    with writing(folder, f"forget {item}", say) as lease:
+        live = live_snapshot(folder)
+        if live is None or live.run != before.run:
+            raise TryLater("another run became live while the item was searched; run the same command again")
+        folder.write(marker, b"")
+        failpoint("forget.marked")
+        left = _commit_without(folder, lease, live, item, set(held_by), say) if held_by else live
+        say("removing all that held it; earlier runs go with it")
+        collect(folder, lease, 1, say)
+        failpoint("forget.collected")
+        say("searching every file again")
+        found, searched = _traces(folder, item, target)
+        found += _leftovers(folder)
+    if found:
+        raise BatchprojError(f"{found[0]} may still hold the item; run the same command again")
+    rows = live.rows - left.rows
+    return Forgotten(collection=folder.uri, item=item, rows=rows, held_by=held_by, run=left.run, searched=searched)
+
+
+# --- the run without it --------------------------------------------------------------------------
+
+
+def _commit_without(folder: Folder, lease: Lease, live: Snapshot, item: str, held_by: set[str], say: Say) -> Snapshot:
+    """Make a run live that is the live one but for the item; the source is not looked at."""
+    with Plan(live.fingerprints, live.limits) as plan:
+        local = plan.scratch / "live.parquet"
+        folder.download(layout.manifest(live.run), local)
+        plan.load_manifest(local)
+        features = _features_without(plan, folder, live, item, held_by)
+        plan.db.execute(
+            "INSERT INTO listing BY NAME "
+            "SELECT item, uri, key, pair, size, source_version FROM manifest WHERE item <> ?",
+            [item],
+        )
+        counts = plan.decide(live.limits)
+        # what a run over the source would try again stays in quarantine
+        plan.db.execute("UPDATE plan SET action = 'quarantined' WHERE action = 'retry'")
+        entry = Entry(
+            run=next_run(folder, lease),
+            items=counts.listed,
+            unchanged=counts.unchanged,
+            deleted=counts.deleted,
+            quarantined=counts.quarantined + counts.retry,
+            state="running",
+            parent=live.run,
+            source=live.source,
+            space=live.space,
+            command=lease.holder.command,
+            user=lease.holder.user,
+            host=lease.holder.host,
+            started=ledger.now(),
+        )
+        ledger.write_entry(folder, entry)
+        lease.working_on = entry.run
+        say(f"making run {entry.run} without the item")
+        target = live.model_copy(update={"run": entry.run, "parent": live.run, "listed": counts.listed})
+        snapshot, version = _write(plan, folder, live, target, features)
+        entry = entry.model_copy(update={"rows": snapshot.rows, "commit": version})
+        ledger.write_entry(folder, entry)
+        finish(folder, lease, VectorTable(folder), entry, version)
+    return snapshot
+
+
+def _write(
+    plan: Plan, folder: Folder, live: Snapshot, target: Snapshot, features: list[FeatureFile]
+) -> tuple[Snapshot, int]:
+    """Write what a run consists of, as `embed` does, and leave no deleted row in the table's files."""
+    commit.check_complete(plan)
+    changes = commit.next_parts(plan, folder, live, [])
+    snapshot = target.model_copy(
+        update={
+            "parts": changes.kept,
+            "rows": sum(part.rows for part in changes.kept),
+            "features": commit.live_features(plan, live.model_copy(update={"features": features}), []),
+            "digests": commit.write_manifest(plan, folder, target),
+        }
+    )
+    failpoint("forget.files")
+    table = VectorTable(folder)
+    table.apply(live, snapshot, changes, commit.removed_items(plan), Index())
+    version = table.drop_deleted()
+    commit.check_keys(plan, table.keys(version))
+    failpoint("forget.table")
+    write_snapshot(folder, snapshot)
+    return snapshot, version
+
+
+def _features_without(plan: Plan, folder: Folder, live: Snapshot, item: str, held_by: set[str]) -> list[FeatureFile]:
+    """The live files of features, those that hold the item written again under names of their own."""
+    files = []
+    for file in live.features:
+        name = layout.features(file.fingerprint, file.name)
+        if name not in held_by:
+            files.append(file)
+            continue
+        rows = read_parquet(folder.read(name))
+        rows = rows.filter(pc.not_equal(rows["item"], item))
+        new = hashlib.sha256(json.dumps([file.name, item]).encode()).hexdigest()[:32]
+        files.append(write_features(folder, file.fingerprint, new, rows))
+        plan.db.execute("UPDATE manifest SET features = ? WHERE features = ?", [new, file.name])
+    return files
+
+
+# --- the proof -----------------------------------------------------------------------------------
+
+
+def _traces(folder: Folder, item: str, uri: str) -> tuple[list[str], int]:
+    """The files and versions of the table that hold an item, and how many were searched."""
+    names = [name for name, _ in folder.files() if name.endswith(".parquet") and not name.startswith(layout.TABLE)]
+    found = []
+    with ThreadPoolExecutor(READ_THREADS) as pool, tempfile.TemporaryDirectory(prefix="batchproj-forget-") as scratch:
+        held = pool.map(lambda name: _file_holds(folder, name, Path(scratch), item, uri), names)
+        found += [name for name, holds in zip(names, held, strict=True) if holds]
+    in_table, versions = _table_traces(folder, item)
+    return found + in_table, len(names) + versions
+
+
+def _file_holds(folder: Folder, name: str, scratch: Path, item: str, uri: str) -> bool:
+    with tempfile.NamedTemporaryFile(dir=scratch, suffix=".parquet") as local:
+        try:
+            folder.download(name, Path(local.name))
+            with pq.ParquetFile(local.name) as opened:
+                columns = [column for column in ("item", "uri") if column in opened.schema_arrow.names]
+                sought = pa.array([item, uri])
+                return any(
+                    pc.any(pc.is_in(batch[column], sought)).as_py()
+                    for batch in opened.iter_batches(columns=columns)
+                    for column in columns
+                )
+        except FileNotFoundError:
+            return False  # a run beside us has tidied up
+        except pa.ArrowException as error:
+            raise BatchprojError(f"{name} cannot be read, so not searched; run: batchproj verify --repair") from error
+
+
+def _table_traces(folder: Folder, item: str) -> tuple[list[str], int]:
+    table = VectorTable(folder)
+    versions = table.versions()
+    fragments = {fragment.key: fragment for version in versions for fragment in table.fragments(version)}
+    held = {fragment.file for fragment in fragments.values() if fragment.holds(f"item = '{item}'")}
+    return sorted(held), len(versions)
+
+
+def _leftovers(folder: Folder) -> list[str]:
+    """Files that may hold what nothing shows: of killed writes, of no version of the table, with deleted rows."""
+    table = VectorTable(folder)
+    known = table.files()
+    hidden = [each.file for version in table.versions() for each in table.fragments(version) if each.has_deleted]
+    prefix = f"{layout.TABLE}.lance/"
+    return hidden + [
+        name
+        for name, _ in folder.files()
+        if (name.startswith(prefix) and name not in known and not name.endswith(".json"))
+        or (name.startswith(FOLDERS) and name.rpartition("/")[2].startswith("."))
+    ]

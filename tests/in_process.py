@@ -1,0 +1,88 @@
+"""Runs without Ray: the pipeline's own stages, one unit after the other in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import batchproj
+from batchproj import embed as module_embed
+from batchproj import pipeline
+from batchproj.collection.ledger import Report
+from batchproj.collection.unit import Receipt, Unit
+from batchproj.embed import Options, Watch, embed
+from batchproj.pipeline import Job, News, OnNews
+from batchproj.recipe import Recipe, Units
+from batchproj.space import ResolvedSpace, open_space, resolve
+
+OPTIONS = Options(Recipe(units=Units(max_items=8), read_threads=2))
+
+_actors: dict[tuple[str, str | None], pipeline._EmbedActor] = {}
+"""Loaded models; their vectors depend on nothing but the member's fingerprint."""
+
+
+class _Unheard:
+    """In the place of the desk's actor."""
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=lambda *_: None)
+
+
+def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
+    desk = _Unheard()
+    for (task, modality), group in pipeline._by_pool(job, units).items():
+        key = (task, job.members[modality].vector_fp if modality else None)
+        if key not in _actors:
+            _actors[key] = pipeline._EmbedActor(job, task, modality, threads=2, pool=1, desk=desk)
+        for unit in group:
+            batch = pipeline._Reader(job, desk)(pa.table({"unit": [unit.model_dump_json()]}))
+            batch = pipeline._Writer(job, desk)(_actors[key](batch))
+            yield Receipt.model_validate_json(batch["receipt"][0].as_py())
+    on_news(News({}, 0, []))
+
+
+@contextlib.contextmanager
+def without_ray() -> Iterator[None]:
+    """Every run inside is done in this process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module_embed, "run_units", _run_units)
+        patched.setattr(module_embed, "ray_session", lambda _: contextlib.nullcontext())
+        yield
+
+
+@functools.cache
+def resolved(space: Path) -> ResolvedSpace:
+    return resolve(open_space(str(space)))
+
+
+def run(source: object, collection: object, space: Path, options: Options = OPTIONS) -> Report:
+    return embed(str(source), str(collection), resolved(space), options, Watch())
+
+
+def once(made: Path, target: Path, make: Callable[[Path], object]) -> Path:
+    """A copy of what `make` has put into a folder, which is done the first time only."""
+    if not made.exists():
+        make(new := made.with_suffix(".new"))
+        new.rename(made)
+    shutil.copytree(made, target)
+    return target
+
+
+def vectors(collection: object) -> dict[str, bytes]:
+    """Bytes of every live vector, by URI."""
+    table = batchproj.open(str(collection)).table()
+    found = zip(table["uri"].to_pylist(), table["vector"].to_pylist(), strict=True)
+    return {uri: np.float32(vector).tobytes() for uri, vector in found}
+
+
+def quiet(_: str) -> None:
+    """Progress is not looked at here."""

@@ -1,0 +1,81 @@
+"""What the tests of killed and resumed runs share: looking at a collection, and at processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from batchproj.collection.ledger import Report
+from batchproj.embed import Options, Watch, embed
+from batchproj.recipe import Recipe
+from batchproj.schema import vector_schema
+from batchproj.search import Collection
+from batchproj.space import open_space, resolve
+
+
+def live_rows(collection: object) -> pa.Table:
+    """What readers see, by id: Parquet and Lance say the same, ids are unique, vectors have length 1."""
+    opened = Collection(str(collection))
+    parquet, lance = opened.table().sort_by("id"), opened._table.to_arrow().sort_by("id")
+    assert parquet.schema.equals(vector_schema(opened.dim))
+    assert parquet.equals(lance)
+    ids = parquet["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == opened.snapshot.rows
+    if ids:
+        norms = np.linalg.norm(np.stack(parquet["vector"].to_numpy()), axis=1)
+        np.testing.assert_allclose(norms, 1, atol=1e-5)
+    return parquet
+
+
+def start(
+    *arguments: object, group: bool = False, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A `batchproj` command in a process of its own, with `group` in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "batchproj.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environment or {})},
+        start_new_session=group,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """Living processes that a process has started, and those that these have, and the name each goes by."""
+    children: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+            names[int(entry.name)] = (entry / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
+        except OSError:
+            continue  # gone meanwhile
+        if state != "Z":
+            children.setdefault(int(parent), []).append(int(entry.name))
+    found: dict[int, str] = {}
+    waiting = [pid]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            found[child] = names[child]
+            waiting.append(child)
+    return found
+
+
+def resume(source: object, collection: object, space: object, recipe: Recipe) -> Report:
+    """A run inside this process, after one that was killed or from the start."""
+    return embed(str(source), str(collection), resolve(open_space(str(space))), Options(recipe), Watch())
