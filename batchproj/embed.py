@@ -34,7 +34,7 @@ from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
-from batchproj.index import VectorTable, live_snapshot
+from batchproj.index import VectorTable, lance_faults, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
@@ -42,7 +42,7 @@ from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
 
 MASS_FORBIDDEN = 0.2
-"""Share of forbidden objects from which on we take it for a fault of the credentials."""
+"""Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
 
 ROUNDS = 2
 """First by the names' promise, then, for what was misnamed, by the content: it cannot be wrong twice."""
@@ -178,12 +178,21 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     table = VectorTable(folder)
     snapshot, version = _commit(run, table, receipts, options)
     report = report.model_copy(update={"rows": snapshot.rows, "seconds": _since(started), "commit": version})
-    entry = entry.model_copy(update={**report.model_dump(), "restarts": restarts})
+    entry = entry.model_copy(update={**report.model_dump(), "restarts": entry.restarts + restarts})
     ledger.write_entry(folder, entry)
     failpoint("commit.ledger")
     finish(folder, run.lease, table, entry, version)
-    table.tidy(options.recipe.index)
+    _tidy(run, table, options, watch)
     return report
+
+
+def _tidy(run: _Run, table: VectorTable, options: Options, watch: Watch) -> None:
+    """The run is live: what goes wrong from here on is the next run's to do."""
+    try:
+        if run.lease.superseded() is None:
+            table.tidy(options.recipe.index)
+    except (BatchprojError, OSError, RuntimeError, ValueError) as error:
+        watch.step(f"cleaning up is left to the next run: {error}")
 
 
 def _begin(run: _Run) -> Entry:
@@ -203,6 +212,7 @@ def _begin(run: _Run) -> Entry:
         host=holder.host,
         started=before.started if before else ledger.now(),
         attempts=before.attempts + 1 if before else 1,
+        restarts=before.restarts if before else 0,
         differences=ledger.differences(run.live.fingerprints, target.fingerprints) if run.live else [],
     )
     ledger.write_entry(folder, entry)
@@ -221,7 +231,7 @@ def _check_readable(run: _Run, receipts: list[Receipt]) -> None:
         "SELECT count(*) FILTER (reason = 'forbidden'), count(*) FROM final JOIN plan USING (item) "
         "WHERE action IN ('new', 'changed', 'encode')"
     )[0]
-    if forbidden > MASS_FORBIDDEN * read:
+    if forbidden > MASS_FORBIDDEN * run.counts.listed:
         _drop_records(run.job.folder, receipts)
         raise UsageError(
             f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
@@ -328,6 +338,8 @@ def _account(counts: Counts, receipts: list[Receipt], run: str) -> Report:
 def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Options) -> tuple[Snapshot, int]:
     """Write the next snapshot and bring the Lance table to it; readers see neither yet."""
     plan, folder, live = run.plan, run.job.folder, run.live
+    # what follows has the run's name, not the lease's: one that was taken over must not write over it
+    run.lease.confirm()
     changes = commit.next_parts(plan, folder, live, receipts, options.rebuild)
     failpoint("commit.parts")
     parts = [*changes.kept, *changes.added]
@@ -341,8 +353,10 @@ def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Opt
     )
     failpoint("commit.manifest")
     version = table.apply(live, snapshot, changes, commit.removed_items(plan), options.recipe.index)
-    commit.check_keys(plan, table.keys(version))
+    with lance_faults(folder.uri):
+        commit.check_keys(plan, table.keys(version))
     failpoint("commit.checked")
+    run.lease.confirm()
     write_snapshot(folder, snapshot)
     failpoint("commit.snapshot")
     return snapshot, version

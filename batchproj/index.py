@@ -34,7 +34,9 @@ os.environ.setdefault("LANCE_LOG", "error")
 KEEP_VERSIONS = datetime.timedelta(days=36_500)
 """Extending the index must not clean up: earlier runs stay readable until they are collected."""
 
-_NETWORK = re.compile(r"(?i)timed? ?out|connection|connect error|error sending request|503|slow ?down|dns")
+_NETWORK = re.compile(
+    r"(?i)timed? ?out|connection|connect error|error sending request|503|slow ?down|dns|credential|expired ?token"
+)
 
 REBUILD_SHARE = 0.5
 """When more of the live rows than this go, writing all parts anew is cheaper than deleting."""
@@ -167,7 +169,8 @@ class VectorTable:
         return self._tags().get(layout.LIVE)
 
     def _tags(self) -> dict[str, int]:
-        tags = self._db.open_table(layout.TABLE).tags.list()
+        with lance_faults(self._folder.uri):
+            tags = self._db.open_table(layout.TABLE).tags.list()
         return {tag: int(tags[tag]["version"]) for tag in tags}
 
     def untag(self, runs: Iterable[str]) -> None:
@@ -307,16 +310,19 @@ def open_live(folder: Folder) -> tuple[Any, Snapshot] | None:
     """The table at its live version and the snapshot behind it; None before the first run."""
     if not folder.exists(f"{layout.TABLE}.lance"):  # first: connecting would make the folder
         return None
-    table = connect(folder).open_table(layout.TABLE)
-    tags = table.tags.list()
-    if layout.LIVE not in tags:
-        return None
-    version = tags[layout.LIVE]["version"]
-    table.checkout(version)
+    with lance_faults(folder.uri):
+        table = connect(folder).open_table(layout.TABLE)
+        tags = table.tags.list()
+        if layout.LIVE not in tags:
+            return None
+        version = tags[layout.LIVE]["version"]
+        table.checkout(version)
     prefix = layout.run_tag("")
     runs = [tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix) and tags[tag]["version"] == version]
     if not runs:
-        raise CollectionError(f"{folder.uri}: no run is tagged for the live version {version}; rerun embed")
+        raise CollectionError(
+            f"{folder.uri}: no run is tagged for the live version {version}; run: batchproj verify --repair"
+        )
     return table, read_snapshot(folder, max(runs))
 
 

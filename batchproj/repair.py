@@ -22,7 +22,7 @@ from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.snapshot import Snapshot, read_snapshot
 from batchproj.embed import Options, Watch, embed
 from batchproj.errors import BatchprojError, SpaceError, TryLater
-from batchproj.index import VectorTable
+from batchproj.index import VectorTable, lance_faults
 from batchproj.objectstore import Folder
 from batchproj.recipe import Index
 from batchproj.space import ResolvedSpace, open_space, resolve
@@ -83,7 +83,8 @@ def _refuse_lost(found: Verification) -> None:
     lost += [damage for damage in found.of(found.live) if damage.kind in ("snapshot", "manifest")]
     if not lost:
         return
-    sound = found.sound()
+    # a rollback reads the snapshot that it leaves, and the log
+    sound = found.sound() if lost[0].kind == "manifest" and len(lost) == 1 else []
     back = f"go back with: batchproj rollback {found.collection} {sound[0]}, or " if sound else ""
     raise BatchprojError(f"{lost[0]}; it cannot be made again; {back}embed into a new collection")
 
@@ -135,13 +136,15 @@ def _make_readable(
     """Let readers open the live version again; whether the table had to be made anew for that."""
     table = VectorTable(folder)
     try:
-        _set_tags(folder, table, found, live.run, version)
+        with lance_faults(folder.uri):  # storage that is away is no damage
+            _set_tags(folder, table, found, live.run, version)
         return False
     except (RuntimeError, ValueError, OSError) as error:
         _refuse_damaged_parts(found, error)
     watch.step("the table cannot be opened: making it anew from the parts")
     try:
-        table.runs()
+        with lance_faults(folder.uri):
+            table.runs()
     except (RuntimeError, ValueError, OSError):
         watch.step("earlier runs go with it: their versions cannot be read either")
         folder.remove([name for name, _ in folder.files(f"{layout.TABLE}.lance")])

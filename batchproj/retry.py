@@ -70,12 +70,18 @@ _CREDENTIAL_CODES = frozenset(
 )
 
 _budget_s = 180.0
+_abandoned = threading.Event()
 
 
 def configure(budget_s: float) -> None:
     """How long each store call of this process is retried, counted from its first failure."""
     global _budget_s
     _budget_s = budget_s
+
+
+def abandon() -> None:
+    """The process is to end: whoever waits for a store waits no longer, and no later call waits at all."""
+    _abandoned.set()
 
 
 def patience_s() -> float:
@@ -221,7 +227,8 @@ def _sleep(seconds: float) -> None:
     """Sleep in short pieces, so that the watchers hear in time."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        time.sleep(min(left, 0.5))
+        if _abandoned.wait(min(left, 0.5)):
+            raise TryLater("stopped while storage was away; run the same command again")
         _pauses.tell()
 
 

@@ -1,11 +1,11 @@
 """Who may write to a collection, and the one step by which a run becomes what readers see.
 
     lease        held by one process; its log of records is the truth about what is committed
-    run tag      the run's version of the Lance table is kept
     commit       a record in the log: refused to whoever has lost the lease meanwhile (the fence)
-    live tag     follows the record; after a crash in between, the next writer moves it
+    run tag      the run's version of the Lance table is kept
+    live tag     follows the record; after a crash in between, the next writer sets both tags
 
-Rollback is the last two of these.
+Rollback is a record and the live tag.
 """
 
 from __future__ import annotations
@@ -40,18 +40,16 @@ def writing(folder: Folder, command: str, say: Say, single_writer: bool = False)
 
 
 def _check_store(folder: Folder, single_writer: bool) -> None:
-    """Two runs are kept apart by put-if-absent alone: look once whether the store means it."""
-    try:
-        keeps_apart = json.loads(folder.read(STORE))["put_if_absent"]
-    except FileNotFoundError:
-        keeps_apart = folder.check_create()
-        if keeps_apart or single_writer:
-            folder.write(STORE, json.dumps({"put_if_absent": keeps_apart}).encode())
+    """Two runs are kept apart by put-if-absent alone: look once whether the store means it, and keep the answer."""
+    if folder.exists(STORE):
+        return
+    keeps_apart = folder.check_create()
     if not keeps_apart and not single_writer:
         raise UsageError(
             f"the store of {folder.uri} ignores put-if-absent (If-None-Match), so two runs could overwrite each other; "
-            "use another store, or make sure that only one run writes at a time and say so with --single-writer"
+            "use another store, or make sure that only one run writes at a time and say so with embed --single-writer"
         )
+    folder.write(STORE, json.dumps({"put_if_absent": keeps_apart}).encode())
 
 
 def settle(folder: Folder, lease: Lease) -> None:
@@ -60,7 +58,9 @@ def settle(folder: Folder, lease: Lease) -> None:
         return
     live = live_snapshot(folder)
     if live is None or live.run != lease.run:
-        VectorTable(folder).point(lease.version)
+        table = VectorTable(folder)
+        table.tag(lease.run, lease.version)
+        table.point(lease.version)
     entry = ledger.read_entry(folder, lease.run)
     if entry is not None and entry.state == "running":
         ledger.write_entry(folder, entry.model_copy(update={"state": "done", "finished": ledger.now()}))
@@ -84,8 +84,6 @@ def next_run(folder: Folder, lease: Lease) -> str:
 
 def finish(folder: Folder, lease: Lease, table: VectorTable, entry: Entry, version: int) -> None:
     """Make a run whose files and version of the table are complete the live one."""
-    table.tag(entry.run, version)
-    failpoint("commit.tagged")
     _switch(lease, table, "commit", entry.run, version)
     done = {"state": "done", "finished": ledger.now(), "commit": version}
     ledger.write_entry(folder, entry.model_copy(update=done))
@@ -94,6 +92,8 @@ def finish(folder: Folder, lease: Lease, table: VectorTable, entry: Entry, versi
 def _switch(lease: Lease, table: VectorTable, kind: Kind, run: str, version: int) -> None:
     lease.append(kind, run, version)
     failpoint("commit.recorded")
+    table.tag(run, version)
+    failpoint("commit.tagged")
     table.point(version)
     failpoint("commit.live")
     # frozen right here for so long that another took over? then what he committed stands

@@ -18,13 +18,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from conftest import WORDS
@@ -38,21 +35,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from in_process import without_ray
 from PIL import Image
 from runs import live_rows
 
-from batchproj import embed as module_embed
 from batchproj import objectstore, pipeline
 from batchproj.collection.lease import Record
 from batchproj.collection.ledger import Report
-from batchproj.collection.unit import Receipt, Task, Unit
+from batchproj.collection.unit import Unit
 from batchproj.embed import Options, Watch, embed
 from batchproj.embedding import Fetched, UnitWorker
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.gc import gc
 from batchproj.index import VectorTable
 from batchproj.objectstore import Folder
-from batchproj.pipeline import Job, News, OnNews
 from batchproj.project import linear
 from batchproj.recipe import Index, Recipe, Units
 from batchproj.schema import Modality
@@ -60,7 +56,7 @@ from batchproj.search import Collection
 from batchproj.space import Member, ResolvedSpace, open_space, resolve
 from batchproj.switch import rollback
 
-THREADS = 1
+THREADS = 2
 
 # --- what there is to embed --------------------------------------------------------------------
 
@@ -135,19 +131,12 @@ def spaces(tiny_space: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 class Encoders:
-    """Every model loaded once, for the runs and for the vectors they are held against."""
+    """What the vectors are that runs are held against; every model is loaded once."""
 
     def __init__(self, spaces: dict[str, ResolvedSpace]) -> None:
         self.spaces = spaces
-        self._actors: dict[tuple[str, str | None], pipeline._EmbedActor] = {}
         self._workers: dict[tuple[str, Modality], UnitWorker] = {}
         self._vectors: dict[tuple[str, str, Content], bytes] = {}
-
-    def actor(self, job: Job, task: Task, modality: Modality | None) -> pipeline._EmbedActor:
-        fingerprint = job.members[modality].vector_fp if modality else None
-        if (task, fingerprint) not in self._actors:
-            self._actors[task, fingerprint] = pipeline._EmbedActor(job, task, modality, THREADS, pool=1, desk=DESK)
-        return self._actors[task, fingerprint]
 
     def vector(self, space: str, path: str, content: Content) -> bytes:
         """The vector of an object embedded all by itself."""
@@ -168,27 +157,6 @@ class Encoders:
             worker.load()
             self._workers[space, kind] = worker
         return self._workers[space, kind]
-
-
-class _Unheard:
-    """In the place of the desk's actor."""
-
-    def __getattr__(self, name: str) -> Any:
-        return SimpleNamespace(remote=lambda *_: None)
-
-
-DESK = _Unheard()
-
-
-def run_units(encoders: Encoders, job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
-    """What pipeline.run_units does, unit after unit in this process."""
-    for (task, modality), group in pipeline._by_pool(job, units).items():
-        for unit in group:
-            batch = pipeline._Reader(job, DESK)(pa.table({"unit": [unit.model_dump_json()]}))
-            batch = encoders.actor(job, task, modality)(batch)
-            batch = pipeline._Writer(job, DESK)(batch)
-            yield Receipt.model_validate_json(batch["receipt"][0].as_py())
-    on_news(News({}, 0, []))
 
 
 # --- stopping a run anywhere -------------------------------------------------------------------
@@ -551,9 +519,7 @@ class History(RuleBasedStateMachine):
             counted[uri.removeprefix(f"file://{self.source}/")] += 1
             return read_pinned(uri, *pinned)
 
-        with pytest.MonkeyPatch.context() as patch, watched_by(killer):
-            patch.setattr(module_embed, "run_units", partial(run_units, self.encoders))
-            patch.setattr(module_embed, "ray_session", lambda _: contextlib.nullcontext())
+        with pytest.MonkeyPatch.context() as patch, without_ray(), watched_by(killer):
             patch.setattr(pipeline, "read_pinned", read)
             options = Options(recipe, allow_mass_delete=may_delete)
             space = self.encoders.spaces[way["space"]]

@@ -288,6 +288,9 @@ def test_what_cannot_be_made_again_is_said_plainly(two_runs: Path) -> None:
         mend(two_runs)
     assert rollback(str(two_runs), "000001", quiet) == ("000002", "000001")
     assert verify(str(two_runs), quiet).of("000001") == []
+    (two_runs / "snapshots/000001.json").write_text("{")
+    with pytest.raises(BatchprojError, match=r"000001\.json.*cannot be made again; embed into a new collection"):
+        mend(two_runs)
 
 
 def test_damage_of_an_earlier_run_is_left_alone(two_runs: Path) -> None:

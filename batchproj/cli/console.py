@@ -54,6 +54,8 @@ def on_signal(number: int, _frame: FrameType | None) -> None:
     """Stop once; further signals must not interrupt the clean-up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if (retry := sys.modules.get("batchproj.retry")) is not None:  # else nothing waits
+        retry.abandon()
     raise Stopped(number)
 
 

@@ -53,7 +53,7 @@ def rollback(
 def verify(
     collection: CollectionArgument,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Do again what is damaged of the live run, and only that.")
+        bool, typer.Option("--repair", help="Run embed again for what is damaged of the live run.")
     ] = False,
     space: SpaceOption = None,
     recipe: Annotated[str | None, typer.Option(help="YAML file, as for embed; with --repair.")] = None,
@@ -112,7 +112,7 @@ def _print_verification(found: Any, report: Any, collection: str) -> None:
 @app.command(epilog="Example: batchproj gc ./photos.batchproj --keep 3 --apply")
 def gc(
     collection: CollectionArgument,
-    keep: Annotated[int, typer.Option(help="How many of the newest runs stay, the live one besides.", min=1)] = 3,
+    keep: Annotated[int, typer.Option(help="How many runs stay: the live one and the newest others.", min=1)] = 3,
     apply: Annotated[bool, typer.Option("--apply", help="Remove; without it only say what would be removed.")] = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,

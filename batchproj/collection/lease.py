@@ -346,6 +346,11 @@ class Lease:
                 f"this run was taken over by {_name(self._successor.holder)}; nothing of it was made visible; run again"
             )
 
+    def confirm(self) -> None:
+        """Raises TryLater if the log says that the collection was taken over; asks the store."""
+        self._successor = self._successor or self._find_successor()
+        self.check()
+
     def superseded(self) -> Record | None:
         """The head, if it is no longer ours: whatever we moved after our last record must follow it."""
         newest = head(self._folder)

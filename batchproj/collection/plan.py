@@ -207,7 +207,9 @@ class Plan:
         self.db.execute(_KNOWN)
         found: dict[str, int] = dict(self.rows("SELECT action, count(*) FROM plan GROUP BY action"))
         moved = self.rows(
-            "SELECT count(*) FROM gone SEMI JOIN (SELECT size, source_version FROM plan WHERE action = 'new') "
+            "SELECT coalesce(sum(least(gone_n, new_n)), 0)::BIGINT FROM "
+            "(SELECT size, source_version, count(*) AS gone_n FROM gone GROUP BY ALL) JOIN "
+            "(SELECT size, source_version, count(*) AS new_n FROM plan WHERE action = 'new' GROUP BY ALL) "
             "USING (size, source_version)"
         )[0][0]
         return Counts(**found, deleted=self.rows("SELECT count(*) FROM gone")[0][0], moved=moved)
