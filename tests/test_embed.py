@@ -18,14 +18,14 @@ from conftest import write_picture, write_words
 import batchproj
 from batchproj import embed as module_embed
 from batchproj import objectstore
-from batchproj.collection import commit
+from batchproj.collection import commit, layout, lease
 from batchproj.collection.ledger import Report
 from batchproj.collection.plan import Plan
 from batchproj.collection.unit import Receipt, Unit, finish, read_inputs
 from batchproj.decode.limits import Limits
 from batchproj.embed import Options, Watch
 from batchproj.embed import embed as run_embed
-from batchproj.errors import CollectionError, SourceError, UsageError
+from batchproj.errors import CollectionError, SourceError, TryLater, UsageError
 from batchproj.index import connect
 from batchproj.objectstore import Folder
 from batchproj.pipeline import Job
@@ -503,3 +503,29 @@ def test_a_manifest_written_in_shards_is_the_same(
         item_id(f"file://{corpus}/d0/item0.txt")
     }
     assert embed(corpus, collection, tiny_space).commit is None
+
+
+@pytest.mark.parametrize("step", ["next_parts", "write_manifest", "check_keys"])
+def test_a_run_that_was_taken_over_while_it_committed_shows_nothing_and_writes_nothing_more(
+    step: str, corpus: Path, tiny_space: Path, embedded: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection, _ = embedded
+    before = vectors(collection, corpus)
+    folder = Folder(str(collection))
+    (corpus / "d1/item1.png").unlink()
+    done = getattr(commit, step)
+
+    def taken_over_afterwards(*arguments: object) -> object:
+        result = done(*arguments)
+        newest = lease.head(folder)
+        assert newest is not None
+        other = newest.model_copy(update={"number": newest.number + 1, "token": "other", "kind": "lease"})
+        assert folder.create(layout.log(other.number), other.model_dump_json().encode())
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(commit, step, taken_over_afterwards)
+        with pytest.raises(TryLater, match="taken over"):
+            embed(corpus, collection, tiny_space)
+    assert vectors(collection, corpus) == before
+    assert not folder.exists(layout.snapshot("000002"))

@@ -75,9 +75,14 @@ def runs(collection: CollectionArgument, as_json: JsonFlag = False, verbose: Ver
         opened = Collection(collection)
         entries = opened.runs()
     if as_json:
-        print_json([{**entry, "live": entry["run"] == opened.run} for entry in entries])
+        print_json([{**entry, "live": entry["run"] == opened.run, "died": _died(entry)} for entry in entries])
     else:
         _print_runs(entries, opened.run)
+
+
+def _died(entry: dict[str, Any]) -> int:
+    """Processes of a run that were killed and made up for: earlier attempts, and workers."""
+    return int(entry["attempts"] - 1 + entry["restarts"])
 
 
 def _print_runs(entries: list[dict[str, Any]], live: str) -> None:
@@ -87,7 +92,12 @@ def _print_runs(entries: list[dict[str, Any]], live: str) -> None:
     table = Table(box=None, pad_edge=False)
     counts = ("embedded", "copied", "reprojected", "unchanged", "deleted", "quarantined", "rows")
     for name in ("", "run", "state", "started (UTC)", "by", *counts, "s", "died", "what changed"):
-        table.add_column(name, justify="right" if name in (*counts, "s", "died") else "left")
+        table.add_column(
+            name,
+            justify="right" if name in (*counts, "s", "died") else "left",
+            no_wrap=name != "what changed",
+            overflow="fold",
+        )
     for entry in entries:
         changed = ", ".join(f"{each['modality']} {each['field']}" for each in entry["differences"])
         table.add_row(
@@ -98,7 +108,8 @@ def _print_runs(entries: list[dict[str, Any]], live: str) -> None:
             printable(f"{entry['user']}@{entry['host']}"),
             *(f"{entry[name]:,}" for name in counts),
             f"{entry['seconds']:,.1f}",
-            str(entry["attempts"] - 1 + entry["restarts"]),
+            str(_died(entry)),
             printable(changed or entry["command"].split()[0]),
         )
-    Console().print(table)
+    # a ledger whose names are cut off is no use: rather lines that wrap
+    Console(width=max(Console().width, 160)).print(table)

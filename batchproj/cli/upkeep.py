@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from batchproj.cli.console import (
     printable,
     say,
 )
+from batchproj.errors import UsageError
 from batchproj.progress import RunProgress
 
 SHOWN = 20
@@ -40,7 +42,7 @@ def rollback(
 
     with console(verbose) as stream, RunProgress(stream) as progress:
         started = time.monotonic()
-        left, shown = run_rollback(collection, run, progress.step)
+        left, shown = run_rollback(collection, run and run.zfill(6), progress.step)
         seconds = round(time.monotonic() - started, 3)
     if as_json:
         print_json({"run": shown, "left": left, "seconds": seconds})
@@ -145,6 +147,8 @@ def forget(
     from batchproj.forget import forget as run_forget
     from batchproj.progress import RunProgress
 
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("forget erases for good and nobody can be asked here; say that it is meant with --yes")
     if not yes:
         say("this erases the item for good, and all earlier runs, since they hold it; runs cannot be rolled back then")
         typer.confirm("go on?", abort=True, err=True)
