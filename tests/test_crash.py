@@ -29,7 +29,7 @@ RECIPE = Recipe(units=Units(max_items=4))
 
 COMMIT_STEPS = [
     *("commit.manifest", "commit.deleted", "commit.added", "commit.indexed", "commit.checked"),
-    *("commit.snapshot", "commit.ledger", "commit.tagged", "commit.recorded", "commit.live"),
+    *("commit.snapshot", "commit.ledger", "commit.recorded", "commit.tagged", "commit.live"),
 ]
 
 
@@ -112,7 +112,7 @@ def killed_and_resumed(point: str, collection: str, story: Story, space: Path, s
     report = resume(story.source, collection, space, RECIPE)
     assert live_rows(collection).equals(story.after)
     assert dict(done_records(collection)) == done  # no unit was done again
-    is_committed = point in ("commit.recorded", "commit.live")
+    is_committed = point in ("commit.recorded", "commit.tagged", "commit.live")
     assert (report.run, report.commit is None) == ("000002", is_committed)
     entries = [ledger.read_entry(Folder(collection), run) for run in ledger.numbers(Folder(collection))]
     if point == "commit.live":  # nothing was left to do, so nothing was written

@@ -247,7 +247,7 @@ def watched_by(killer: Killer) -> Iterator[None]:
 FAILPOINTS = [
     *("unit.features", "unit.part", "unit.outcome", "unit.done"),
     *("commit.parts", "commit.manifest", "commit.deleted", "commit.added", "commit.indexed", "commit.checked"),
-    *("commit.snapshot", "commit.ledger", "commit.tagged", "commit.recorded", "commit.live"),
+    *("commit.snapshot", "commit.ledger", "commit.recorded", "commit.tagged", "commit.live"),
     *("gc.tags", "gc.ledger", "gc.snapshots", "gc.parquet", "gc.features", "gc.units", "gc.table"),
 ]
 
