@@ -3,7 +3,8 @@
     forgotten/<item>    from here on no run lists it again; holds the item's id and not its URI
     a run of its own    the live one without the item: its files written again, its rows deleted
     gc, keeping that    earlier runs, units and versions of the table held the item
-    proof               every remaining file is read, every version of the table searched
+    proof               every remaining Parquet file and every version of the table is searched; the
+                        ledger and the log are not, they name the source as it was given
 
 Killed anywhere, the same command does the rest.
 """

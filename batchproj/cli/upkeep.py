@@ -159,6 +159,6 @@ def forget(
         return
     print(
         f"Erased {outcome.rows:,} rows of item {outcome.item}; run {outcome.run} is live, no earlier run is kept. "
-        f"{outcome.searched:,} files and table versions were read afterwards: not a trace."
+        f"{outcome.searched:,} Parquet files and table versions were searched afterwards: not a trace."
     )
     print("The object itself is where it was; batchproj will not embed it again.")
