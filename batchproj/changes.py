@@ -52,11 +52,22 @@ def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say:
     if not listed and live is None:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
     if live is not None:
-        local = plan.scratch / "live.parquet"
-        folder.download(layout.manifest(live.run), local)
-        plan.load_manifest(local)
+        _load_manifest(plan, folder, live)
     plan.forget(folder.names(layout.FORGOTTEN))
     return plan.decide(live.limits if live else None)
+
+
+def compare_with_itself(plan: Plan, folder: Folder, live: Snapshot, without: str | None = None) -> Counts:
+    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done."""
+    _load_manifest(plan, folder, live)
+    plan.list_manifest(without)
+    return plan.decide(live.limits, retry=False)
+
+
+def _load_manifest(plan: Plan, folder: Folder, live: Snapshot) -> None:
+    local = plan.scratch / "live.parquet"
+    folder.download(layout.manifest(live.run), local)
+    plan.load_manifest(local)
 
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:

@@ -51,7 +51,7 @@ SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.features IN (SELECT file FROM damaged WHERE kind = 'features') THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
-         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp THEN 'project'
+         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair THEN 'project'
          WHEN m.part IN (SELECT file FROM damaged WHERE kind = 'parquet') THEN 'project'
          ELSE 'unchanged' END AS action
 FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
@@ -187,6 +187,14 @@ class Plan:
         """Load the live snapshot's manifest from a local Parquet file."""
         self.db.execute("INSERT INTO manifest BY NAME SELECT * FROM read_parquet(?)", [str(file)])
 
+    def list_manifest(self, without: str | None = None) -> None:
+        """Take the loaded manifest, all of it or without one item, for the listing."""
+        self.db.execute(
+            "INSERT INTO listing BY NAME "
+            "SELECT item, uri, key, pair, size, source_version FROM manifest WHERE item IS DISTINCT FROM ?",
+            [without],
+        )
+
     def forget(self, items: list[str]) -> None:
         """Leave these items out, whatever the listing says."""
         self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
@@ -197,13 +205,15 @@ class Plan:
         kinds = pa.array([path.parts[0] for path in paths], pa.string())  # a unit's two files have one name
         self.insert("damaged", pa.table({"kind": kinds, "file": pa.array([path.stem for path in paths], pa.string())}))
 
-    def decide(self, live: Limits | None = None) -> Counts:
+    def decide(self, live: Limits | None = None, retry: bool = True) -> Counts:
         """Compare the two sides; call once, after the listing and the manifest are in.
 
-        `live` are the limits of the live run: with others, what was too large is tried again.
+        `live` are the limits of the live run: with others, what was too large is tried again. Without
+        `retry` nothing in quarantine is.
         """
         transient = [*_TRANSIENT, *([Reason.TOO_LARGE] if live not in (None, self._limits) else [])]
-        self.db.execute(_DECIDE.format(transient=", ".join(f"'{reason}'" for reason in transient)))
+        reasons = ", ".join(f"'{reason}'" for reason in transient) if retry else "NULL"
+        self.db.execute(_DECIDE.format(transient=reasons))
         self.db.execute(_KNOWN)
         found: dict[str, int] = dict(self.rows("SELECT action, count(*) FROM plan GROUP BY action"))
         moved = self.rows(
