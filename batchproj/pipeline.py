@@ -26,15 +26,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batchproj import retry
-from batchproj.collection import layout
-from batchproj.collection.cache import known_features
+from batchproj.collection.cache import known_features, read_features
 from batchproj.collection.unit import (
     Receipt,
     Task,
     Unit,
     finish,
     read_inputs,
-    read_parquet,
     read_receipt,
     write_features,
     write_part,
@@ -302,7 +300,7 @@ class _Reader:
             assert unit.modality is not None, unit
             assert unit.cached is not None, unit
             fingerprint = self._job.members[unit.modality].feature_fp
-            cached = read_parquet(self._job.folder.read(layout.features(fingerprint, unit.cached)))
+            cached = read_features(self._job.folder, fingerprint, unit.cached)
             return _row(unit, [inputs, cached])
         items = self._with_bytes(inputs)
         known = self._known(unit, items)
@@ -387,7 +385,9 @@ class _EmbedActor:
         from batchproj.embedding import project_unit
 
         assert self._member is not None, "features are cached only where there is an encoder"
-        output = project_unit(unit, self._member, tables[0]["item"].to_pylist(), tables[1])
+        inputs, cached = tables
+        pair_of = dict(zip(inputs["item"].to_pylist(), inputs["pair"].to_pylist(), strict=True))
+        output = project_unit(unit, self._member, pair_of, cached)
         self._report(unit, unit.items)
         return output
 
