@@ -330,7 +330,12 @@ def _live_table(folder: Folder) -> tuple[Any, str] | None:
     if not folder.exists(f"{layout.TABLE}.lance"):  # first: connecting would make the folder
         return None
     with lance_faults(folder.uri):
-        table = connect(folder).open_table(layout.TABLE)
+        try:
+            table = connect(folder).open_table(layout.TABLE)
+        except ValueError as error:
+            if "was not found" not in str(error):
+                raise
+            return None  # a first write that was cut off has left the folder
         tags = table.tags.list()
         if layout.LIVE not in tags:
             return None
