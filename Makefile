@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
 DEMO_ARGS ?=
 
-.PHONY: setup demo test check builtin clean
+.PHONY: setup demo test chaos check builtin clean
 
 setup: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# whole runs under random kills, three seeds: not part of `test`, minutes each
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -m chaos
 
 check: $(STAMP)
 	$(BIN)/ruff check .
