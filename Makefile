@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
 DEMO_ARGS ?=
 
-.PHONY: setup demo test chaos check builtin clean
+.PHONY: setup demo test test-long check builtin clean
 
 setup: $(STAMP)
 
@@ -23,9 +23,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# whole runs under random kills, three seeds: not part of `test`, minutes each
-chaos: $(STAMP)
-	$(BIN)/python -m pytest -m chaos
+# not part of `test`, minutes each: whole runs under random kills, three seeds; 10,000 objects counted
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from batchproj.search import Collection
 
 ITEMS = int(os.environ.get("BATCHPROJ_CHAOS_ITEMS", "2000"))
 SEEDS = [int(seed) for seed in os.environ.get("BATCHPROJ_CHAOS_SEEDS", "1,2,3").split(",")]
-"""Two minutes and more each; `BATCHPROJ_CHAOS_SEEDS=7 python -m pytest -m chaos -s` repeats one."""
+"""Two minutes and more each; `BATCHPROJ_CHAOS_SEEDS=7 python -m pytest -m long tests/test_chaos.py -s` repeats one."""
 
 UNIT_ITEMS = 32
 
@@ -30,7 +30,7 @@ PROCESSES = {"encoder": "ray::MapWorker", "task": "ray::MapBatches", "desk": "ra
 
 VICTIMS = ["driver"] * 3 + ["raylet"] + ["encoder"] * 7 + ["task"] * 7 + ["desk"] * 2
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
