@@ -3,35 +3,33 @@
 A matrix product picks its kernel by the number of rows, and another kernel may add in another
 order: PyTorch's fp32 `linear` on one thread gives 3 rows other bits than 4; bf16 emulated without
 avx512_bf16 differs at 9 and at 31. So a model is run on one batch shape for inputs of one shape,
-and a short batch is filled up with copies of its own rows. Smaller shapes serve short batches
-after this process has seen them give the bits of the full one on many rows: in bf16 another order
-of sums is rounded away in most of them (Intel's AMX: 3 of 16 rows differed, and 10 of 32).
+and a short batch is filled up with copies of its own rows. In fp32, where another order shows in
+every row, smaller shapes serve short batches after this process has seen them give the bits of the
+full one. In bf16 it is rounded away in most rows (with Intel's AMX 3 of 16 differed), so that a few
+equal rows prove nothing. A GPU is not promised to be exact and gets batches as they come.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from itertools import cycle, islice
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-PROOF_ROWS = 256
-"""Rows on which a smaller shape must have given the bits of the full one before it is trusted."""
-
 Row = TypeVar("Row")
 Output = npt.NDArray[np.float32]
+SmallBatches = Literal["as they come", "filled", "filled until proven"]
 
 
 class FixedShapes(Generic[Row]):
     """Runs `forward`, rows -> (B, D) float32, so that each row depends on itself alone."""
 
-    def __init__(self, forward: Callable[[Sequence[Row]], Output]) -> None:
+    def __init__(self, forward: Callable[[Sequence[Row]], Output], small: SmallBatches = "filled until proven") -> None:
         self._forward = forward
-        self._equal_rows: Counter[tuple[Hashable, int, int]] = Counter()
-        self._shape_shows = False
+        self._small = small
+        self._proven: dict[tuple[Hashable, int, int], bool] = {}
 
     def run(self, rows: Sequence[Row], key: Callable[[Row], Hashable], full: Callable[[Row], int]) -> Output:
         """Outputs (B, D) in the order of `rows`; one row at least.
@@ -54,29 +52,32 @@ class FixedShapes(Generic[Row]):
         return merged
 
     def _batch(self, name: Hashable, rows: list[Row], full: int) -> Output:
-        size = _size(len(rows), full)
-        if size == full or self._shape_shows:
-            return self._forward(_filled(rows, full))[: len(rows)]
-        if self._equal_rows[name, full, size] < PROOF_ROWS:
-            return self._compare(name, rows, size, full)
-        return self._forward(_filled(rows, size))[: len(rows)]
+        if self._small == "as they come":
+            return self._forward(rows)
+        sizes = [full] if self._small == "filled" else _sizes(len(rows), full)
+        for size in sizes:
+            proven = True if size == full else self._proven.get((name, full, size))
+            if proven is None:
+                return self._compare(name, rows, size, full)
+            if proven:
+                return self._forward(_filled(rows, size))[: len(rows)]
+        raise AssertionError("the full batch is always tried")
 
     def _compare(self, name: Hashable, rows: list[Row], size: int, full: int) -> Output:
-        """Run both shapes; a model whose shape has shown once runs full batches from then on."""
-        reference = self._forward(_filled(rows, full))[: len(rows)]
-        small = self._forward(_filled(rows, size))[: len(rows)]
-        self._equal_rows[name, full, size] += len(rows)
-        self._shape_shows = small.tobytes() != reference.tobytes()
-        return reference
+        """Run both shapes; remember whether the small one may stand for the full one from now on."""
+        reference = self._forward(_filled(rows, full))
+        small = _filled(list(self._forward(_filled(rows, size))[: len(rows)]), full)
+        self._proven[name, full, size] = np.stack(small).tobytes() == reference.tobytes()
+        return reference[: len(rows)]
 
 
-def _size(rows: int, full: int) -> int:
-    """The least that holds `rows`: one row, or a quarter, half, three quarters or all of a batch.
+def _sizes(rows: int, full: int) -> list[int]:
+    """One row, or a quarter, half, three quarters or all of a batch: those that hold `rows`.
 
-    Few, as each is run twice until it is proven.
+    Few, as each is run twice when it is first used.
     """
     sizes = {1, *(-(-full * quarters // 4) for quarters in range(1, 5))}
-    return min(size for size in sizes if size >= rows)
+    return sorted(size for size in sizes if size >= rows)
 
 
 def _filled(rows: Sequence[Row], size: int) -> list[Row]:

@@ -11,7 +11,7 @@ import torch
 from batchproj.fixed_shapes import FixedShapes
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import ImageInput, blank_image
-from batchproj.torch_runtime import forward_images, pixel_batch, to_numpy
+from batchproj.torch_runtime import forward_images, pixel_batch, small_batches, to_numpy
 
 
 class ImageEncoder:
@@ -19,7 +19,7 @@ class ImageEncoder:
 
     def __init__(self, pooled: Callable[[torch.Tensor], torch.Tensor], wanted: ImageInput, dtype: torch.dtype) -> None:
         self._pooled, self._input, self._dtype = pooled, wanted, dtype
-        self._batches: FixedShapes[Segment] = FixedShapes(self._forward)
+        self._batches: FixedShapes[Segment] = FixedShapes(self._forward, small_batches(dtype))
         self.spec: Spec = wanted.spec
 
     def encode(self, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:

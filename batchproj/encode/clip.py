@@ -80,12 +80,12 @@ class ClipTextEncoder:
     """
 
     def __init__(self, tower: Any, output: str, tokenizer: TextTokenizer, *, always_full: bool) -> None:
-        from batchproj.torch_runtime import forward_tokens
+        from batchproj.torch_runtime import forward_tokens, small_batches
 
         self._tower, self._output, self._tokenizer = tower, output, tokenizer
         self._always_full = always_full
         self._full_tokens = forward_tokens(tower.config.hidden_size)
-        self._batches: FixedShapes[Tokens] = FixedShapes(self._forward)
+        self._batches: FixedShapes[Tokens] = FixedShapes(self._forward, small_batches(tower.dtype))
         self.spec: Spec = TextSpec(spans=tokenizer.spans)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
