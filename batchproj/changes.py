@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import duckdb
+
+from batchproj import retry
 from batchproj.collection import layout
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot
@@ -48,25 +52,32 @@ def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say:
     """
     listed = 0
     for page in list_items(source, exclude=seen_from(source, folder.uri)):
+        retry.check_abandoned()
         plan.add_listing(page)
         listed += page.num_rows
         say(f"listing {source}: {listed:,} objects")
     if not listed and live is None:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
     if live is not None:
-        plan.load_manifest(_manifest(plan, folder, live.run))
+        _load_live(plan, folder, live)
         for run in VectorTable(folder).runs():
             if run > live.run:
-                plan.load_later(_manifest(plan, folder, run))
+                with suppress(FileNotFoundError, duckdb.Error):  # collected meanwhile, or damaged: only a saving
+                    plan.load_later(_manifest(plan, folder, run))
     plan.forget(folder.names(layout.FORGOTTEN))
     return plan.decide(live.limits if live else None)
 
 
 def compare_with_itself(plan: Plan, folder: Folder, live: Snapshot, without: str | None = None) -> Counts:
     """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done."""
-    plan.load_manifest(_manifest(plan, folder, live.run))
+    _load_live(plan, folder, live)
     plan.list_manifest(without)
     return plan.decide(live.limits, retry=False)
+
+
+def _load_live(plan: Plan, folder: Folder, live: Snapshot) -> None:
+    plan.load_manifest(_manifest(plan, folder, live.run))
+    plan.know_features(live.features)
 
 
 def _manifest(plan: Plan, folder: Folder, run: str) -> Path:

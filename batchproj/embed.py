@@ -6,7 +6,7 @@
     manifest   what became of every listed item
     table      a new version of the Lance table, counted, indexed, searched
     snapshot   the exact list of files
-    switch     tag, commit record, live tag                                 the first step that shows
+    switch     commit record, run tag, live tag                             the first step that shows
 
 A process may die anywhere: the next one does the rest, and every step done twice is done once.
 """
@@ -43,6 +43,12 @@ from batchproj.switch import finish, next_run, unsettled, writing
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
+
+_SOUND_BUT_UNREADABLE = """
+SELECT count(*) FROM final f JOIN manifest m USING (item)
+WHERE f.reason IN ('changed', 'forbidden') AND m.status = 'embedded'
+    AND m.part NOT IN (SELECT file FROM damaged WHERE kind = 'parquet')
+"""
 
 ROUNDS = 2
 """First by the names' promise, then, for what was misnamed, by the content: it cannot be wrong twice."""
@@ -178,7 +184,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
-    _check_readable(run, receipts)
+    _check_readable(run, receipts, options.is_repair)
     if not options.rebuild and commit.is_as_before(run.plan):
         _drop_records(folder, receipts)
         folder.remove([layout.ledger(run.target.run)])
@@ -234,12 +240,20 @@ def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
     folder.remove([layout.unit_file(unit.run, unit.name, DONE) for unit in units])
 
 
-def _check_readable(run: _Run, receipts: list[Receipt]) -> None:
-    """Many forbidden objects are the credentials' fault, not the objects': stop before anything shows."""
+def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None:
+    """Many forbidden objects are the credentials' fault, not the objects', and a repair must not take away
+    what is sound: stop before anything shows."""
     forbidden, read = run.plan.rows(
         "SELECT count(*) FILTER (reason = 'forbidden'), count(*) FROM final JOIN plan USING (item) "
         "WHERE action IN ('new', 'changed', 'encode')"
     )[0]
+    if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if is_repair else 0:
+        _drop_records(run.job.folder, receipts)
+        raise UsageError(
+            f"{lost:,} objects whose features are damaged cannot be read any more as they were embedded, and their "
+            f"vectors are sound; nothing was made visible; first run: batchproj embed {run.target.source} "
+            f"{run.job.folder.uri}"
+        )
     if forbidden > MASS_FORBIDDEN * run.counts.listed:
         _drop_records(run.job.folder, receipts)
         raise UsageError(
@@ -304,6 +318,7 @@ def _divide(folder: Folder, run: str, cut: Iterator[tuple[Unit, pa.Table]]) -> t
     found: list[Receipt | Unit] = []
     with ThreadPoolExecutor(16) as pool:
         while chunk := list(islice(cut, 64)):
+            retry.check_abandoned()
             found += pool.map(prepare, chunk)
     done = [entry for entry in found if isinstance(entry, Receipt)]
     return done, [entry for entry in found if isinstance(entry, Unit)]

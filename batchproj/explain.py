@@ -13,7 +13,7 @@ from rich.filesize import decimal
 
 from batchproj.collection import layout
 from batchproj.collection.snapshot import Snapshot
-from batchproj.collection.unit import read_parquet
+from batchproj.collection.unit import read_rows
 from batchproj.errors import BatchprojError, CollectionError, UsageError
 from batchproj.index import live_snapshot
 from batchproj.objectstore import BAD_NAME, Folder, canonical, list_objects
@@ -84,7 +84,7 @@ def explain(collection_uri: str, item_uri: str) -> Explanation:
         now=_now(row["uri"], row["source_version"]),
         run=live.run,
         space=open_space(f"{folder.uri}/{layout.space(live.space)}").space.name,
-        made_by=_made_by(folder, row["part"], row["item"]) if is_embedded else None,
+        made_by=_made_by(folder, live, row["part"], row["item"]) if is_embedded else None,
         part=layout.part(row["part"]) if is_embedded else None,
         features=layout.features(row["feature_fp"], row["features"]) if is_embedded else None,
         encoder=made.feature_doc if made else None,
@@ -109,11 +109,9 @@ def _manifest_row(folder: Folder, live: Snapshot, uri: str) -> dict[str, Any]:
     raise UsageError(f"run {live.run} of {folder.uri} has no item {uri}; {hint}")
 
 
-def _made_by(folder: Folder, part: str, item: str) -> str:
-    try:
-        rows = read_parquet(folder.read(layout.part(part)))
-    except FileNotFoundError:
-        raise BatchprojError(f"{layout.part(part)} is missing; run: batchproj verify {folder.uri}") from None
+def _made_by(folder: Folder, live: Snapshot, name: str, item: str) -> str:
+    part = next(part for part in live.parts if part.name == name)
+    rows = read_rows(folder, layout.part(name), part.sha256)
     run: str = rows.filter(pc.equal(rows["item"], item))["run"][0].as_py()
     return run
 

@@ -29,7 +29,7 @@ from batchproj.collection.lease import Lease
 from batchproj.collection.ledger import Entry
 from batchproj.collection.plan import Plan
 from batchproj.collection.snapshot import FeatureFile, Snapshot, write_snapshot
-from batchproj.collection.unit import read_parquet, write_features
+from batchproj.collection.unit import UNREADABLE, read_rows, write_features
 from batchproj.errors import BatchprojError, CollectionError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gc import FOLDERS, collect
@@ -162,7 +162,7 @@ def _features_without(plan: Plan, folder: Folder, live: Snapshot, item: str, hel
         if name not in held_by:
             files.append(file)
             continue
-        rows = read_parquet(folder.read(name))
+        rows = read_rows(folder, name, file.sha256)
         rows = rows.filter(pc.not_equal(rows["item"], item))
         new = hashlib.sha256(json.dumps([file.name, item]).encode()).hexdigest()[:32]
         files.append(write_features(folder, file.fingerprint, new, rows))
@@ -199,7 +199,7 @@ def _file_holds(folder: Folder, name: str, scratch: Path, item: str, uri: str) -
                 )
         except FileNotFoundError:
             return False  # a run beside us has tidied up
-        except pa.ArrowException as error:
+        except UNREADABLE as error:
             raise BatchprojError(f"{name} cannot be read, so not searched; run: batchproj verify --repair") from error
 
 

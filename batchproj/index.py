@@ -20,8 +20,9 @@ from pydantic import ValidationError
 
 from batchproj.collection import layout
 from batchproj.collection.commit import Changes
+from batchproj.collection.lease import head
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
-from batchproj.collection.unit import digest, read_parquet
+from batchproj.collection.unit import read_rows
 from batchproj.errors import BatchprojError, CollectionError, TryLater
 from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder, s3_needs_http
@@ -36,7 +37,8 @@ KEEP_VERSIONS = datetime.timedelta(days=36_500)
 """Extending the index must not clean up: earlier runs stay readable until they are collected."""
 
 _NETWORK = re.compile(
-    r"(?i)timed? ?out|connection|connect error|error sending request|503|slow ?down|dns|credential|expired ?token"
+    r"(?i)timed? ?out|connection|connect error|error sending request|\b503\b|slow ?down|\bdns\b|"
+    r"credential|expired ?token"
 )
 _DISK_FULL = re.compile(r"(?i)no space left|disk quota exceeded")
 
@@ -102,10 +104,7 @@ class VectorTable:
 
     def _rows(self, part: Part) -> pa.Table:
         """The rows of a part, its bytes and the length of every vector checked: Lance would hide a NaN."""
-        data = self._folder.read(layout.part(part.name))
-        if digest(data) != part.sha256:
-            raise BatchprojError(f"{layout.part(part.name)} is damaged; run: batchproj verify {self._folder.uri}")
-        rows = read_parquet(data)
+        rows = read_rows(self._folder, layout.part(part.name), part.sha256)
         vectors = _matrix(rows)
         if len(vectors) and not np.abs(np.linalg.norm(vectors, axis=1) - 1).max() <= NORM_TOLERANCE:
             raise BatchprojError(
@@ -293,7 +292,7 @@ def lance_faults(uri: str) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         if _DISK_FULL.search(str(error)):
             raise TryLater(f"no space left under {uri}; make room and run the same command again") from error
-        if not _NETWORK.search(str(error)):
+        if not _NETWORK.search(str(error).replace(uri.partition("://")[2], "")):
             raise
         raise TryLater(f"storage is away: {uri} ({str(error)[:120]}); run the same command again") from error
 
@@ -335,7 +334,11 @@ def _live_table(folder: Folder) -> tuple[Any, str] | None:
         except ValueError as error:
             if "was not found" not in str(error):
                 raise
-            return None  # a first write that was cut off has left the folder
+            if (newest := head(folder)) is None or newest.run is None:
+                return None  # a first write that was cut off has left the folder
+            raise CollectionError(
+                f"the table of {folder.uri} has no versions; run: batchproj verify {folder.uri} --repair"
+            ) from error
         tags = table.tags.list()
         if layout.LIVE not in tags:
             return None

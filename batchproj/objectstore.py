@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 _ONE_TRY = {
     "connect_timeout": 5,
-    "read_timeout": 15,
+    "read_timeout": 10,
     "retries": {"total_max_attempts": 1},
     "max_pool_connections": CALLS_AT_ONCE,
 }
@@ -418,7 +418,7 @@ class Folder:
         path = self.path(folder)
         try:
             if hasattr(self._fs, "call_s3"):
-                with self._explained():
+                with _explained(self.uri):
                     found = _s3_names(self._fs, path)
             else:
                 found = self._call(lambda: self._fs.ls(path, detail=False))
@@ -434,7 +434,7 @@ class Folder:
         """
         root = self.path(folder).rstrip("/")
         try:
-            with self._explained():
+            with _explained(self.uri):
                 for page in _pages(self._fs, root, is_prefix=False):
                     for path, size, _ in page:
                         yield path[len(self._root) :].lstrip("/"), size
@@ -449,7 +449,8 @@ class Folder:
 
     def download(self, name: str, target: Path) -> None:
         path = self.path(name)
-        self._call(lambda: self._fs.get_file(path, str(target)))
+        with _explained(str(target.parent)):
+            _retrying(self._fs, lambda: self._fs.get_file(path, str(target)), self.uri)
 
     def upload(self, source: Path, name: str) -> None:
         """Write a local file whole, as `write` does."""
@@ -460,22 +461,23 @@ class Folder:
             self._call(lambda: self._fs.put_file(str(source), path))
 
     def _call(self, call: Callable[[], T]) -> T:
-        with self._explained():
+        with _explained(self.uri):
             return _retrying(self._fs, call, self.uri)
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What the machine or the rights are to blame for becomes an error of ours."""
-        try:
-            yield
-        except PermissionError as error:
-            raise UsageError(f"{self.uri} may not be read or written: {error}; check the rights") from error
-        except NotADirectoryError as error:
-            raise UsageError(f"{self.uri} cannot be a folder: there is a file of that name; choose another") from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise TryLater(f"no space left under {self.uri}; make room and run the same command again") from error
-            raise
+
+@contextmanager
+def _explained(place: str) -> Iterator[None]:
+    """What the machine or the rights are to blame for becomes an error of ours."""
+    try:
+        yield
+    except PermissionError as error:
+        raise UsageError(f"{place} may not be read or written: {error}; check the rights") from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{place} cannot be a folder: there is a file of that name; choose another") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise TryLater(f"no space left under {place}; make room and run the same command again") from error
+        raise
 
 
 def _write_local(path: Path, data: bytes) -> None:

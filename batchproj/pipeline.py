@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batchproj import retry
-from batchproj.collection.cache import known_features, read_features
+from batchproj.collection import layout
+from batchproj.collection.cache import known_features
 from batchproj.collection.unit import (
     Receipt,
     Task,
@@ -35,6 +36,7 @@ from batchproj.collection.unit import (
     finish,
     read_inputs,
     read_receipt,
+    read_rows,
     write_features,
     write_part,
 )
@@ -54,6 +56,8 @@ CPU_HEADROOM = 0.5
 """Logical CPUs kept free of encoder actors: a pool that takes all of them starves reads and writes."""
 
 POLL_S = 0.5
+DESK_S = 3.0
+"""How long the desk may take to answer: a signal must not wait for it for long."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,13 @@ def ray_session(verbose: bool) -> Iterator[None]:
         except Exception as error:  # Ray raises that very class when its processes do not come up in time
             ray.shutdown()
             raise TryLater(f"Ray did not start ({str(error)[:200]}); run the same command again") from error
+        except SystemExit:  # of the handler that ray.init puts in the place of ours, for SIGTERM
+            ray.shutdown()
+            signal.signal(signal.SIGTERM, on_sigterm)
+            signal.raise_signal(signal.SIGTERM)
+            raise
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # ray.init puts its own in place, which exits with 15
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
@@ -163,7 +172,8 @@ def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], des
 
     task, modality = pool
     settings = job.recipe.pools.get(modality, Pool()) if modality else Pool()
-    workers, threads = pool_size(settings, len(job.members), cluster_cpus())
+    nodes = _node_cpus(with_gpu=settings.gpus > 0)
+    workers, threads = pool_size(settings, len(job.members), max(1, int(sum(nodes))))
     rows = [{"unit": unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
     size = min(workers, len(units))
@@ -177,7 +187,7 @@ def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], des
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=size),
-        num_cpus=reserved_cpus(_node_cpus(), pools * workers),
+        num_cpus=reserved_cpus(nodes, pools * workers),
         num_gpus=settings.gpus or None,
     )
     return embedded.map_batches(
@@ -197,26 +207,24 @@ def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
 
 
 def reserved_cpus(nodes: list[float], workers: int) -> float:
-    """Logical CPUs that each of so many workers holds on nodes of so many CPUs.
+    """Logical CPUs that each of so many workers holds on nodes of so many CPUs: as many as let all of
+    them fit, beside the tasks that read and write, when the largest node is lost.
 
-    Together they fit on what is left when the largest node is lost, and each fits on the smallest
-    beside the tasks that read and write: a worker that no node can take would be waited for for ever.
+    A worker that no node can take would be waited for for ever.
     """
-    left = sum(nodes) - (max(nodes) if len(nodes) > 1 else 0)
-    share = min((left - CPU_HEADROOM) / workers, min(nodes) - CPU_HEADROOM)
-    return max(0.01, math.floor(share * 100) / 100)
+    rooms = [cpus - CPU_HEADROOM for cpus in sorted(nodes)[: max(1, len(nodes) - 1)]]
+    shares = {math.floor(room / count * 100) / 100 for room in rooms for count in range(1, workers + 1)}
+    fitting = [s for s in shares if s > 0 and sum(int(room / s + 1e-9) for room in rooms) >= workers]
+    return max(fitting, default=0.01)
 
 
-def cluster_cpus() -> int:
-    return max(1, int(sum(_node_cpus())))
-
-
-def _node_cpus() -> list[float]:
-    """Logical CPUs of every node that may run work: a head node often offers none."""
+def _node_cpus(with_gpu: bool) -> list[float]:
+    """Logical CPUs of every node that may run such work: a head node often offers none."""
     import ray
 
-    offered = (node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
-    return [cpus for cpus in offered if cpus >= 1] or [1.0]
+    offered = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    fit = [each["CPU"] for each in offered if each.get("CPU", 0) >= 1 and (each.get("GPU", 0) > 0 or not with_gpu)]
+    return fit or [1.0]
 
 
 @contextlib.contextmanager
@@ -229,7 +237,7 @@ def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
     def poll() -> None:
         while not stop.wait(POLL_S):
             with contextlib.suppress(ray.exceptions.RayError):  # a progress line is not worth a run
-                on_news(ray.get(desk.news.remote(), timeout=10))
+                on_news(ray.get(desk.news.remote(), timeout=DESK_S))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -239,7 +247,7 @@ def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
         stop.set()
         thread.join()
     with contextlib.suppress(ray.exceptions.RayError):
-        on_news(ray.get(desk.news.remote(), timeout=10))
+        on_news(ray.get(desk.news.remote(), timeout=DESK_S))
 
 
 def label(unit: Unit) -> str:
@@ -294,7 +302,7 @@ def _failure(desk: Any) -> BatchprojError | None:
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError):
-        failure: BatchprojError | None = ray.get(desk.failure.remote(), timeout=10)
+        failure: BatchprojError | None = ray.get(desk.failure.remote(), timeout=DESK_S)
         return failure
     return None
 
@@ -317,7 +325,7 @@ class _Reader:
             assert unit.modality is not None, unit
             assert unit.cached is not None, unit
             fingerprint = self._job.members[unit.modality].feature_fp
-            cached = read_features(self._job.folder, fingerprint, unit.cached)
+            cached = read_rows(self._job.folder, layout.features(fingerprint, unit.cached), unit.cached_sha256)
             return _row(unit, [inputs, cached])
         items = self._with_bytes(inputs)
         known = self._known(unit, items)

@@ -44,9 +44,9 @@ class Repair(BaseModel):
 def repair(uri: str, options: Options, watch: Watch, space: ResolvedSpace | None = None) -> Repair:
     """Make what is damaged of the live run again, and look again.
 
-    `space` replaces the collection's own copy, should that be what is damaged. What changed in the
-    source meanwhile is embedded in the same run, if one is needed. Raises BatchprojError if manifest
-    or snapshot of the live run are lost, and whatever `embed` raises.
+    `space` replaces the collection's own copy, should that be what is damaged. The source is not
+    listed. Raises BatchprojError if manifest or snapshot of the live run are lost, UsageError if an
+    object that has to be read again is not what it was, and whatever `embed` raises.
     """
     found = verify(uri, watch.step)
     ours = found.of(found.live)
@@ -68,7 +68,7 @@ def repair(uri: str, options: Options, watch: Watch, space: ResolvedSpace | None
         # other limits would try other items again
         recipe = options.recipe.model_copy(update={"limits": live.limits})
         options = replace(options, recipe=recipe, redo=redo, rebuild=rebuild)
-        report = embed(live.source, uri, space or _own_space(folder, live), options, watch)
+        report = embed(live.source, uri, _same_space(folder, live, space), options, watch)
     return Repair(found=found, report=report, now=verify(uri, watch.step))
 
 
@@ -83,14 +83,20 @@ def _refuse_lost(found: Verification) -> None:
     lost += [damage for damage in found.of(found.live) if damage.kind in ("snapshot", "manifest")]
     if not lost:
         return
-    # a rollback reads the snapshot that it leaves, and the log
-    sound = found.sound() if lost[0].kind == "manifest" and len(lost) == 1 else []
+    sound = found.sound() if lost[0].kind != "log" else []
     back = f"go back with: batchproj rollback {found.collection} {sound[0]}, or " if sound else ""
     raise BatchprojError(f"{lost[0]}; it cannot be made again; {back}embed into a new collection")
 
 
-def _own_space(folder: Folder, live: Snapshot) -> ResolvedSpace:
-    return resolve(open_space(f"{folder.uri}/{layout.space(live.space)}"))
+def _same_space(folder: Folder, live: Snapshot, given: ResolvedSpace | None) -> ResolvedSpace:
+    """The space the live run was made with: with any other a repair would make everything anew."""
+    space = given or resolve(open_space(f"{folder.uri}/{layout.space(live.space)}"))
+    if space.fingerprint != live.space:
+        raise SpaceError(
+            f"the space {space.space.name} makes other vectors than run {live.run} has; to change to it run: "
+            f"batchproj embed {live.source} {folder.uri} --space ..."
+        )
+    return space
 
 
 def _mend_space(folder: Folder, live: Snapshot, space: ResolvedSpace | None, damaged: bool) -> None:

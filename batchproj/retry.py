@@ -70,7 +70,7 @@ _CREDENTIAL_CODES = frozenset(
 )
 
 _budget_s = 180.0
-_abandoned = threading.Event()
+_abandoned = False
 
 
 def configure(budget_s: float) -> None:
@@ -80,13 +80,17 @@ def configure(budget_s: float) -> None:
 
 
 def abandon() -> None:
-    """The process is to end: whoever waits for a store waits no longer, and no later call waits at all."""
-    _abandoned.set()
+    """The process is to end: whoever waits for a store waits no longer, and no later call waits at all.
+
+    For signal handlers: it takes no lock.
+    """
+    global _abandoned
+    _abandoned = True
 
 
 def check_abandoned() -> None:
     """Raises TryLater once the process is to end: for long loops, since libraries may drop the signal's exception."""
-    if _abandoned.is_set():
+    if _abandoned:
         raise TryLater("stopped; run the same command again")
 
 
@@ -233,8 +237,8 @@ def _sleep(seconds: float) -> None:
     """Sleep in short pieces, so that the watchers hear in time."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        if _abandoned.wait(min(left, 0.5)):
-            raise TryLater("stopped while storage was away; run the same command again")
+        check_abandoned()
+        time.sleep(min(left, 0.5))
         _pauses.tell()
 
 

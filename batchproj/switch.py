@@ -11,14 +11,14 @@ Rollback is a record and the live tag.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from batchproj.collection import ledger
 from batchproj.collection.layout import STORE
 from batchproj.collection.lease import Kind, Lease, acquire, head
 from batchproj.collection.ledger import Entry
-from batchproj.errors import CollectionError, UsageError
+from batchproj.errors import BatchprojError, CollectionError, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.index import VectorTable, live_run
 from batchproj.objectstore import Folder
@@ -59,7 +59,9 @@ def settle(folder: Folder, lease: Lease) -> None:
         table = VectorTable(folder)
         table.tag(lease.run, lease.version)
         table.point(lease.version)
-    entry = ledger.read_entry(folder, lease.run)
+    entry = None
+    with suppress(BatchprojError):  # damaged, which verify will say: it is only for people to read
+        entry = ledger.read_entry(folder, lease.run)
     if entry is not None and entry.state == "running":
         ledger.write_entry(folder, entry.model_copy(update={"state": "done", "finished": ledger.now()}))
 
@@ -112,9 +114,8 @@ def rollback(uri: str, run: str | None, say: Say) -> tuple[str, str]:
         assert live is not None
         table = VectorTable(folder)
         kept = table.runs()
-        target = run or _parent(folder, live)
-        entry = ledger.read_entry(folder, target) if target in kept else None
-        if target is None or entry is None or entry.state != "done":
+        target = run or _before(folder, live, kept)
+        if target is None or target not in kept:
             asked = f"run {target}" if target else "run before the first"
             others = ", ".join(sorted(set(kept) - {live})) or "none"
             raise CollectionError(f"{uri} keeps no {asked}; kept are, beside the live {live}: {others}")
@@ -123,6 +124,9 @@ def rollback(uri: str, run: str | None, say: Say) -> tuple[str, str]:
         return live, target
 
 
-def _parent(folder: Folder, run: str) -> str | None:
-    entry = ledger.read_entry(folder, run)
-    return entry.parent if entry else None
+def _before(folder: Folder, run: str, kept: Iterable[str]) -> str | None:
+    """The run that another one was started from; the newest kept one before it if its ledger entry is damaged."""
+    with suppress(BatchprojError):
+        if (entry := ledger.read_entry(folder, run)) is not None:
+            return entry.parent
+    return max((each for each in kept if each < run), default=None)

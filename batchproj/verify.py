@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from batchproj import retry
 from batchproj.collection import layout, ledger
 from batchproj.collection.lease import Record, head
 from batchproj.collection.plan import MEMORY_LIMIT
@@ -177,6 +178,7 @@ class _Check:
         except FileNotFoundError:
             self._damage(kind, file, runs, "is missing")
         except Exception as error:
+            retry.check_abandoned()  # DuckDB makes an error of its own of a signal
             self._damage(kind, file, runs, f"cannot be read: {_line(error)}")
 
     def _standing(self, kept: dict[str, int | None]) -> list[Damage]:

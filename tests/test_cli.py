@@ -176,6 +176,33 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     assert tables[0].equals(tables[1])
 
 
+def test_a_stop_while_ray_starts_is_a_stop(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    """Ray puts a handler of its own in place while it starts."""
+    marker = f"{tmp_path.name}-start"
+    command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
+    process = subprocess.Popen(
+        [str(each) for each in command],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "BATCHPROJ_TEST_MARKER": marker},
+    )
+    wait_for(lambda: len(marked_processes(marker)) > 1, process)  # the first of Ray's servers
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 143, said
+    assert "run the same command again" in said
+    wait_for(lambda: not marked_processes(marker), None)
+
+
+def test_work_to_do_shows_in_the_exit_code_if_asked(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    arguments = ["plan", corpus, tmp_path / "c", "--space", tiny_space, "--json"]
+    assert run(*arguments).returncode == 0
+    assert run(*arguments, "--detailed-exitcode").returncode == 2
+    assert run("embed", corpus, tmp_path / "c", "--space", tiny_space).returncode == 0
+    nothing = run(*arguments, "--detailed-exitcode")
+    assert (nothing.returncode, json.loads(nothing.stdout)["nothing_to_do"]) == (0, True)
+
+
 def wait_for(condition: object, process: subprocess.Popen[str] | None) -> None:
     deadline = time.monotonic() + 120
     while not condition():  # type: ignore[operator]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -10,6 +11,7 @@ from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import parquet_bytes
 from batchproj.decode.limits import Limits
+from batchproj.errors import TryLater
 from batchproj.schema import Modality, listing_schema
 from batchproj.source.objects import item_id, pair_key
 
@@ -228,3 +230,8 @@ def test_what_was_too_large_is_tried_again_under_other_limits(tmp_path: Path) ->
             plan.load_manifest(manifest(tmp_path / "m.parquet", [row]))
             found.append(plan.decide(live=Limits()))
     assert found == [Counts(quarantined=1), Counts(retry=1)]
+
+
+def test_a_full_temporary_disk_is_a_matter_of_trying_later() -> None:
+    with pytest.raises(TryLater, match="no space left for temporary files"), Plan({}, Limits()):
+        raise duckdb.IOException('Could not write file "plan.duckdb": No space left on device')

@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -13,9 +16,12 @@ from conftest import write_words
 from in_process import OPTIONS, once, quiet, resolved, run, vectors, without_ray
 
 import batchproj
+from batchproj import retry
 from batchproj.collection.snapshot import Snapshot
 from batchproj.embed import Watch
-from batchproj.errors import BatchprojError, CollectionError, SpaceError
+from batchproj.errors import BatchprojError, CollectionError, SpaceError, TryLater, UsageError
+from batchproj.explain import explain
+from batchproj.forget import forget
 from batchproj.gc import gc
 from batchproj.index import VectorTable, connect, live_snapshot
 from batchproj.objectstore import Folder
@@ -24,6 +30,7 @@ from batchproj.repair import Repair, repair
 from batchproj.schema import Modality
 from batchproj.switch import rollback
 from batchproj.verify import Damage, verify
+from batchproj.verify import _Check as Check
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +63,12 @@ def snapshot(collection: Path) -> Snapshot:
     live = live_snapshot(Folder(str(collection)))
     assert live is not None
     return live
+
+
+def snapshot_uri(collection: Path) -> str:
+    """Some item of the manifest."""
+    uri: str = pq.read_table(collection / "snapshots/000002.manifest.parquet")["uri"][0].as_py()
+    return uri
 
 
 def flip(file: Path, at: float = 0.5) -> None:
@@ -263,18 +276,34 @@ def test_a_repair_does_nothing_else_and_does_not_look_at_the_source(
     assert (after.embedded, after.deleted, after.unchanged) == (1, 1, 23)
 
 
-def test_damaged_features_are_named_and_not_projected_again(two_runs: Path, corpus: Path, tmp_path: Path) -> None:
-    LinearConfig(in_dim=24, out_dim=24).build().save(tmp_path / "linear.safetensors")
-    live = batchproj.open(str(two_runs)).space
+def linear_space(collection: Path, folder: Path) -> Path:
+    """The space of a collection with a projector in it."""
+    LinearConfig(in_dim=24, out_dim=24).build().save(folder / "linear.safetensors")
+    live = batchproj.open(str(collection)).space
     member = {
         "encoder": live.members[Modality.TEXT].config.model_dump(exclude_none=True),
         "projector": {"kind": "linear", "weights": "linear.safetensors"},
     }
-    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"dim": 24, "text": member, "image": member}))
+    (folder / "other.yaml").write_text(yaml.safe_dump({"dim": 24, "text": member, "image": member}))
+    return folder / "other.yaml"
+
+
+@pytest.mark.parametrize("how", ["a flipped byte", "other values"])
+def test_damaged_features_are_named_and_not_projected_again(
+    how: str, two_runs: Path, corpus: Path, tmp_path: Path
+) -> None:
+    other = linear_space(two_runs, tmp_path)
     for file in (two_runs / "features").rglob("*.parquet"):
-        flip(file)
+        if how == "a flipped byte":
+            flip(file)
+        else:  # a whole file, of other values
+            rows = pq.read_table(file)
+            turned = pc.list_flatten(rows["feature"]).to_numpy() * np.float16(-1)
+            feature = pa.FixedSizeListArray.from_arrays(pa.array(turned), 24)
+            at = rows.schema.get_field_index("feature")
+            pq.write_table(rows.set_column(at, rows.schema.field(at), feature), file)
     with pytest.raises(BatchprojError, match=r"features/.* is damaged; run: batchproj verify .* --repair"):
-        run(corpus, two_runs, tmp_path / "other.yaml")
+        run(corpus, two_runs, other)
     assert snapshot(two_runs).run == "000002"
 
 
@@ -284,7 +313,83 @@ def test_without_its_snapshot_a_run_can_only_be_left(two_runs: Path, corpus: Pat
         with pytest.raises(CollectionError, match=r"snapshots/000002.json of .* is damaged; go back with: .* rollback"):
             use()
     assert rollback(str(two_runs), None, quiet) == ("000002", "000001")
-    assert run(corpus, two_runs, tiny_space).embedded == 1
+    assert run(corpus, two_runs, tiny_space).copied == 1
+
+
+@pytest.mark.parametrize("how", ["damaged", "gone"])
+def test_the_manifest_of_a_run_that_was_left_is_not_needed(
+    how: str, two_runs: Path, corpus: Path, tiny_space: Path
+) -> None:
+    manifest = two_runs / "snapshots/000002.manifest.parquet"
+    rollback(str(two_runs), "000001", quiet)
+    if how == "damaged":
+        manifest.write_bytes(b"PAR1")
+    else:
+        manifest.unlink()
+    report = run(corpus, two_runs, tiny_space)
+    assert (report.run, report.embedded, report.unchanged) == ("000003", 1, 23)
+
+
+def test_a_repair_takes_no_sound_vectors_away_when_the_source_is_not_there(two_runs: Path, corpus: Path) -> None:
+    before = vectors(two_runs)
+    file = snapshot(two_runs).features[0]
+    (two_runs / f"features/{file.fingerprint}/{file.name}.parquet").unlink()
+    away = corpus.with_name("away")
+    corpus.rename(away)
+    try:
+        with pytest.raises(UsageError, match=r"their vectors are sound; nothing was made visible; first run: .* embed"):
+            mend(two_runs)
+    finally:
+        away.rename(corpus)
+    assert vectors(two_runs) == before
+    assert mend(two_runs).now.of("000003") == []
+
+
+def test_a_repair_keeps_to_the_space(two_runs: Path, tmp_path: Path) -> None:
+    flip(a_part(two_runs))
+    with pytest.raises(SpaceError, match=r"makes other vectors than run 000002 has; to change to it run: .* embed"):
+        mend(two_runs, linear_space(two_runs, tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["parquet", "features"])
+def test_whoever_meets_a_damaged_file_names_it_and_the_way_out(folder: str, two_runs: Path) -> None:
+    for file in (two_runs / folder).rglob("*.parquet"):
+        flip(file)
+    uri = snapshot_uri(two_runs)
+    with pytest.raises(BatchprojError, match=rf"{folder}/.*; run: batchproj verify .*--repair"):
+        forget(str(two_runs), uri, quiet)
+    if folder == "parquet":
+        with pytest.raises(BatchprojError, match=r"parquet/.* is damaged; run: batchproj verify"):
+            explain(str(two_runs), uri)
+
+
+def test_a_table_without_versions_is_damage_and_no_new_collection(
+    two_runs: Path, corpus: Path, tiny_space: Path
+) -> None:
+    for file in (two_runs / "vectors.lance/_versions").iterdir():
+        file.unlink()
+    for use in (lambda: batchproj.open(str(two_runs)), lambda: run(corpus, two_runs, tiny_space)):
+        with pytest.raises(CollectionError, match=r"has no versions; run: batchproj verify .* --repair"):
+            use()
+
+
+def test_rollback_needs_no_ledger(two_runs: Path) -> None:
+    (two_runs / "runs/000002.json").write_text("{")
+    assert rollback(str(two_runs), None, quiet) == ("000002", "000001")
+    (two_runs / "runs/000001.json").unlink()
+    assert rollback(str(two_runs), "000002", quiet) == ("000001", "000002")
+
+
+def test_a_signal_is_no_damage(two_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DuckDB makes an error of its own of the exception that a handler raises inside it."""
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.setattr(retry, "_abandoned", True)
+        raise RuntimeError("Query interrupted")
+
+    monkeypatch.setattr(Check, "_check_file", interrupted)
+    with pytest.raises(TryLater, match="stopped"):
+        verify(str(two_runs), quiet)
 
 
 @pytest.mark.parametrize("what", ["a value", "half the file", "the newest version", "a tag", "quarantine", "part too"])

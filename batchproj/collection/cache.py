@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from batchproj.collection import layout
 from batchproj.collection.snapshot import Snapshot
-from batchproj.collection.unit import read_parquet
-from batchproj.errors import BatchprojError
+from batchproj.collection.unit import UNREADABLE, read_parquet, read_rows
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -26,26 +25,13 @@ def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.
         embedded = (pc.field("status") == "embedded") & (pc.field("modality") == str(modality))
         items = pq.read_table(local, columns=["item", "pair", "features"], filters=embedded)
     fingerprint = snapshot.fingerprints[modality].feature
+    digests = {file.name: file.sha256 for file in snapshot.features}
     files = []
     for name in sorted(pc.unique(items["features"]).to_pylist()):
         wanted = items.filter(pc.equal(items["features"], name))
         pair_of = dict(zip(wanted["item"].to_pylist(), wanted["pair"].to_pylist(), strict=True))
-        files.append(chosen(read_features(folder, fingerprint, name), pair_of))
+        files.append(chosen(read_rows(folder, layout.features(fingerprint, name), digests[name]), pair_of))
     return pa.concat_tables(files) if files else None
-
-
-def read_features(folder: Folder, fingerprint: str, name: str) -> pa.Table:
-    """One file of cached features; raises BatchprojError if it is damaged or gone."""
-    if (cached := _sound(folder, file := layout.features(fingerprint, name))) is None:
-        raise BatchprojError(f"{file} is damaged; run: batchproj verify {folder.uri} --repair")
-    return cached
-
-
-def _sound(folder: Folder, file: str) -> pa.Table | None:
-    try:
-        return read_parquet(folder.read(file))
-    except (pa.ArrowException, OSError):
-        return None
 
 
 def chosen(cached: pa.Table, pair_of: Mapping[str, str | None]) -> pa.Table:
@@ -63,7 +49,9 @@ def known_features(folder: Folder, fingerprint: str, wanted: dict[str, str]) -> 
     """
     found = []
     for name in sorted(set(wanted.values())):
-        if (cached := _sound(folder, layout.features(fingerprint, name))) is None:
+        try:
+            cached = read_parquet(folder.read(layout.features(fingerprint, name)))
+        except UNREADABLE:
             continue
         contents = [content for content, file in wanted.items() if file == name]
         cached = cached.filter(pc.is_in(cached["content_id"], pa.array(contents)))

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from batchproj.collection import layout
 from batchproj.collection.plan import Plan
 from batchproj.collection.snapshot import FeatureFile, Part, Snapshot
-from batchproj.collection.unit import Receipt, digest, read_outcome, read_parquet, write_part
+from batchproj.collection.unit import Receipt, read_outcome, read_rows, write_part
 from batchproj.errors import BatchprojError
 from batchproj.objectstore import Folder
 
@@ -123,10 +123,7 @@ def next_parts(
 def _without_removed(plan: Plan, folder: Folder, part: Part) -> Part | None:
     """One part without its removed items, under a name of its own; None if nothing is left."""
     removed = [row[0] for row in plan.rows(f"SELECT item FROM removed WHERE part = '{part.name}' ORDER BY item")]
-    data = folder.read(layout.part(part.name))
-    if digest(data) != part.sha256:
-        raise BatchprojError(f"{layout.part(part.name)} is damaged; run: batchproj verify {folder.uri} --repair")
-    rows = read_parquet(data)
+    rows = read_rows(folder, layout.part(part.name), part.sha256)
     rows = rows.filter(pc.invert(pc.is_in(rows["item"], pa.array(removed))))
     if not rows.num_rows:
         return None

@@ -35,7 +35,7 @@ from batchproj.objectstore import Folder
 HEARTBEAT_S = 5.0
 TAKEOVER_S = 45.0
 POLL_S = 1.0
-RELEASE_S = 10.0
+RELEASE_S = 5.0
 """How long the end of a run waits for its last beat; without it the next run waits TAKEOVER_S."""
 
 Kind = Literal["lease", "commit", "rollback"]

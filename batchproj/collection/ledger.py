@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchproj.collection import layout
 from batchproj.collection.snapshot import Fingerprints
-from batchproj.collection.unit import read_parquet
+from batchproj.collection.unit import read_rows
+from batchproj.errors import BatchprojError
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -78,10 +79,13 @@ def now() -> str:
 
 
 def read_entry(folder: Folder, run: str) -> Entry | None:
+    """None if there is none; raises BatchprojError if it is damaged."""
     try:
         return Entry.model_validate_json(folder.read(layout.ledger(run)))
     except FileNotFoundError:
         return None
+    except ValidationError as error:
+        raise BatchprojError(f"{layout.ledger(run)} is damaged; run: batchproj verify {folder.uri} --repair") from error
 
 
 def write_entry(folder: Folder, entry: Entry) -> None:
@@ -122,5 +126,5 @@ def _differing(path: str, before: Any, after: Any) -> Iterator[tuple[str, Any, A
 
 def quarantine_reasons(folder: Folder, run: str) -> dict[str, int]:
     """How many items of a run are in quarantine for each reason, most first."""
-    counts = pc.value_counts(read_parquet(folder.read(layout.quarantine(run)))["reason"]).to_pylist()
+    counts = pc.value_counts(read_rows(folder, layout.quarantine(run))["reason"]).to_pylist()
     return {each["values"]: each["counts"] for each in sorted(counts, key=lambda each: -each["counts"])}

@@ -17,10 +17,11 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from batchproj.collection.snapshot import Fingerprints
+from batchproj.collection.snapshot import FeatureFile, Fingerprints
 from batchproj.collection.unit import Task, Unit, unit_name
 from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
+from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
 
 MEMORY_LIMIT = "256MB"
@@ -72,7 +73,7 @@ _USED = "item, size, source_version, status, modality, content_id, feature_fp, f
 # the contents it could be, found by size. Sizes that many contents share say nothing and are left out.
 _KNOWN = f"""
 CREATE TABLE known AS
-WITH sought AS (SELECT item, size, source_version FROM plan WHERE action IN ('new', 'changed', 'encode')),
+WITH sought AS (SELECT item, size, source_version FROM plan WHERE action IN ('new', 'changed', 'retry', 'encode')),
 usable AS (
     SELECT m.item, m.size, m.source_version, m.content_id, m.modality, m.features
     FROM (SELECT {_USED} FROM manifest UNION ALL SELECT {_USED} FROM later) m
@@ -161,15 +162,21 @@ class Plan:
         # what an outcome depends on beside the item: what is no picture may be another encoder's sound
         self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
         self._limits = limits
+        self._digests: dict[str, str] = {}
         for modality, member in members.items():
             self.db.execute("INSERT INTO space VALUES (?, ?, ?)", [modality, member.feature, member.vector])
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.db.close()
         self._folder.cleanup()
+        if isinstance(error, (duckdb.Error, OSError)) and "no space left" in str(error).lower():
+            raise TryLater(
+                f"no space left for temporary files under {self.scratch.parent}; make room or set TMPDIR, "
+                "and run the same command again"
+            ) from error
 
     @property
     def scratch(self) -> Path:
@@ -191,6 +198,10 @@ class Plan:
     def load_manifest(self, file: Path) -> None:
         """Load the live snapshot's manifest from a local Parquet file."""
         self.db.execute("INSERT INTO manifest BY NAME SELECT * FROM read_parquet(?)", [str(file)])
+
+    def know_features(self, files: Iterable[FeatureFile]) -> None:
+        """The digests of the live run's files of features, for the units that start from them."""
+        self._digests |= {file.name: file.sha256 for file in files}
 
     def load_later(self, file: Path) -> None:
         """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
@@ -290,6 +301,7 @@ class Plan:
                     items=len(group),
                     bytes=size,
                     cached=group[0]["cached"],
+                    cached_sha256=self._digests.get(group[0]["cached"] or ""),
                 ),
                 inputs,
             )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from batchproj.collection import layout
 from batchproj.collection.snapshot import FeatureFile, Part
+from batchproj.errors import BatchprojError
 from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
@@ -26,12 +27,15 @@ INPUTS = "inputs.parquet"
 OUTCOME = "outcome.parquet"
 DONE = "done.json"
 
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""What pyarrow raises for a damaged Parquet file: ValueError where a name in it is no UTF-8."""
+
 
 class Unit(BaseModel):
     """What a worker is told; the items themselves are in the unit's `inputs.parquet`.
 
     `modality` is what the names of the objects promise, None where they promise nothing.
-    `cached` names the file of features that a `project` unit starts from.
+    `cached` names the file of features that a `project` unit starts from, `cached_sha256` is its digest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +46,7 @@ class Unit(BaseModel):
     items: int
     bytes: int
     cached: str | None = None
+    cached_sha256: str | None = None
 
 
 class Receipt(BaseModel):
@@ -127,5 +132,17 @@ def parquet_bytes(table: pa.Table) -> bytes:
 
 
 def read_parquet(data: bytes) -> pa.Table:
-    """Raises ArrowException or OSError if the file is damaged."""
+    """Raises one of UNREADABLE if the file is damaged."""
     return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+
+
+def read_rows(folder: Folder, name: str, sha256: str | None = None) -> pa.Table:
+    """A Parquet file of the collection; raises BatchprojError if it is gone, damaged or not of that digest."""
+    try:
+        data = folder.read(name)
+        if sha256 is None or digest(data) == sha256:
+            return read_parquet(data)
+        cause = None
+    except UNREADABLE as error:
+        cause = error
+    raise BatchprojError(f"{name} is damaged; run: batchproj verify {folder.uri} --repair") from cause
