@@ -83,7 +83,7 @@ class PlanDocument(BaseModel):
     `listed` is the sum of the counts from `new` to `quarantined`. `moved` are new objects with size
     and version of one that vanished, `touched` have another version but the same size: both are
     read, and encoded only if their bytes are not the ones that are embedded already. `deleted`
-    objects vanished and are not among the moved.
+    objects vanished, those whose bytes moved included.
 
     `encodes` counts items that may need the encoder, those of unclear name under `unclear`;
     `seconds` is scaled from `calibration`, on this machine and its `device` ("cpu" or "cuda", None
@@ -202,7 +202,7 @@ def _categories(plan: Plan, counts: Counts) -> dict[str, int]:
         "reproject": counts.project,
         "unchanged": counts.unchanged,
         "quarantined": counts.quarantined,
-        "deleted": counts.deleted - counts.moved,
+        "deleted": counts.deleted,
     }
 
 
@@ -354,7 +354,7 @@ def _verdict(document: PlanDocument) -> str:
         "changed": document.changed,
         "touched": document.touched,
         "moved": document.moved,
-        "deleted": document.deleted,
+        "deleted (old names of moved ones too)" if document.moved else "deleted": document.deleted,
         "to retry": document.retry,
         "to encode again": document.reencode,
         "to project again": document.reproject,

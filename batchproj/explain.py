@@ -103,6 +103,8 @@ def _manifest_row(folder: Folder, live: Snapshot, uri: str) -> dict[str, Any]:
         if found.num_rows:
             row: dict[str, Any] = found.to_pylist()[0]
             return row
+        if folder.exists(f"{layout.FORGOTTEN}/{item_id(uri)}"):
+            raise UsageError(f"{uri} was forgotten: nothing of it is left in {folder.uri}, it is not embedded again")
         name = uri.rpartition("/")[2]
         nearest = [near for (near,) in db.execute(_NEAREST, [local, name, name, uri]).fetchall()]
     hint = f"nearest are {', '.join(nearest)}" if nearest else f"expected an item of {live.source}"

@@ -47,7 +47,8 @@ READ_THREADS = 8
 class Forgotten(BaseModel):
     """What was erased: the item, how many of its rows were live, the files that held it, and the run that is left.
 
-    `searched` files and versions of the table were read afterwards without finding it.
+    `searched` files and versions of the table were read afterwards without finding it. `marker` is the
+    file in the collection that keeps the item out; without it the next run embeds it again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +58,7 @@ class Forgotten(BaseModel):
     held_by: list[str]
     run: str
     searched: int
+    marker: str
 
 
 def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
@@ -74,7 +76,7 @@ def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
     item = item_id(target)
     marker = f"{layout.FORGOTTEN}/{item}"
     say("searching every file for the item")
-    held_by, _ = _traces(folder, item, target)
+    held_by, _ = _traces(folder, item, target, needed=_files(before))
     if not held_by and not folder.exists(marker):
         raise UsageError(f"{item_uri} is not in {uri}; expected a URI as search shows it")
     with writing(folder, f"forget {item}", say) as lease:
@@ -93,7 +95,9 @@ def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
     if found:
         raise BatchprojError(f"{found[0]} may still hold the item; run the same command again")
     rows = live.rows - left.rows
-    return Forgotten(collection=folder.uri, item=item, rows=rows, held_by=held_by, run=left.run, searched=searched)
+    return Forgotten(
+        collection=folder.uri, item=item, rows=rows, held_by=held_by, run=left.run, searched=searched, marker=marker
+    )
 
 
 # --- the run without it --------------------------------------------------------------------------
@@ -174,18 +178,29 @@ def _features_without(plan: Plan, folder: Folder, live: Snapshot, item: str, hel
 # --- the proof -----------------------------------------------------------------------------------
 
 
-def _traces(folder: Folder, item: str, uri: str) -> tuple[list[str], int]:
-    """The files and versions of the table that hold an item, and how many were searched."""
+def _files(live: Snapshot) -> set[str]:
+    """The Parquet files that a run consists of; all others go."""
+    features = {layout.features(file.fingerprint, file.name) for file in live.features}
+    return {*(layout.part(part.name) for part in live.parts), *features, *live.digests}
+
+
+def _traces(folder: Folder, item: str, uri: str, needed: set[str] | None = None) -> tuple[list[str], int]:
+    """The files and versions of the table that hold an item, and how many were searched.
+
+    Raises BatchprojError for a file that cannot be read, of those that are `needed`, all without.
+    """
     names = [name for name, _ in folder.files() if name.endswith(".parquet") and not name.startswith(layout.TABLE)]
     found = []
     with ThreadPoolExecutor(READ_THREADS) as pool, tempfile.TemporaryDirectory(prefix="batchproj-forget-") as scratch:
-        held = pool.map(lambda name: _file_holds(folder, name, Path(scratch), item, uri), names)
+        held = pool.map(
+            lambda name: _file_holds(folder, name, Path(scratch), item, uri, needed is None or name in needed), names
+        )
         found += [name for name, holds in zip(names, held, strict=True) if holds]
     in_table, versions = _table_traces(folder, item)
     return found + in_table, len(names) + versions
 
 
-def _file_holds(folder: Folder, name: str, scratch: Path, item: str, uri: str) -> bool:
+def _file_holds(folder: Folder, name: str, scratch: Path, item: str, uri: str, is_needed: bool) -> bool:
     with tempfile.NamedTemporaryFile(dir=scratch, suffix=".parquet") as local:
         try:
             folder.download(name, Path(local.name))
@@ -200,6 +215,8 @@ def _file_holds(folder: Folder, name: str, scratch: Path, item: str, uri: str) -
         except FileNotFoundError:
             return False  # a run beside us has tidied up
         except UNREADABLE as error:
+            if not is_needed:
+                return False  # it goes with the run that it is of, and is looked for again then
             raise BatchprojError(f"{name} cannot be read, so not searched; run: batchproj verify --repair") from error
 
 

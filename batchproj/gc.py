@@ -38,7 +38,7 @@ _PAGE = 1_000
 
 
 class Collected(BaseModel):
-    """What was removed, or would be: `files` and `bytes` with those of the table, `names` without."""
+    """What was removed, or would be: files of the collection and of its table."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     collection: str
@@ -124,13 +124,13 @@ class _Collector:
         self._dropped = sorted((written | set(self._table.runs())) - set(self._kept.versions) - self._kept.unfinished)
 
     def told(self, applied: bool) -> Collected:
-        names = [name for top in FOLDERS for name in self._garbage[top]]
+        names = [name for top in FOLDERS for name in self._garbage[top]] + self._table_files
         return Collected(
             collection=self._folder.uri,
             applied=applied,
             kept=sorted(self._kept.versions),
             runs=self._dropped,
-            files=len(names) + len(self._table_files),
+            files=len(names),
             bytes=self._bytes,
             names=names,
         )

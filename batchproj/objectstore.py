@@ -58,7 +58,9 @@ class Listed:
 
 
 def canonical(url: str) -> str:
-    """Absolute URI of a path or URL, without a trailing slash."""
+    """Absolute URI of a path or URL, without a trailing slash; raises UsageError for an empty one."""
+    if not url:
+        raise UsageError("an empty path; expected a folder, or a URL such as s3://bucket/folder")
     if "://" not in url:
         return "file://" + os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - keeps `*`
     scheme, rest = url.split("://", 1)

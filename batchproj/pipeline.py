@@ -122,17 +122,34 @@ def ray_session(verbose: bool) -> Iterator[None]:
         except Exception as error:  # Ray raises that very class when its processes do not come up in time
             ray.shutdown()
             raise TryLater(f"Ray did not start ({str(error)[:200]}); run the same command again") from error
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
         except SystemExit:  # of the handler that ray.init puts in the place of ours, for SIGTERM
             ray.shutdown()
             signal.signal(signal.SIGTERM, on_sigterm)
             signal.raise_signal(signal.SIGTERM)
             raise
-    if threading.current_thread() is threading.main_thread():
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:
-        ray.shutdown()
+        with _held_back(signal.SIGTERM) if in_main else contextlib.nullcontext():
+            ray.shutdown()
+            if in_main:
+                signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts the default in its place
+
+
+@contextlib.contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """A signal that comes meanwhile is delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:

@@ -74,7 +74,7 @@ _abandoned = False
 
 
 def configure(budget_s: float) -> None:
-    """How long each store call of this process is retried, counted from its first failure."""
+    """How long each store call of this process is retried, counted from the begin of the first try that failed."""
     global _budget_s
     _budget_s = budget_s
 
@@ -187,8 +187,13 @@ class _Tries:
         self._uri = uri
         self._budget_s = _budget_s
         self._failing_since: float | None = None
+        self._began = 0.0
 
     def run(self, once: Callable[[], T]) -> T:
+        def begin() -> T:
+            self._began = time.monotonic()
+            return once()
+
         def failing(error: BaseException) -> bool:
             if is_transient(error):
                 self._failed(error)
@@ -203,7 +208,7 @@ class _Tries:
             reraise=True,
         )
         try:
-            result = tenacious(once)
+            result = tenacious(begin)
         except BaseException as error:
             gave_up = is_transient(error)
             self._ended(answered=isinstance(error, Exception) and not gave_up)
@@ -219,7 +224,7 @@ class _Tries:
 
     def _failed(self, error: BaseException) -> None:
         if self._failing_since is None:
-            self._failing_since = time.monotonic()
+            self._failing_since = self._began  # a store that hangs is away since it was asked
         _pauses.failed(self, self._failing_since, f"{type(error).__name__}, {self._uri}", self._budget_s)
 
     def _ended(self, answered: bool) -> None:
@@ -279,7 +284,7 @@ class _Pauses:
             if now - since < FIRST_LINE_AFTER_S:
                 return
             self._told_at, self._away_since = now, since
-            watchers = list(self._watchers)
+            watchers = self._watchers[-1:]
             waits = f"waiting since {now - since:.0f} s, up to {self._budget_s:.0f} s"
             line = f"storage does not answer: {waits} ({self._cause})"
         for watcher in watchers:
@@ -295,7 +300,7 @@ class _Pauses:
                 self._failing = {other: now if told else since for other, since in self._failing.items()}
             if answered or not self._failing:
                 self._told_at = None
-            watchers = list(self._watchers) if answered and told else []
+            watchers = self._watchers[-1:] if answered and told else []
             line = f"storage answers again: after {now - self._away_since:.0f} s"
         for watcher in watchers:
             watcher(line)
@@ -305,7 +310,8 @@ _pauses = _Pauses()
 
 
 def watch_pauses(watcher: Watcher) -> AbstractContextManager[None]:
-    """While the context is open, `watcher` gets a line when storage does not answer and when it does again.
+    """While the context is open, `watcher` gets a line when storage does not answer and when it does again,
+    and those who watched before get none.
 
     All store calls of the process count; lines come from the threads that wait, at most one in `LINE_EVERY_S`.
     """

@@ -22,7 +22,7 @@ from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import CollectionError, ItemFault, UsageError
-from batchproj.index import open_live
+from batchproj.index import live_run, open_live
 from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
@@ -185,8 +185,23 @@ class Collection:
 
     def runs(self) -> list[dict[str, Any]]:
         """The ledger: one entry per run that was ever begun (`collection.ledger.Entry`), oldest first."""
-        entries = (read_entry(self._folder, run) for run in numbers(self._folder))
-        return [entry.model_dump(mode="json") for entry in entries if entry is not None]
+        return _ledger(self._folder)
+
+
+def runs_of(uri: str) -> tuple[list[dict[str, Any]], str | None]:
+    """The ledger and the live run, None while the first one is not finished.
+
+    Raises CollectionError if no run was ever begun there.
+    """
+    folder = Folder(uri)
+    if not (entries := _ledger(folder)):
+        raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
+    return entries, live_run(folder)
+
+
+def _ledger(folder: Folder) -> list[dict[str, Any]]:
+    entries = (read_entry(folder, run) for run in numbers(folder))
+    return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
 
 def _read_query(path: str, modality: Modality) -> bytes:

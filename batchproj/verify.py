@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -471,4 +472,5 @@ def _other_bytes(found: str, expected: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    """The message of an error, without the place in Lance's own source that it ends with."""
+    return " ".join(re.sub(r",?\s*/\S+\.rs:\d+:\d+", "", str(error)).split())[:200] or type(error).__name__

@@ -100,7 +100,8 @@ def test_a_run_under_random_kills_gives_what_an_undisturbed_one_gives(
     collection = tmp_path / "c"
     chance = random.Random(seed)
     victims = chance.sample(VICTIMS, len(VICTIMS))
-    moments = sorted(chance.choices(range(1, units - 4), k=len(victims)))
+    # encoders are well ahead of what is written, and are gone before the last units are done
+    moments = sorted(chance.choices(range(1, units * 6 // 10), k=len(victims)))
     print(f"seed {seed}, {units} units, kills after so many of them: {list(zip(moments, victims, strict=True))}")
 
     def begin() -> subprocess.Popen[str]:

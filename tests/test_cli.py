@@ -176,9 +176,13 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     assert tables[0].equals(tables[1])
 
 
-def test_a_stop_while_ray_starts_is_a_stop(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    """Ray puts a handler of its own in place while it starts."""
-    marker = f"{tmp_path.name}-start"
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("while_", ["ray starts", "switching"])
+def test_a_stop_is_a_stop_at_any_time(
+    while_: str, number: signal.Signals, code: int, corpus: Path, tmp_path: Path, tiny_space: Path
+) -> None:
+    """Ray puts a handler of its own in place while it starts, and the default one when it is shut down."""
+    marker = f"{tmp_path.name}-{number}"
     command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
     process = subprocess.Popen(
         [str(each) for each in command],
@@ -186,12 +190,36 @@ def test_a_stop_while_ray_starts_is_a_stop(corpus: Path, tmp_path: Path, tiny_sp
         text=True,
         env={**os.environ, "BATCHPROJ_TEST_MARKER": marker},
     )
-    wait_for(lambda: len(marked_processes(marker)) > 1, process)  # the first of Ray's servers
-    process.send_signal(signal.SIGTERM)
+    if while_ == "ray starts":
+        wait_for(lambda: len(marked_processes(marker)) > 1, process)  # the first of Ray's servers
+    else:
+        wait_for(lambda: (tmp_path / "c/snapshots").exists(), process)
+    process.send_signal(number)
     _, said = process.communicate(timeout=20)
-    assert process.returncode == 143, said
+    assert process.returncode == code, said
     assert "run the same command again" in said
     wait_for(lambda: not marked_processes(marker), None)
+    assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
+
+
+def test_an_output_that_nobody_reads_to_its_end_is_no_failure(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
+    done = subprocess.run([str(each) for each in command], stdout=write, stderr=subprocess.PIPE, timeout=240)
+    os.close(write)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    assert batchproj.open(str(tmp_path / "c")).run == "000001"
+
+
+def test_the_ledger_shows_a_first_run_that_is_not_finished(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
+    (tmp_path / "arrivals").mkdir()
+    environment = {**os.environ, "BATCHPROJ_FAILPOINT": f"commit.parts:1:{tmp_path / 'arrivals'}"}
+    killed = subprocess.run([str(each) for each in command], capture_output=True, timeout=240, env=environment)
+    assert killed.returncode == -signal.SIGKILL
+    shown = json.loads(run("runs", tmp_path / "c", "--json").stdout)
+    assert [(entry["run"], entry["state"], entry["live"]) for entry in shown] == [("000001", "running", False)]
 
 
 def test_work_to_do_shows_in_the_exit_code_if_asked(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:

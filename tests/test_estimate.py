@@ -105,9 +105,11 @@ def test_every_kind_of_change_has_its_category_and_the_run_does_what_was_planned
     before = tree(collection)
     document = plan(corpus, collection, tiny_space)
     assert tree(collection) == before
-    assert counts(document) == {"new": 2, "moved": 1, "changed": 1, "touched": 1, "unchanged": 20, "deleted": 1}
+    assert counts(document) == {"new": 2, "moved": 1, "changed": 1, "touched": 1, "unchanged": 20, "deleted": 2}
     assert (document.reads, document.encodes) == (5, {"image": 2, "text": 1})
-    assert lines(document)[0] == "2 new, 1 changed, 1 touched, 1 moved, 1 deleted, 20 unchanged"
+    assert lines(document)[0] == (
+        "2 new, 1 changed, 1 touched, 1 moved, 2 deleted (old names of moved ones too), 20 unchanged"
+    )
     assert "encodes at most 2 image, 1 text" in lines(document)[1]
     assert lines(document)[-1] == f"do it: batchproj embed {corpus} {collection}"
     report = run(corpus, collection, tiny_space)
@@ -124,7 +126,7 @@ def test_a_changed_encoder_is_named_and_encodes_all_again_and_what_moved_too(
     text = tiny_space.read_text()
     changed.write_text(text.replace("}}\nimage: {encoder: {", "}}\nimage: {encoder: {dtype: fp32, "))
     document = plan(corpus, collection, changed)
-    assert counts(document) == {"moved": 1, "reencode": 11, "unchanged": 12}
+    assert counts(document) == {"moved": 1, "reencode": 11, "unchanged": 12, "deleted": 1}
     assert (document.reads, document.encodes, set(document.calibration)) == (12, {"image": 12}, {"image"})
     assert [(d.modality, d.field, d.now) for d in document.differences] == [("image", "encoder.dtype", "fp32")]
     assert lines(document)[0].endswith("; the image encoder changes: encoder.dtype bf16 -> fp32")

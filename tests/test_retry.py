@@ -102,7 +102,7 @@ def test_watchers_hear_while_a_call_sleeps(lines: list[str], monkeypatch: pytest
     assert [line.split(": ")[0] for line in lines] == ["storage does not answer", "storage answers again"]
 
 
-def test_watchers_hear_all_and_no_more_when_they_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_who_watches_hears_all_and_no_more_when_he_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "FIRST_LINE_AFTER_S", 0.0)
     monkeypatch.setattr(retry, "LINE_EVERY_S", 0.0)
     first: list[str] = []
@@ -120,10 +120,10 @@ def test_watchers_hear_all_and_no_more_when_they_left(monkeypatch: pytest.Monkey
         told = len(second)
         retrying(twice, "s3://b/c")
     retrying(twice, "s3://b/c")
-    assert second == first[:told]
+    assert sum("again" in line for line in second) == 1
     assert second[0].startswith("storage does not answer: waiting since 0 s")
-    assert len(second) == told < len(first)
-    assert sum("again" in line for line in first) == 2
+    assert len(second) == told > 0
+    assert sum("again" in line for line in first) == 1
 
 
 def test_a_missing_object_after_faults_raises_as_it_is(s3_bucket: str, proxy: Proxy) -> None:

@@ -2,14 +2,18 @@
 
 console.py     what all commands share
 embedding.py   plan, embed, train, evaluate, demo
-querying.py      search, explain, runs
+querying.py    search, explain, runs
 upkeep.py      rollback, verify, gc, forget
 """
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
+import traceback
+from contextlib import suppress
 
 from batchproj.cli import embedding, querying, upkeep
 from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
@@ -22,19 +26,46 @@ def main() -> None:
     """Entry point: every error on purpose becomes one line and its exit code."""
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    atexit.register(_leave)  # first, so it is called last
     try:
         app()
     except BaseException as error:
-        number = stopped_by()
-        if number is not None and not _is_success(error):
-            say("stopped; nothing half-done is visible, run the same command again to go on")
-            sys.exit(128 + number)
-        if isinstance(error, BatchprojError):
-            say(f"error: {one_line(error)}")
-            sys.exit(error.exit_code)
-        raise
+        _leave.code = _exit_code(error)
+    raise SystemExit(_leave.code)
+
+
+def _exit_code(error: BaseException) -> int:
+    """What the command ends with, said in one line where something is wrong."""
+    number = stopped_by()
+    if number is not None and not _is_success(error):
+        say("stopped; nothing half-done is visible, run the same command again to go on")
+        return 128 + number
+    if isinstance(error, BatchprojError):
+        say(f"error: {one_line(error)}")
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        # typer makes 1 of an output that nobody reads to its end, which is not the command's fault
+        return 0 if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
+    traceback.print_exception(error)
+    return 1
 
 
 def _is_success(error: BaseException) -> bool:
     """Whether the command was done before the signal could stop it."""
     return isinstance(error, SystemExit) and not error.code
+
+
+class _Leave:
+    """The end of the process, when everything that wanted to be closed is: the threads of Ray's and Lance's
+    native code now and then abort it when the interpreter takes itself apart."""
+
+    code = 0
+
+    def __call__(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
+        os._exit(self.code)
+
+
+_leave = _Leave()

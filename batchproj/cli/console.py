@@ -86,9 +86,12 @@ def console(verbose: bool) -> Iterator[TextIO]:
     descriptor 2 whatever Python says, does not drown the progress. With `verbose` all is shown.
     An error that is not one of ours ends as one line that names the log, which then is kept.
     """
+    from batchproj import retry
+
     with _redirected(None if verbose else tempfile.mkstemp(prefix="batchproj-", suffix=".log")) as (stream, log):
         try:
-            yield stream
+            with retry.watch_pauses(lambda line: print(f"  {line}", file=stream, flush=True)):
+                yield stream
         except BatchprojError:
             raise
         except Exception as error:

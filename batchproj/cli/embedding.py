@@ -92,7 +92,7 @@ def embed(
     recipe: RecipeOption = None,
     max_bad: Annotated[
         str | None,
-        typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, or 50 items"),
+        typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, at least 50 items"),
     ] = None,
     allow_mass_delete: Annotated[
         bool, typer.Option("--allow-mass-delete", help="Go on although over 20 % of the items are gone.")

@@ -69,15 +69,14 @@ def explain(
 @app.command(epilog="Example: batchproj runs ./photos.batchproj")
 def runs(collection: CollectionArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
     """The ledger: who ran what and when, what changed, what came of it; the live run has a star."""
-    from batchproj.search import Collection
+    from batchproj.search import runs_of
 
     with console(verbose):
-        opened = Collection(collection)
-        entries = opened.runs()
+        entries, live = runs_of(collection)
     if as_json:
-        print_json([{**entry, "live": entry["run"] == opened.run, "died": _died(entry)} for entry in entries])
+        print_json([{**entry, "live": entry["run"] == live, "died": _died(entry)} for entry in entries])
     else:
-        _print_runs(entries, opened.run)
+        _print_runs(entries, live)
 
 
 def _died(entry: dict[str, Any]) -> int:
@@ -85,7 +84,7 @@ def _died(entry: dict[str, Any]) -> int:
     return int(entry["attempts"] - 1 + entry["restarts"])
 
 
-def _print_runs(entries: list[dict[str, Any]], live: str) -> None:
+def _print_runs(entries: list[dict[str, Any]], live: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -109,7 +108,7 @@ def _print_runs(entries: list[dict[str, Any]], live: str) -> None:
             *(f"{entry[name]:,}" for name in counts),
             f"{entry['seconds']:,.1f}",
             str(_died(entry)),
-            printable(changed or entry["command"].split()[0]),
+            printable(changed or ("objects" if entry["command"].startswith("embed") else entry["command"].split()[0])),
         )
     # a ledger whose names are cut off is no use: rather lines that wrap
     Console(width=max(Console().width, 160)).print(table)

@@ -42,7 +42,7 @@ def rollback(
 
     with console(verbose) as stream, RunProgress(stream) as progress:
         started = time.monotonic()
-        left, shown = run_rollback(collection, run and run.zfill(6), progress.step)
+        left, shown = run_rollback(collection, run.zfill(6) if run and run.isdecimal() else run, progress.step)
         seconds = round(time.monotonic() - started, 3)
     if as_json:
         print_json({"run": shown, "left": left, "seconds": seconds})
@@ -129,7 +129,7 @@ def gc(
         print_json(outcome.model_dump(mode="json"))
         return
     what = f"{outcome.files:,} files ({outcome.bytes:,} bytes)"
-    runs = f"of runs {', '.join(outcome.runs)}" if outcome.runs else "of no run"
+    runs = f"of runs {', '.join(outcome.runs)}" if outcome.runs else "that no run needs any more"
     print(f"{'Removed' if outcome.applied else 'Would remove'} {what} {runs}; kept: {', '.join(outcome.kept)}.")
     if not outcome.applied and outcome.files:
         print(f"Do it: batchproj gc {collection} --keep {keep} --apply")
@@ -161,4 +161,4 @@ def forget(
         f"Erased {outcome.rows:,} rows of item {outcome.item}; run {outcome.run} is live, no earlier run is kept. "
         f"{outcome.searched:,} Parquet files and table versions were searched afterwards: not a trace."
     )
-    print("The object itself is where it was; batchproj will not embed it again.")
+    print(f"The object itself is where it was; under this name it is not embedded again: {outcome.marker}.")

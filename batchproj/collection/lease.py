@@ -228,7 +228,7 @@ def _look(folder: Folder) -> _Look:
 
 
 def _alive(look: _Look) -> TryLater:
-    return TryLater(f"{look.locked()}; wait for it to end, or stop it; try again later")
+    return TryLater(f"{look.locked()}; wait for it to end, or stop it, and run the same command again")
 
 
 def _watch(folder: Folder, quiet_s: float, say: Say | None) -> Record | None:
