@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchproj.fit import split
+from batchproj.linking import split
 from batchproj.search import Collection
 from batchproj.space import Split
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from batchproj.errors import SpaceError, UsageError
-from batchproj.fit import Config, Fit, fit, ridge, split
+from batchproj.fit import Config, Fit, fit, ridge
+from batchproj.linking import split
 from batchproj.recall import retrieval
 
 SMALL: dict[str, Any] = {

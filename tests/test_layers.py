@@ -15,7 +15,7 @@ ROOT = Path(batchproj.__file__).parent
 LAYERS = [
     ["schema", "failpoint"],
     ["errors", "media"],
-    ["config", "retry", "recall"],
+    ["config", "retry", "recall", "linking", "losses"],
     ["objectstore"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "projector"],
