@@ -16,7 +16,7 @@ from torch.nn import functional
 Name = Literal["info_nce", "sigmoid"]
 
 _LARGEST_SCALE = 100.0  # 1 / temperature, as CLIP clips it
-_FIRST_BIAS = -10.0  # as SigLIP starts: nearly all of a batch are negatives
+_FIRST_THRESHOLD = 1.0  # as SigLIP starts, with scale 10 and bias -10: whatever is wrong counts for nothing yet
 
 
 class ContrastiveLoss(torch.nn.Module):
@@ -52,17 +52,19 @@ class InfoNce(ContrastiveLoss):
 
 
 class Sigmoid(ContrastiveLoss):
-    """Each item with each candidate by itself, right or wrong; a learned bias holds the share of right ones.
+    """Each item with each candidate by itself, right or wrong by a cosine above or below a learned threshold.
 
+    SigLIP's bias is -scale * threshold: learned as a cosine it keeps up with the temperature, and
+    moves far enough in a few hundred steps.
     Source: Zhai et al. 2023 (SigLIP), arXiv:2303.15343.
     """
 
     def __init__(self, temperature: float) -> None:
         super().__init__(temperature)
-        self.bias = torch.nn.Parameter(torch.tensor(_FIRST_BIAS))
+        self.threshold = torch.nn.Parameter(torch.tensor(_FIRST_THRESHOLD))
 
     def forward(self, items_BK: Tensor, candidates_CK: Tensor, own_B: Tensor, right_BC: Tensor) -> Tensor:  # noqa: ARG002
-        logits_BC = items_BK @ candidates_CK.T * self.scale() + self.bias
+        logits_BC = (items_BK @ candidates_CK.T - self.threshold) * self.scale()
         signed_BC = torch.where(right_BC, logits_BC, -logits_BC)
         return -functional.logsigmoid(signed_BC).sum(dim=1).mean()
 
