@@ -43,6 +43,14 @@ class Samples:
         pairs, groups, items = _where(self.pairs, mask), _where(self.groups, mask), _where(self.items, mask)
         return Samples(self.features[mask], self.targets[mask], pairs, groups, items)
 
+    def of_groups(self, most: int) -> Samples:
+        """All samples of at most so many groups, drawn at random, the same each time."""
+        groups = sorted(set(self.groups))
+        if len(groups) <= most:
+            return self
+        drawn = {groups[number] for number in np.random.default_rng(0).choice(len(groups), most, replace=False)}
+        return self.where(np.array([group in drawn for group in self.groups], np.bool_))
+
     def one_an_item(self) -> Mask:
         """The first sample of each item."""
         mask = np.zeros(len(self.items), np.bool_)

@@ -26,6 +26,9 @@ from batchproj.space import SpaceFolder, Split, open_space, to_vectors
 
 Watch = Callable[[str, int, int], None]
 
+_MOST_JUDGED = 5_000
+"""Held-out groups that are ranked: each among all others, so that time grows with the square."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -122,6 +125,7 @@ def _train_one(
 def _judge(unseen: Samples, modality: Modality, new: Projector, baseline: Projector, rival: _Rival) -> dict[str, Any]:
     if not unseen.pairs:
         return nothing_held_out()
+    unseen = unseen.of_groups(_MOST_JUDGED)
     held_out: HeldOut = unseen.held_out()
     features = unseen.features[unseen.one_an_item()]
     answers: dict[str, Answers] = {
@@ -141,6 +145,7 @@ def _card(
         "source": collection.snapshot.source,
         "run": collection.run,
         "replaced_space": before.space.name,
+        "replaced_split": None if before.space.split is None else before.space.split.model_dump(),
         "split": options.split.model_dump(),
         "modality": results,
     }

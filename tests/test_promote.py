@@ -21,10 +21,12 @@ from conftest import write_picture, write_words
 from in_process import OPTIONS, resolved, without_ray
 
 from batchproj import fit
-from batchproj.card import read_card
+from batchproj.card import read_card, write_card
 from batchproj.comparison import HeldOut
 from batchproj.embed import Watch, embed
 from batchproj.errors import SpaceError, UsageError
+from batchproj.objectstore import Folder
+from batchproj.pairs import Samples
 from batchproj.promote import promote
 from batchproj.report import CHANCE, NEW, REPLACED, RIDGE, compared
 from batchproj.schema import Modality
@@ -106,6 +108,26 @@ def test_train_json_has_the_contracts_keys(collection: Path, tmp_path: Path) -> 
     assert set(made["modality"]["image"]) == contract | known
 
 
+def test_many_held_out_groups_are_drawn_from() -> None:
+    numbers = list(range(40))
+    rows = np.eye(40, dtype=np.float32)
+    samples = Samples(rows, rows, [f"p{n // 2}" for n in numbers], [f"g{n // 2}" for n in numbers], numbers)
+    drawn = samples.of_groups(5)
+    assert len(set(drawn.groups)) == 5
+    assert len(drawn.items) == 10  # whole groups
+    assert samples.of_groups(20) is samples
+    assert samples.of_groups(5).items == drawn.items
+
+
+def test_another_split_of_the_replaced_space_is_said(collection: Path, tmp_path: Path) -> None:
+    train(str(collection), str(tmp_path / "space"), HALF, ignore)
+    card = read_card(str(tmp_path / "space"))
+    for then, flattered in ((None, False), ((0, 0.5), False), ((0, 0.7), False), ((0, 0.2), True), ((1, 0.5), True)):
+        split = None if then is None else {"seed": then[0], "test_fraction": then[1]}
+        write_card(Folder(str(tmp_path / "again")), {**card, "replaced_split": split})
+        assert ("may flatter" in (tmp_path / "again/README.md").read_text()) == flattered
+
+
 def test_the_learning_curve_is_a_picture_that_the_card_shows(collection: Path, tmp_path: Path) -> None:
     train(str(collection), str(tmp_path / "space"), HALF, ignore)
     assert "](image.svg)" in (tmp_path / "space/README.md").read_text()
@@ -122,7 +144,7 @@ def test_a_head_that_is_worth_nothing_is_called_so_and_not_promoted(collection: 
     assert files(collection) == before
     card = read_card(str(tmp_path / "space"))["modality"]["image"]
     assert any("not told apart from chance" in said or "worse than chance" in said for said in card["verdict"])
-    assert "chance" in (tmp_path / "space/README.md").read_text()
+    assert "**Not to be promoted**: not better than chance" in (tmp_path / "space/README.md").read_text()
 
 
 def test_a_promoted_space_is_projected_from_the_cache(collection: Path, tmp_path: Path, first_run: Path) -> None:

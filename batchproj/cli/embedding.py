@@ -113,7 +113,7 @@ def embed(
     from batchproj.space import open_space, resolve
 
     with console(verbose) as stream:
-        options = Options(load_recipe(recipe), allow_mass_delete, single_writer, force, verbose)
+        options = Options(load_recipe(recipe), allow_mass_delete, single_writer, force=force, verbose=verbose)
         resolved = resolve(open_space(space or usual_space(collection)))
         with RunProgress(stream) as progress:
             watch = Watch(progress.step, progress.totals, progress.progress)
@@ -197,7 +197,8 @@ def _print_training(result: dict[str, Any], card: dict[str, Any]) -> None:
             f"(ridge {_score(scores['baseline_r@10'])}, chance {_score(scores['chance_r@10'])})"
             + (": too few held-out pairs to tell" if scores["chance_r@10"] >= TELLS_NOTHING else "")
         )
-        for said in card["modality"][name]["verdict"]:
+        judged = card["modality"][name]
+        for said in [*judged["verdict"], *(f"not to be promoted: {each}" for each in judged["shortcomings"])]:
             print(f"  {said}")
     print(f"The whole report: {result['space']}/README.md")
 
