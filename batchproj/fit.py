@@ -254,9 +254,9 @@ def _blended(projector: Projector, ridge: LinearProjector, share: float, samples
 def _best_share(
     projector: Projector, ridge: LinearProjector, trained: _Samples, judged: _Samples, config: Config
 ) -> float:
-    """The first of the best."""
+    """The first that is as good as the best, as far as so few groups tell."""
     recall = {share: _recall(_blended(projector, ridge, share, trained), judged) for share in config.ridge_shares}
-    return max(config.ridge_shares, key=recall.__getitem__)
+    return next(share for share in config.ridge_shares if recall[share] >= max(recall.values()) - _noise(judged))
 
 
 def _best_penalty(trained: _Samples, judged: _Samples) -> float:
@@ -306,7 +306,7 @@ def _last_good(history: list[Check], within: float) -> int:
 
 
 def _noise(judged: _Samples) -> float:
-    """How much less recall on so few groups may be luck: the first peak of a small slice is one."""
+    """How much less recall on so few groups may be bad luck; the peak of a small slice is good luck."""
     return max(_AS_GOOD, _SPREAD / math.sqrt(len(set(judged.linked))))
 
 
