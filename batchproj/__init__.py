@@ -11,6 +11,8 @@ Data flows top to bottom:
     index                                  the Lance table and its tags
     pipeline                               all units through Ray Data
     changes, switch                        what a source holds now; the one step that readers see
+    fit, comparison, report, card          projectors trained, judged, and what is said of them
+    gate                                   whether a space may take the place of the live one
     embed, search, train, evaluate         what people do
     demo, cli                              how they do it
 """

@@ -1,5 +1,6 @@
 """The main job: list, plan, embed what changed, check, and switch readers to the new run.
 
+    gate       a space that finds worse than the live one is refused      nothing is written
     compare    the listing against the live manifest                        nothing is written
     units      read, decode, encode, project; each with a done-record       resumed by the next attempt
     parts      live parts that lose items, written again without them
@@ -34,6 +35,7 @@ from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
+from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, lance_faults, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
@@ -81,14 +83,16 @@ class Watch:
 class Options:
     """How a run may go about it; none of it changes a vector.
 
-    `redo` names damaged parts and files of features, as in the collection, whose items are done again;
-    `rebuild` writes the table anew from the parts. With either the run is a repair, which does nothing
-    else: the source is not listed.
+    `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
+    files of features, as in the collection, whose items are done again; `rebuild` writes the table
+    anew from the parts. With either of these the run is a repair, which does nothing else: the source
+    is not listed.
     """
 
     recipe: Recipe = Recipe()  # noqa: RUF009 - frozen
     allow_mass_delete: bool = False
     single_writer: bool = False
+    force: bool = False
     verbose: bool = False
     redo: tuple[str, ...] = ()
     rebuild: bool = False
@@ -129,6 +133,8 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     if unsettled(folder, live.run if live else None):
         with writing(folder, "embed", watch.step, options.single_writer):
             live = live_snapshot(folder)
+    if live is not None and not options.force:
+        refuse_if_worse(folder, live, space, watch.step)
     fingerprints = fingerprints_of(space)
     with Plan(fingerprints, options.recipe.limits) as plan:
         plan.redo(list(options.redo))

@@ -7,9 +7,9 @@ arrays, config and number of threads give the same bits on CPU.
 
 from __future__ import annotations
 
-import hashlib
+import copy
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -21,12 +21,14 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor
 from torch.nn import functional
 
+from batchproj import losses
 from batchproj.errors import UsageError
+from batchproj.linking import linked
 from batchproj.project import parse_config
-from batchproj.project.linear import Config as LinearConfig
 from batchproj.project.linear import LinearProjector
 from batchproj.projector import Projector
 from batchproj.recall import retrieval
+from batchproj.ridge import PENALTIES, Ridge
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -34,22 +36,24 @@ Progress = Callable[[int, int], None]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _FEWEST_GROUPS = 4  # two to train on and two to validate with: each has something to be told from
-_LARGEST_SCALE = 100.0  # 1 / temperature, as CLIP clips it
-_AS_GOOD = 0.01  # of recall: less is noise on a validation slice of a few hundred
-_RIDGE_PENALTIES = np.geomspace(10, 1e5, 9)  # of standardised features
+_AS_GOOD = 0.01  # of recall: less is noise on any validation slice
+_SPREAD = 0.25  # of one group's recall between two checks, by and large a standard deviation
 
 
 class Config(BaseModel):
     """How to train. `options` go to the projector's own config, beside `kind` and the dims.
 
     feature_dropout: share of a sample's features hidden at each step; on a small set it gains more
-    than any other setting. candidates: captions that each sample is told from. checks: how often
-    recall on the validation slice is looked at; patience: checks below the best before stopping.
+    than any other setting. ridge_shares: how much of the direction ridge regression may give in the
+    end, for kinds with a linear path; the validation slice chooses. candidates: captions that each
+    sample is told from. checks: how often recall on the validation slice is looked at; patience:
+    checks below the best before stopping.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str = "mlp"
+    loss: losses.Name = "info_nce"
     options: dict[str, Any] = Field(default_factory=dict)
     epochs: PositiveInt = 40
     max_steps: PositiveInt = 400
@@ -60,9 +64,10 @@ class Config(BaseModel):
     warm_up: Share = 0.1
     temperature: PositiveFloat = 0.05
     feature_dropout: Share = 0.5
+    ridge_shares: tuple[Share, ...] = (0.5, 0.75, 0.25)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
     checks: PositiveInt = 20
-    patience: PositiveInt = 6
+    patience: PositiveInt = 10
     seed: int = 0
 
 
@@ -86,21 +91,6 @@ class Fit:
     temperature: float
 
 
-def split(pair_keys: Sequence[str], content_ids: Sequence[str], test_fraction: float = 0.2, seed: int = 0) -> Mask:
-    """Which items (N,) are for testing.
-
-    Items of one pair or of one content stay on one side, and so do all that are linked through
-    them. The side is decided by a hash of the smallest pair key among the linked, so that a pair
-    falls on the same side in every corpus where it is linked to the same others.
-    """
-    linked = _linked(pair_keys, content_ids)
-    key_of: dict[int, str] = {}
-    for number, key in zip(linked, pair_keys, strict=True):
-        key_of[number] = min(key, key_of.get(number, key))
-    tested = {number: _hash_share(key, seed) < test_fraction for number, key in key_of.items()}
-    return np.array([tested[number] for number in linked], dtype=np.bool_)
-
-
 def fit(
     features_ND: Array,
     targets_NK: Array,
@@ -108,7 +98,7 @@ def fit(
     config: Config = Config(),
     progress: Progress | None = None,
 ) -> Fit:
-    """Fit a projector from features (N, D) to unit target vectors (N, K) by InfoNCE.
+    """Fit a projector from features (N, D) to unit target vectors (N, K) by a contrastive loss.
 
     What occurs together in one group is right for each other and never a negative, and so are
     samples of equal targets. A first run, on all but a validation slice cut by linked groups, tells
@@ -116,9 +106,7 @@ def fit(
     counts steps and may jump to the end.
 
     Raises UsageError for arrays that do not match or fewer than four linked groups, SpaceError for
-    wrong projector options.
-    Source: Oord et al. 2018, arXiv:1807.03748; several positives: Miech et al. 2020 (MIL-NCE),
-    arXiv:1912.06430; learned temperature, both directions: Radford et al. 2021, arXiv:2103.00020.
+    wrong projector options. The losses and where they come from are in `losses.py`.
     """
     report = progress or _no_progress
     samples = _Samples.of(features_ND, targets_NK, groups)
@@ -126,12 +114,17 @@ def fit(
     trained, judged = samples.where(~validation), samples.where(validation)
     steps = min(config.max_steps, config.epochs * max(1, len(trained) // config.batch_rows))
     with torch.random.fork_rng(devices=[]), _no_denormals():
-        history = _choose_length(trained, judged, config, steps, lambda done: report(done, 2 * steps))
-        length = history[_last_good(history)].step
+        training = _Training(trained, config, steps)
+        history = _choose_length(training, judged, config, steps, lambda done: report(done, 2 * steps))
+        length = history[_last_good(history, _noise(judged))].step
         final = _Training(samples, config, length)
         for done in range(1, length + 1):
             final.step()
             report(steps + done, 2 * steps)
+    if config.ridge_shares and final.projector.has_linear_path:
+        penalty = _best_penalty(trained, judged)
+        share = _best_share(training.projector, trained.ridge(penalty), trained, judged, config)
+        final.projector = _blended(final.projector, samples.ridge(penalty), share, samples)
     report(2 * steps, 2 * steps)
     return Fit(final.projector.eval(), history, length, final.temperature)
 
@@ -143,10 +136,8 @@ def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: 
     """
     samples = _Samples.of(features_ND, targets_NK, groups)
     validation = _validation_slice(samples, config)
-    trained, judged = samples.where(~validation), samples.where(validation)
-    solve = _ridge_solver(trained)
-    penalty = max(_RIDGE_PENALTIES, key=lambda penalty: _recall(solve(penalty), judged))
-    return _ridge_solver(samples)(penalty)
+    penalty = _best_penalty(samples.where(~validation), samples.where(validation))
+    return samples.ridge(penalty)
 
 
 class _Samples:
@@ -157,7 +148,7 @@ class _Samples:
         self.targets_CK = targets_CK
         self.target_N = target_N
         self.group_N = group_N
-        self.linked = _linked(group_N.tolist(), target_N.tolist())
+        self.linked = linked(group_N.tolist(), target_N.tolist())
         targets_of: dict[int, set[int]] = {}
         for group, target in zip(group_N.tolist(), target_N.tolist(), strict=True):
             targets_of.setdefault(group, set()).add(target)
@@ -183,6 +174,9 @@ class _Samples:
         used, target_N = torch.unique(self.target_N[mask], return_inverse=True)
         return _Samples(self.features_ND[mask], self.targets_CK[used], target_N, self.group_N[mask])
 
+    def ridge(self, penalty: float) -> LinearProjector:
+        return Ridge(self.features_ND, self.targets_CK[self.target_N]).solve(penalty)
+
     def right_targets(self, rows_B: Tensor) -> Tensor:
         """(B, C) bool: which targets occur in the group of each of these samples."""
         right = torch.zeros(len(rows_B), len(self.targets_CK), dtype=torch.bool)
@@ -202,8 +196,8 @@ class _Training:
         self.projector = parse_config({**config.options, "kind": config.kind, **dims}).build()
         self.projector.standardise_to(samples.features_ND)
         self._standard_ND = self.projector.standardise(samples.features_ND)
-        self._log_scale = torch.nn.Parameter(torch.tensor(-math.log(config.temperature)))
-        self._optimizer = _adamw(self.projector, self._log_scale, config)
+        self._contrast = losses.build(config.loss, config.temperature)
+        self._optimizer = _adamw(self.projector, self._contrast, config)
         warm_up = max(1, round(config.warm_up * steps))
         self._schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: _warm_up_then_cosine(step, warm_up, steps)
@@ -211,7 +205,7 @@ class _Training:
 
     @property
     def temperature(self) -> float:
-        return 1 / self._scale().item()
+        return self._contrast.temperature
 
     def step(self) -> float:
         """One batch; returns its loss."""
@@ -228,22 +222,47 @@ class _Training:
         hidden_BD = functional.dropout(self._standard_ND[rows_B], self._config.feature_dropout)
         vectors_BK = functional.normalize(self.projector.head(hidden_BD), dim=-1)
         own_B = samples.target_N[rows_B]
-        right_BC = samples.right_targets(rows_B)
-        candidates = self._candidates(own_B)
-        to_target = _info_nce(vectors_BK @ samples.targets_CK[candidates].T * self._scale(), right_BC[:, candidates])
-        to_item = _info_nce(samples.targets_CK[own_B] @ vectors_BK.T * self._scale(), right_BC[:, own_B].T)
-        return (to_target + to_item) / 2
+        candidates_C = self._candidates(own_B)
+        right_BC = samples.right_targets(rows_B)[:, candidates_C]
+        place_B = torch.searchsorted(candidates_C, own_B)
+        loss: Tensor = self._contrast(vectors_BK, samples.targets_CK[candidates_C], place_B, right_BC)
+        return loss
 
     def _candidates(self, own_B: Tensor) -> Tensor:
-        """All targets, or the batch's own and as many others as the config allows, drawn anew."""
+        """All targets, or the batch's own and as many others as the config allows, drawn anew; in order."""
         count = len(self._samples.targets_CK)
         if count <= self._config.candidates:
             return torch.arange(count)
         drawn: Tensor = torch.unique(torch.cat([own_B, torch.randperm(count)[: self._config.candidates]]))
         return drawn
 
-    def _scale(self) -> Tensor:
-        return self._log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+@torch.no_grad()
+def _blended(projector: Projector, ridge: LinearProjector, share: float, samples: _Samples) -> Projector:
+    """A projector of which ridge regression gives `share` of the direction, both brought to one length before.
+
+    A mean of two that err differently errs less than either, on small sets above all, and where the
+    head has a linear path the mean is again a projector of its kind.
+    """
+    standard_ND = ridge.standardise(samples.features_ND)
+    own, other = (each.eval().head(standard_ND).norm(dim=1).mean().clamp(min=1e-6) for each in (projector, ridge))
+    blended = copy.deepcopy(projector)
+    blended.blend(float((1 - share) / own), ridge.map.weight * (share / other), ridge.map.bias * (share / other))
+    return blended
+
+
+def _best_share(
+    projector: Projector, ridge: LinearProjector, trained: _Samples, judged: _Samples, config: Config
+) -> float:
+    """The first that is as good as the best, as far as so few groups tell."""
+    recall = {share: _recall(_blended(projector, ridge, share, trained), judged) for share in config.ridge_shares}
+    return next(share for share in config.ridge_shares if recall[share] >= max(recall.values()) - _noise(judged))
+
+
+def _best_penalty(trained: _Samples, judged: _Samples) -> float:
+    solve = Ridge(trained.features_ND, trained.targets_CK[trained.target_N]).solve
+    recall = {penalty: _recall(solve(penalty), judged) for penalty in PENALTIES}
+    return max(PENALTIES, key=recall.__getitem__)
 
 
 def _no_progress(_done: int, _total: int) -> None:
@@ -261,37 +280,34 @@ def _no_denormals() -> Iterator[None]:
 
 
 def _choose_length(
-    trained: _Samples, judged: _Samples, config: Config, steps: int, progress: Callable[[int], None]
+    training: _Training, judged: _Samples, config: Config, steps: int, progress: Callable[[int], None]
 ) -> list[Check]:
     """Train, looking at recall on `judged` now and then, until it has fallen for long."""
-    training = _Training(trained, config, steps)
     every = math.ceil(steps / config.checks)
     history: list[Check] = []
-    losses: list[float] = []
+    since_check: list[float] = []
     for step in range(1, steps + 1):
-        losses.append(training.step())
+        since_check.append(training.step())
         progress(step)
         if step % every and step != steps:
             continue
-        history.append(Check(step, float(np.mean(losses)), _recall(training.projector, judged)))
-        losses.clear()
-        if len(history) - 1 - _last_good(history) >= config.patience:
+        history.append(Check(step, float(np.mean(since_check)), _recall(training.projector, judged)))
+        since_check.clear()
+        if len(history) - 1 - _last_good(history, _AS_GOOD) >= config.patience:
             break
     return history
 
 
-def _last_good(history: list[Check]) -> int:
+def _last_good(history: list[Check], within: float) -> int:
     """The last check that is as good as the best: the top is flat, and there a longer run, with its
     learning rate lowered more slowly, gains most."""
     best = max(check.recall for check in history)
-    return max(number for number, check in enumerate(history) if check.recall >= best - _AS_GOOD)
+    return max(number for number, check in enumerate(history) if check.recall >= best - within)
 
 
-def _info_nce(logits_BC: Tensor, right_BC: Tensor) -> Tensor:
-    """How unlikely it is that a draw from the softmax over candidates is a right one; mean over B."""
-    right_B = logits_BC.masked_fill(~right_BC, -torch.inf).logsumexp(dim=1)
-    loss: Tensor = (logits_BC.logsumexp(dim=1) - right_B).mean()
-    return loss
+def _noise(judged: _Samples) -> float:
+    """How much less recall on so few groups may be bad luck; the peak of a small slice is good luck."""
+    return max(_AS_GOOD, _SPREAD / math.sqrt(len(set(judged.linked))))
 
 
 def _batches(count: int, rows: int) -> Iterator[Tensor]:
@@ -303,13 +319,13 @@ def _batches(count: int, rows: int) -> Iterator[Tensor]:
             yield shuffled[start : start + rows]
 
 
-def _adamw(projector: Projector, log_scale: Tensor, config: Config) -> torch.optim.AdamW:
-    """Only matrices decay: biases and the temperature have no reason to be small."""
+def _adamw(projector: Projector, contrast: losses.ContrastiveLoss, config: Config) -> torch.optim.AdamW:
+    """Only matrices decay: biases and what the loss learns have no reason to be small."""
     matrices = [parameter for parameter in projector.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in projector.parameters() if parameter.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": [*others, log_scale], "weight_decay": 0.0},
+        {"params": [*others, *contrast.parameters()], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate)
 
@@ -324,7 +340,7 @@ def _recall(projector: Projector, judged: _Samples) -> float:
     targets = judged.targets_CK.numpy()
     linked_C = dict(zip(judged.target_N.tolist(), judged.linked, strict=True))
     target_pairs = [str(linked_C[target]) for target in range(len(targets))]
-    vector_pairs = [str(linked) for linked in judged.linked]
+    vector_pairs = [str(component) for component in judged.linked]
     to_target = retrieval(vectors, vector_pairs, targets, target_pairs)
     to_item = retrieval(targets, target_pairs, vectors, vector_pairs)
     return float(np.mean([way[f"r@{k}"] for way in (to_target, to_item) for k in (1, 5, 10)]))
@@ -332,8 +348,8 @@ def _recall(projector: Projector, judged: _Samples) -> float:
 
 def _validation_slice(samples: _Samples, config: Config) -> Mask:
     """Samples (N,) to validate with: whole linked groups, drawn with the config's seed."""
-    linked = np.array(samples.linked)
-    different = np.unique(linked)
+    components = np.array(samples.linked)
+    different = np.unique(components)
     if len(different) < _FEWEST_GROUPS:
         raise UsageError(
             f"{len(different)} unlinked pairs to train on: expected at least {_FEWEST_GROUPS}; "
@@ -341,45 +357,4 @@ def _validation_slice(samples: _Samples, config: Config) -> Mask:
         )
     count = min(max(2, round(config.validation_fraction * len(different))), len(different) - 2)
     chosen = np.random.default_rng(config.seed).permutation(different)[:count]
-    return np.isin(linked, chosen)
-
-
-def _ridge_solver(samples: _Samples) -> Callable[[float], LinearProjector]:
-    """Everything but the penalty, once."""
-    targets_NK = samples.targets_CK[samples.target_N]
-    in_dim = samples.features_ND.shape[1]
-    projector = LinearConfig(in_dim=in_dim, out_dim=targets_NK.shape[1]).build()
-    projector.standardise_to(samples.features_ND)
-    standard_ND = projector.standardise(samples.features_ND).double()  # of mean 0, so the bias is the mean target
-    mean_K = targets_NK.mean(dim=0)
-    gram_DD = standard_ND.T @ standard_ND
-    moment_DK = standard_ND.T @ (targets_NK - mean_K).double()
-
-    def solve(penalty: float) -> LinearProjector:
-        weights_DK = torch.linalg.solve(gram_DD + penalty * torch.eye(in_dim), moment_DK)
-        projector.load_state_dict({**projector.state_dict(), "map.weight": weights_DK.T, "map.bias": mean_K})
-        return projector.eval()
-
-    return solve
-
-
-def _linked(*labelings: Sequence[Hashable]) -> list[int]:
-    """Number of the component of each item, where items that share any label are linked."""
-    parent = list(range(len(labelings[0])))
-
-    def root(item: int) -> int:
-        while parent[item] != item:
-            parent[item] = parent[parent[item]]
-            item = parent[item]
-        return item
-
-    for labels in labelings:
-        first: dict[Hashable, int] = {}
-        for item, label in enumerate(labels):
-            parent[root(item)] = root(first.setdefault(label, item))
-    return [root(item) for item in range(len(parent))]
-
-
-def _hash_share(key: str, seed: int) -> float:
-    """A number in [0, 1) that looks random, and is the same everywhere."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64
+    return np.isin(components, chosen)

@@ -55,6 +55,15 @@ class Projector(torch.nn.Module):
         """Standardised features (B, D) -> (B, K), of any length."""
         raise NotImplementedError(self.config.kind)
 
+    @property
+    def has_linear_path(self) -> bool:
+        """Whether `blend` can be called: a linear map can be added and the sum is of this kind."""
+        return False
+
+    def blend(self, own: float, weight_KD: Tensor, bias_K: Tensor) -> None:
+        """Make what `head` gives `own` times what it was, plus a linear map of the same input."""
+        raise NotImplementedError(self.config.kind)
+
     def forward(self, features_BD: Tensor) -> Tensor:
         return torch.nn.functional.normalize(self.head(self.standardise(features_BD)), dim=-1)
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from batchproj.errors import SpaceError, UsageError
-from batchproj.fit import Config, Fit, fit, ridge, split
+from batchproj.fit import Config, Fit, fit, ridge
+from batchproj.linking import split
 from batchproj.recall import retrieval
 
 SMALL: dict[str, Any] = {
@@ -146,6 +147,23 @@ def test_ridge_is_the_closed_form() -> None:
     targets /= np.linalg.norm(targets, axis=1, keepdims=True)
     cosine = (ridge(features, targets, [str(n) for n in range(300)]).project(features) * targets).sum(axis=1)
     assert np.median(cosine) > 0.98
+
+
+def test_ridge_has_its_share_of_the_direction() -> None:
+    """Unit vectors of the trained head and of ridge regression, added half and half, by and large."""
+    data = pairs_of_spaces(60, noise=0.1)
+    alone = Config(epochs=3, batch_rows=16, ridge_shares=())
+    head, line, both = fit(*data, alone), ridge(*data), fit(*data, alone.model_copy(update={"ridge_shares": (0.5,)}))
+    mean = head.projector.project(data[0]) + line.project(data[0])
+    cosine = (both.projector.project(data[0]) * mean).sum(axis=1) / np.linalg.norm(mean, axis=1)
+    assert cosine.min() > 0.97
+    assert both.steps == head.steps
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_either_loss_finds_unseen_pairs(loss: str) -> None:
+    done = fit(*pairs_of_spaces(400, noise=0.05), Config(**SMALL, loss=loss, ridge_shares=()))
+    assert recall_at_1(done.projector) > 0.6
 
 
 def test_split_is_by_pair_and_the_same_everywhere() -> None:

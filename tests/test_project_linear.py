@@ -81,6 +81,15 @@ def test_standardises_and_leaves_constant_features_at_zero() -> None:
     np.testing.assert_allclose(standard.std(axis=0), [1, 0, 1], rtol=1e-5)
 
 
+def test_blends_with_another_linear_map() -> None:
+    projector, other, rows = linear(8, 4), linear(8, 4, seed=1), torch.from_numpy(features(6, 8))
+    with torch.no_grad():
+        expected = 0.25 * projector.head(rows) + other.head(rows)
+        projector.blend(0.25, other.map.weight, other.map.bias)
+        torch.testing.assert_close(projector.head(rows), expected)
+    assert projector.has_linear_path
+
+
 def test_comes_back_from_its_file(tmp_path: Path) -> None:
     projector, rows = linear(8, 4), features(10, 8)
     projector.standardise_to(torch.from_numpy(rows))

@@ -69,3 +69,15 @@ def test_comes_back_from_its_bytes() -> None:
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SpaceError, match=next(iter(wrong))):
         mlp(8, 4, **wrong)
+
+
+def test_blends_with_a_linear_map() -> None:
+    projector, rows = mlp(8, 4, hidden=(16,)), torch.from_numpy(features(6, 8))
+    weight, bias = torch.randn(4, 8), torch.randn(4)
+    with torch.no_grad():
+        torch.nn.init.normal_(projector.out.weight)
+        expected = 0.5 * projector.eval().head(rows) + rows @ weight.T + bias
+        projector.blend(0.5, weight, bias)
+        torch.testing.assert_close(projector.head(rows), expected)
+    assert projector.has_linear_path
+    assert not mlp(8, 4, skip=False).has_linear_path

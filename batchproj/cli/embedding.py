@@ -97,6 +97,9 @@ def embed(
     allow_mass_delete: Annotated[
         bool, typer.Option("--allow-mass-delete", help="Go on although over 20 % of the items are gone.")
     ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a space that finds worse than the live one on held-out pairs.")
+    ] = False,
     single_writer: SingleWriterFlag = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -110,9 +113,7 @@ def embed(
     from batchproj.space import open_space, resolve
 
     with console(verbose) as stream:
-        options = Options(
-            load_recipe(recipe), allow_mass_delete=allow_mass_delete, single_writer=single_writer, verbose=verbose
-        )
+        options = Options(load_recipe(recipe), allow_mass_delete, single_writer, force=force, verbose=verbose)
         resolved = resolve(open_space(space or usual_space(collection)))
         with RunProgress(stream) as progress:
             watch = Watch(progress.step, progress.totals, progress.progress)
@@ -153,23 +154,42 @@ def train(
     modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
+    loss: Annotated[str, typer.Option(help="What is trained by: info_nce or sigmoid.")] = "info_nce",
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Bring the collection to the new space, unless its report speaks against.")
+    ] = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
     """Fit projectors into the text space on a collection's pairs; held-out pairs judge them."""
     chosen = parse_modality(modality)
     from batchproj import fit
+    from batchproj.card import read_card
+    from batchproj.config import validate
+    from batchproj.embed import Watch
     from batchproj.progress import RunProgress
+    from batchproj.promote import promote as run_promote
     from batchproj.space import Split
     from batchproj.train import TrainOptions
     from batchproj.train import train as run_train
 
-    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), fit.Config(seed=seed))
+    config = validate(fit.Config, {"seed": seed, "loss": loss}, "train")
+    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), config)
     with console(verbose) as stream, RunProgress(stream) as progress:
         result = run_train(collection, out, options, progress.counted)
+        watch = Watch(progress.step, progress.totals, progress.progress)
+        report = run_promote(collection, out, watch, verbose) if promote else None
     if as_json:
         print_json(result)
         return
+    _print_training(result, read_card(out))
+    if report is not None:
+        _print_report(report, collection)
+    else:
+        print(f"Use it: batchproj embed SOURCE {collection} --space {out}")
+
+
+def _print_training(result: dict[str, Any], card: dict[str, Any]) -> None:
     for name, scores in result["modality"].items():
         print(
             f"{name}: {scores['projector']} on {scores['pairs_train']:,} pairs; text to {name} Recall@10 "
@@ -177,7 +197,10 @@ def train(
             f"(ridge {_score(scores['baseline_r@10'])}, chance {_score(scores['chance_r@10'])})"
             + (": too few held-out pairs to tell" if scores["chance_r@10"] >= TELLS_NOTHING else "")
         )
-    print(f"Use it: batchproj embed SOURCE {collection} --space {out}")
+        judged = card["modality"][name]
+        for said in [*judged["verdict"], *(f"not to be promoted: {each}" for each in judged["shortcomings"])]:
+            print(f"  {said}")
+    print(f"The whole report: {result['space']}/README.md")
 
 
 def _score(value: float | None) -> str:

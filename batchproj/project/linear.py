@@ -25,6 +25,15 @@ class LinearProjector(Projector):
         super().__init__(config)
         self.map = torch.nn.Linear(config.in_dim, config.out_dim, bias=config.bias)
 
+    @property
+    def has_linear_path(self) -> bool:
+        return self.map.bias is not None
+
+    @torch.no_grad()
+    def blend(self, own: float, weight_KD: Tensor, bias_K: Tensor) -> None:
+        self.map.weight.mul_(own).add_(weight_KD)
+        self.map.bias.mul_(own).add_(bias_K)
+
     def head(self, standard_BD: Tensor) -> Tensor:
         projected: Tensor = self.map(standard_BD)
         return projected

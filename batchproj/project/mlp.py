@@ -44,6 +44,17 @@ class MlpProjector(Projector):
             torch.nn.init.zeros_(self.out.bias)
         self.skip = torch.nn.Linear(config.in_dim, config.out_dim, bias=False) if config.skip else None
 
+    @property
+    def has_linear_path(self) -> bool:
+        return self.skip is not None
+
+    @torch.no_grad()
+    def blend(self, own: float, weight_KD: Tensor, bias_K: Tensor) -> None:
+        assert self.skip is not None
+        self.out.weight.mul_(own)
+        self.out.bias.mul_(own).add_(bias_K)
+        self.skip.weight.mul_(own).add_(weight_KD)
+
     def head(self, standard_BD: Tensor) -> Tensor:
         projected: Tensor = self.out(self.layers(standard_BD))
         return projected if self.skip is None else projected + self.skip(standard_BD)
