@@ -25,8 +25,10 @@ from batchproj.errors import UsageError
 from batchproj.project import parse_config
 from batchproj.project.linear import Config as LinearConfig
 from batchproj.project.linear import LinearProjector
-from batchproj.projector import Projector
+from batchproj.projector import Projector, ProjectorConfig
 from batchproj.recall import retrieval
+from batchproj.token_features import TokenFeatures
+from batchproj.token_projector import TokenProjectorConfig
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -102,13 +104,13 @@ def split(pair_keys: Sequence[str], content_ids: Sequence[str], test_fraction: f
 
 
 def fit(
-    features_ND: Array,
+    features: Array | TokenFeatures,
     targets_NK: Array,
     groups: Sequence[str],
     config: Config = Config(),
     progress: Progress | None = None,
 ) -> Fit:
-    """Fit a projector from features (N, D) to unit target vectors (N, K) by InfoNCE.
+    """Fit a projector from features (N, D), or tokens of N segments, to unit target vectors (N, K) by InfoNCE.
 
     What occurs together in one group is right for each other and never a negative, and so are
     samples of equal targets. A first run, on all but a validation slice cut by linked groups, tells
@@ -116,12 +118,13 @@ def fit(
     counts steps and may jump to the end.
 
     Raises UsageError for arrays that do not match or fewer than four linked groups, SpaceError for
-    wrong projector options.
+    wrong projector options. A kind that takes pooled features gets the mean of tokens; tokens stay
+    as they are kept until a batch of them is padded.
     Source: Oord et al. 2018, arXiv:1807.03748; several positives: Miech et al. 2020 (MIL-NCE),
     arXiv:1912.06430; learned temperature, both directions: Radford et al. 2021, arXiv:2103.00020.
     """
     report = progress or _no_progress
-    samples = _Samples.of(features_ND, targets_NK, groups)
+    samples = _Samples.of(_as_taken(features, config), targets_NK, groups)
     validation = _validation_slice(samples, config)
     trained, judged = samples.where(~validation), samples.where(validation)
     steps = min(config.max_steps, config.epochs * max(1, len(trained) // config.batch_rows))
@@ -136,12 +139,16 @@ def fit(
     return Fit(final.projector.eval(), history, length, final.temperature)
 
 
-def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: Config = Config()) -> LinearProjector:
+def ridge(
+    features: Array | TokenFeatures, targets_NK: Array, groups: Sequence[str], config: Config = Config()
+) -> LinearProjector:
     """Closed-form linear regression (N, D) -> (N, K): the baseline that training has to beat.
 
-    Of `config` only the validation slice counts: it chooses the L2 penalty; then everything is fitted.
+    Tokens are pooled to their mean. Of `config` only the validation slice counts: it chooses the L2
+    penalty; then everything is fitted.
     """
-    samples = _Samples.of(features_ND, targets_NK, groups)
+    pooled = features.mean() if isinstance(features, TokenFeatures) else features
+    samples = _Samples.of(pooled, targets_NK, groups)
     validation = _validation_slice(samples, config)
     trained, judged = samples.where(~validation), samples.where(validation)
     solve = _ridge_solver(trained)
@@ -152,8 +159,8 @@ def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: 
 class _Samples:
     """`targets_CK` are the different targets and `target_N` says which one each sample has."""
 
-    def __init__(self, features_ND: Tensor, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
-        self.features_ND = features_ND
+    def __init__(self, features: Array | TokenFeatures, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
+        self.features = features
         self.targets_CK = targets_CK
         self.target_N = target_N
         self.group_N = group_N
@@ -164,24 +171,31 @@ class _Samples:
         self._targets_of = {group: sorted(targets) for group, targets in targets_of.items()}
 
     @staticmethod
-    def of(features_ND: Array, targets_NK: Array, groups: Sequence[str]) -> _Samples:
-        if not len(features_ND) == len(targets_NK) == len(groups):
+    def of(features: Array | TokenFeatures, targets_NK: Array, groups: Sequence[str]) -> _Samples:
+        if not len(features) == len(targets_NK) == len(groups):
             raise UsageError(
-                f"{len(features_ND)} features, {len(targets_NK)} targets and {len(groups)} groups: "
+                f"{len(features)} features, {len(targets_NK)} targets and {len(groups)} groups: "
                 "expected one of each per sample"
             )
         targets_CK, target_N = np.unique(np.asarray(targets_NK, np.float32), axis=0, return_inverse=True)
         _, group_N = np.unique(np.asarray(groups), return_inverse=True)
-        features = torch.tensor(np.asarray(features_ND, np.float32))
+        if not isinstance(features, TokenFeatures):
+            features = np.asarray(features, np.float32)
         return _Samples(features, torch.from_numpy(targets_CK), torch.from_numpy(target_N), torch.from_numpy(group_N))
 
     def __len__(self) -> int:
-        return len(self.features_ND)
+        return len(self.features)
 
     def where(self, mask_N: Mask) -> _Samples:
         mask = torch.from_numpy(mask_N)
         used, target_N = torch.unique(self.target_N[mask], return_inverse=True)
-        return _Samples(self.features_ND[mask], self.targets_CK[used], target_N, self.group_N[mask])
+        rows = np.flatnonzero(mask_N)
+        chosen = self.features.take(rows) if isinstance(self.features, TokenFeatures) else self.features[rows]
+        return _Samples(chosen, self.targets_CK[used], target_N, self.group_N[mask])
+
+    @property
+    def in_dim(self) -> int:
+        return self.features.dim if isinstance(self.features, TokenFeatures) else int(self.features.shape[1])
 
     def right_targets(self, rows_B: Tensor) -> Tensor:
         """(B, C) bool: which targets occur in the group of each of these samples."""
@@ -198,10 +212,8 @@ class _Training:
         torch.manual_seed(config.seed)
         self._samples, self._config = samples, config
         self._batches = _batches(len(samples), config.batch_rows)
-        dims = {"in_dim": samples.features_ND.shape[1], "out_dim": samples.targets_CK.shape[1]}
-        self.projector = parse_config({**config.options, "kind": config.kind, **dims}).build()
-        self.projector.standardise_to(samples.features_ND)
-        self._standard_ND = self.projector.standardise(samples.features_ND)
+        self.projector = _projector_config(config, samples.in_dim, samples.targets_CK.shape[1]).build()
+        self.projector.standardise_to(samples.features)
         self._log_scale = torch.nn.Parameter(torch.tensor(-math.log(config.temperature)))
         self._optimizer = _adamw(self.projector, self._log_scale, config)
         warm_up = max(1, round(config.warm_up * steps))
@@ -225,14 +237,25 @@ class _Training:
 
     def _loss(self, rows_B: Tensor) -> Tensor:
         samples = self._samples
-        hidden_BD = functional.dropout(self._standard_ND[rows_B], self._config.feature_dropout)
-        vectors_BK = functional.normalize(self.projector.head(hidden_BD), dim=-1)
+        vectors_BK = self._vectors(rows_B)
         own_B = samples.target_N[rows_B]
         right_BC = samples.right_targets(rows_B)
         candidates = self._candidates(own_B)
         to_target = _info_nce(vectors_BK @ samples.targets_CK[candidates].T * self._scale(), right_BC[:, candidates])
         to_item = _info_nce(samples.targets_CK[own_B] @ vectors_BK.T * self._scale(), right_BC[:, own_B].T)
         return (to_target + to_item) / 2
+
+    def _vectors(self, rows_B: Tensor) -> Tensor:
+        """Vectors (B, K) with some features of each sample hidden; of tokens the same ones in all of a sample's."""
+        features, hidden = self._samples.features, self._config.feature_dropout
+        if not isinstance(features, TokenFeatures):
+            standard_BD = self.projector.standardise(torch.from_numpy(features[rows_B.numpy()]))
+            return functional.normalize(self.projector.head(functional.dropout(standard_BD, hidden)), dim=-1)
+        chosen = features.take(rows_B.numpy())
+        tokens_BTD, real_BT = map(torch.from_numpy, chosen.padded(int(chosen.lengths.max())))
+        seen_BD = functional.dropout(torch.ones(len(rows_B), features.dim), hidden)
+        hidden_BTD = self.projector.standardise(tokens_BTD) * seen_BD[:, None]
+        return functional.normalize(self.projector.head(hidden_BTD, real_BT), dim=-1)
 
     def _candidates(self, own_B: Tensor) -> Tensor:
         """All targets, or the batch's own and as many others as the config allows, drawn anew."""
@@ -244,6 +267,24 @@ class _Training:
 
     def _scale(self) -> Tensor:
         return self._log_scale.exp().clamp(max=_LARGEST_SCALE)
+
+
+def _projector_config(config: Config, in_dim: int, out_dim: int) -> ProjectorConfig:
+    return parse_config({**config.options, "kind": config.kind, "in_dim": in_dim, "out_dim": out_dim})
+
+
+def _as_taken(features: Array | TokenFeatures, config: Config) -> Array | TokenFeatures:
+    """Features as the kind takes them: tokens as they are, or their mean."""
+    width = features.dim if isinstance(features, TokenFeatures) else features.shape[1]
+    takes_tokens = isinstance(_projector_config(config, width, 1), TokenProjectorConfig)
+    if isinstance(features, TokenFeatures):
+        return features if takes_tokens else features.mean()
+    if takes_tokens:
+        raise UsageError(
+            f"projector kind '{config.kind}' takes tokens and these features are pooled: embed with "
+            "'cache: tokens' beside 'encoder' in the space file, then train again"
+        )
+    return features
 
 
 def _no_progress(_done: int, _total: int) -> None:
@@ -320,7 +361,7 @@ def _warm_up_then_cosine(step: int, warm_up: int, steps: int) -> float:
 
 def _recall(projector: Projector, judged: _Samples) -> float:
     """Mean Recall@1, 5 and 10 over both directions; right is whatever is linked."""
-    vectors = projector.project(judged.features_ND.numpy())
+    vectors = projector.project(judged.features)
     targets = judged.targets_CK.numpy()
     linked_C = dict(zip(judged.target_N.tolist(), judged.linked, strict=True))
     target_pairs = [str(linked_C[target]) for target in range(len(targets))]
@@ -347,10 +388,12 @@ def _validation_slice(samples: _Samples, config: Config) -> Mask:
 def _ridge_solver(samples: _Samples) -> Callable[[float], LinearProjector]:
     """Everything but the penalty, once."""
     targets_NK = samples.targets_CK[samples.target_N]
-    in_dim = samples.features_ND.shape[1]
+    in_dim = samples.in_dim
     projector = LinearConfig(in_dim=in_dim, out_dim=targets_NK.shape[1]).build()
-    projector.standardise_to(samples.features_ND)
-    standard_ND = projector.standardise(samples.features_ND).double()  # of mean 0, so the bias is the mean target
+    projector.standardise_to(samples.features)
+    standard_ND = projector.standardise(
+        torch.from_numpy(samples.features)
+    ).double()  # of mean 0, so the bias is the mean target
     mean_K = targets_NK.mean(dim=0)
     gram_DD = standard_ND.T @ standard_ND
     moment_DK = standard_ND.T @ (targets_NK - mean_K).double()
