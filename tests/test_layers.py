@@ -19,7 +19,7 @@ LAYERS = [
     ["objectstore"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
-    ["torch_runtime", "projector"],
+    ["torch_runtime", "projector", "features"],
     ["token_projector"],
     ["image_encoder"],
     ["source", "decode", "encode", "project"],
