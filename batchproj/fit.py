@@ -282,7 +282,7 @@ def _as_taken(features: Array | TokenFeatures, config: Config) -> Array | TokenF
     if takes_tokens:
         raise UsageError(
             f"projector kind '{config.kind}' takes tokens and these features are pooled: embed with "
-            "'cache: tokens' beside 'encoder' in the space file, then train again"
+            "'cache: tokens' beside 'encoder' in the space file (--space builtin-tokens has it), then train again"
         )
     return features
 

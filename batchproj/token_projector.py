@@ -30,7 +30,7 @@ class TokenProjectorConfig(ProjectorConfig):
     """
 
     takes: Literal["tokens"] = "tokens"
-    width: PositiveInt = 256
+    width: PositiveInt = 128
     heads: PositiveInt = 4
     layers: PositiveInt = 1
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3

