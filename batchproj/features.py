@@ -24,7 +24,7 @@ Features = Half | TokenFeatures
 def gathered(rows: Sequence[Half], dim: int, cache: Cache) -> Features:
     """Features of single segments, (D,) or (T, D) each, as one; there may be none."""
     if cache == "tokens":
-        return TokenFeatures.of([np.empty((0, dim), np.float16), *rows]).take(range(1, len(rows) + 1))
+        return TokenFeatures.of([np.empty((0, dim), np.float16), *rows])[1:]
     return np.stack(rows) if len(rows) else np.empty((0, dim), np.float16)
 
 

@@ -28,9 +28,11 @@ from batchproj.project.linear import LinearProjector
 from batchproj.projector import Projector, ProjectorConfig
 from batchproj.recall import retrieval
 from batchproj.token_features import TokenFeatures
-from batchproj.token_projector import TokenProjectorConfig
+from batchproj.token_projector import TokenProjector, TokenProjectorConfig, padded_batch
 
 Array = npt.NDArray[np.float32]
+Features = npt.NDArray[Any] | TokenFeatures
+"""(N, D) of any float type, or tokens of N segments."""
 Mask = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -104,7 +106,7 @@ def split(pair_keys: Sequence[str], content_ids: Sequence[str], test_fraction: f
 
 
 def fit(
-    features: Array | TokenFeatures,
+    features: Features,
     targets_NK: Array,
     groups: Sequence[str],
     config: Config = Config(),
@@ -118,8 +120,8 @@ def fit(
     counts steps and may jump to the end.
 
     Raises UsageError for arrays that do not match or fewer than four linked groups, SpaceError for
-    wrong projector options. A kind that takes pooled features gets the mean of tokens; tokens stay
-    as they are kept until a batch of them is padded.
+    wrong projector options. A kind that takes pooled features gets mean and standard deviation of
+    tokens; tokens stay as they are kept until a batch of them is padded.
     Source: Oord et al. 2018, arXiv:1807.03748; several positives: Miech et al. 2020 (MIL-NCE),
     arXiv:1912.06430; learned temperature, both directions: Radford et al. 2021, arXiv:2103.00020.
     """
@@ -139,15 +141,13 @@ def fit(
     return Fit(final.projector.eval(), history, length, final.temperature)
 
 
-def ridge(
-    features: Array | TokenFeatures, targets_NK: Array, groups: Sequence[str], config: Config = Config()
-) -> LinearProjector:
+def ridge(features: Features, targets_NK: Array, groups: Sequence[str], config: Config = Config()) -> LinearProjector:
     """Closed-form linear regression (N, D) -> (N, K): the baseline that training has to beat.
 
-    Tokens are pooled to their mean. Of `config` only the validation slice counts: it chooses the L2
+    Tokens are pooled to mean and standard deviation. Of `config` only the validation slice counts: it chooses the L2
     penalty; then everything is fitted.
     """
-    pooled = features.mean() if isinstance(features, TokenFeatures) else features
+    pooled = features.mean_std() if isinstance(features, TokenFeatures) else features
     samples = _Samples.of(pooled, targets_NK, groups)
     validation = _validation_slice(samples, config)
     trained, judged = samples.where(~validation), samples.where(validation)
@@ -159,7 +159,7 @@ def ridge(
 class _Samples:
     """`targets_CK` are the different targets and `target_N` says which one each sample has."""
 
-    def __init__(self, features: Array | TokenFeatures, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
+    def __init__(self, features: Features, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
         self.features = features
         self.targets_CK = targets_CK
         self.target_N = target_N
@@ -171,7 +171,7 @@ class _Samples:
         self._targets_of = {group: sorted(targets) for group, targets in targets_of.items()}
 
     @staticmethod
-    def of(features: Array | TokenFeatures, targets_NK: Array, groups: Sequence[str]) -> _Samples:
+    def of(features: Features, targets_NK: Array, groups: Sequence[str]) -> _Samples:
         if not len(features) == len(targets_NK) == len(groups):
             raise UsageError(
                 f"{len(features)} features, {len(targets_NK)} targets and {len(groups)} groups: "
@@ -189,9 +189,7 @@ class _Samples:
     def where(self, mask_N: Mask) -> _Samples:
         mask = torch.from_numpy(mask_N)
         used, target_N = torch.unique(self.target_N[mask], return_inverse=True)
-        rows = np.flatnonzero(mask_N)
-        chosen = self.features.take(rows) if isinstance(self.features, TokenFeatures) else self.features[rows]
-        return _Samples(chosen, self.targets_CK[used], target_N, self.group_N[mask])
+        return _Samples(self.features[mask_N], self.targets_CK[used], target_N, self.group_N[mask])
 
     @property
     def in_dim(self) -> int:
@@ -248,14 +246,15 @@ class _Training:
     def _vectors(self, rows_B: Tensor) -> Tensor:
         """Vectors (B, K) with some features of each sample hidden; of tokens the same ones in all of a sample's."""
         features, hidden = self._samples.features, self._config.feature_dropout
-        if not isinstance(features, TokenFeatures):
+        if not (isinstance(features, TokenFeatures) and isinstance(self.projector, TokenProjector)):
             standard_BD = self.projector.standardise(torch.from_numpy(features[rows_B.numpy()]))
             return functional.normalize(self.projector.head(functional.dropout(standard_BD, hidden)), dim=-1)
-        chosen = features.take(rows_B.numpy())
-        tokens_BTD, real_BT = map(torch.from_numpy, chosen.padded(int(chosen.lengths.max())))
+        chosen = features[rows_B.numpy()]
+        tokens_BTD, real_BT, summary_BE = padded_batch(chosen, int(chosen.lengths.max()))
         seen_BD = functional.dropout(torch.ones(len(rows_B), features.dim), hidden)
-        hidden_BTD = self.projector.standardise(tokens_BTD) * seen_BD[:, None]
-        return functional.normalize(self.projector.head(hidden_BTD, real_BT), dim=-1)
+        tokens_BTD = self.projector.standardise(tokens_BTD) * seen_BD[:, None]
+        summary_BE = functional.dropout(self.projector.standardise_summary(summary_BE), hidden)
+        return functional.normalize(self.projector.head(tokens_BTD, real_BT, summary_BE), dim=-1)
 
     def _candidates(self, own_B: Tensor) -> Tensor:
         """All targets, or the batch's own and as many others as the config allows, drawn anew."""
@@ -273,12 +272,12 @@ def _projector_config(config: Config, in_dim: int, out_dim: int) -> ProjectorCon
     return parse_config({**config.options, "kind": config.kind, "in_dim": in_dim, "out_dim": out_dim})
 
 
-def _as_taken(features: Array | TokenFeatures, config: Config) -> Array | TokenFeatures:
-    """Features as the kind takes them: tokens as they are, or their mean."""
+def _as_taken(features: Features, config: Config) -> Features:
+    """Features as the kind takes them: tokens as they are, or their mean and standard deviation."""
     width = features.dim if isinstance(features, TokenFeatures) else features.shape[1]
     takes_tokens = isinstance(_projector_config(config, width, 1), TokenProjectorConfig)
     if isinstance(features, TokenFeatures):
-        return features if takes_tokens else features.mean()
+        return features if takes_tokens else features.mean_std()
     if takes_tokens:
         raise UsageError(
             f"projector kind '{config.kind}' takes tokens and these features are pooled: embed with "
@@ -391,9 +390,8 @@ def _ridge_solver(samples: _Samples) -> Callable[[float], LinearProjector]:
     in_dim = samples.in_dim
     projector = LinearConfig(in_dim=in_dim, out_dim=targets_NK.shape[1]).build()
     projector.standardise_to(samples.features)
-    standard_ND = projector.standardise(
-        torch.from_numpy(samples.features)
-    ).double()  # of mean 0, so the bias is the mean target
+    # of mean 0, so the bias is the mean target
+    standard_ND = projector.standardise(torch.tensor(samples.features)).double()
     mean_K = targets_NK.mean(dim=0)
     gram_DD = standard_ND.T @ standard_ND
     moment_DK = standard_ND.T @ (targets_NK - mean_K).double()

@@ -55,8 +55,8 @@ class Projector(torch.nn.Module):
         self.register_buffer("mean", torch.zeros(config.in_dim))
         self.register_buffer("scale", torch.ones(config.in_dim))
 
-    def forward(self, features: Tensor, *masks: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(self.head(self.standardise(features), *masks), dim=-1)
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(self.head(self.standardise(*features)), dim=-1)
 
     def standardise(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.scale

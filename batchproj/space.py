@@ -48,9 +48,10 @@ class ProjectorFile(BaseModel):
 class MemberFile(BaseModel):
     """One modality of a space file; `encoder` is checked by the encoder's own `Config`.
 
-    cache: keep the encoder's tokens as features, for projectors that take them. Kinds that take
-    pooled features get the tokens' mean then, added in float32 from the float16 of the cache (mean
-    and standard deviation, if trained on twice as many dims); so one cache serves every kind.
+    cache: keep the encoder's tokens as features, for projectors that take them. A kind that takes
+    pooled features gets mean and standard deviation of the tokens then, added in float32 from the
+    float16 of the cache, or the mean alone if it was trained on as many dims as a token has; so one
+    cache serves every kind.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -40,21 +40,20 @@ class TokenFeatures:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, row: int) -> npt.NDArray[Any]:
-        """The tokens (T, D) of one segment."""
-        return self.values[self.starts[row] : self.starts[row] + self.lengths[row]]
+    def __getitem__(self, rows: slice | Sequence[int] | Indices | npt.NDArray[np.bool_]) -> TokenFeatures:
+        """Some of the segments, chosen as the rows of an array are."""
+        chosen = rows if isinstance(rows, slice) else np.asarray(rows)
+        if not isinstance(chosen, slice) and chosen.dtype != np.bool_:
+            chosen = chosen.astype(np.int64)  # numpy takes [] for floats
+        return TokenFeatures(self.values, self.starts[chosen], self.lengths[chosen])
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        return (self[row] for row in range(len(self)))
+        """The tokens (T, D) of each segment."""
+        return (self.values[start : start + length] for start, length in zip(self.starts, self.lengths, strict=True))
 
     @property
     def dim(self) -> int:
         return int(self.values.shape[1])
-
-    def take(self, rows: npt.ArrayLike) -> TokenFeatures:
-        """The segments of these numbers, in this order."""
-        chosen = np.asarray(rows, np.int64)
-        return TokenFeatures(self.values, self.starts[chosen], self.lengths[chosen])
 
     def padded(self, length: int) -> tuple[Array, npt.NDArray[np.bool_]]:
         """Tokens (N, length, D) float32 filled up with zeros, and which are real (N, length)."""

@@ -1,6 +1,7 @@
 """What projectors over tokens share: padded batches that do not show, and a linear path beside the attention.
 
-N segments, B segments of a batch, T tokens, D encoder dim, W width inside, Q query tokens, K dim of the space.
+N segments, B segments of a batch, T tokens, D encoder dim, E = 2 D, W width inside, Q query tokens,
+K dim of the space. A segment's summary (E,) is mean and standard deviation of its tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _CHUNK_TOKENS = 1024
 class TokenProjectorConfig(ProjectorConfig):
     """width: inside the attention, a multiple of 2 * heads. layers: of attention, one after another.
 
-    dropout: share of units left out in training. skip: add a linear map of the tokens' mean to the output.
+    dropout: share of units left out in training. skip: add a linear map of the summary to the output.
     """
 
     takes: Literal["tokens"] = "tokens"
@@ -54,32 +55,33 @@ class TokenProjector(Projector):
     """
 
     config: TokenProjectorConfig
-    spread: Tensor
-    """Standard deviation of the standardised tokens' means (D,): smaller than that of the tokens."""
+    summary_mean: Tensor
+    summary_scale: Tensor
 
     def __init__(self, config: TokenProjectorConfig) -> None:
         super().__init__(config)
         self._place_shows: dict[tuple[object, ...], bool] = {}
-        self.register_buffer("spread", torch.ones(config.in_dim))
+        self.register_buffer("summary_mean", torch.zeros(2 * config.in_dim))
+        self.register_buffer("summary_scale", torch.ones(2 * config.in_dim))
         self.enter = torch.nn.Linear(config.in_dim, config.width)
         self.norm = torch.nn.LayerNorm(config.width)
         self.out = torch.nn.Linear(config.width, config.out_dim)
         if config.skip:
             torch.nn.init.zeros_(self.out.weight)
             torch.nn.init.zeros_(self.out.bias)
-        self.skip = torch.nn.Linear(config.in_dim, config.out_dim, bias=False) if config.skip else None
+        self.skip = torch.nn.Linear(2 * config.in_dim, config.out_dim, bias=False) if config.skip else None
 
     def attend(self, states_BTW: Tensor, real_BT: Tensor) -> Tensor:
         """Token states with their positions (B, T, W), and which are real (B, T) -> query states (B, Q, W)."""
         raise NotImplementedError(self.config.kind)
 
-    def head(self, standard_BTD: Tensor, real_BT: Tensor) -> Tensor:
-        """Standardised tokens (B, T, D), and which are real (B, T) -> (B, K), of any length."""
-        return self.queries(standard_BTD, real_BT).mean(dim=1)
+    def head(self, standard_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor) -> Tensor:
+        """Standardised tokens, which of them are real, and standardised summaries -> (B, K), of any length."""
+        return self.queries(standard_BTD, real_BT, summary_BE).mean(dim=1)
 
-    def queries(self, standard_BTD: Tensor, real_BT: Tensor) -> Tensor:
+    def queries(self, standard_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor) -> Tensor:
         """As `head`, before the mean over the query tokens: (B, Q, K)."""
-        return self.answer(self.attend(self.states(standard_BTD, real_BT), real_BT), standard_BTD, real_BT)
+        return self.answer(self.attend(self.states(standard_BTD, real_BT), real_BT), summary_BE)
 
     def states(self, standard_BTD: Tensor, real_BT: Tensor) -> Tensor:
         """What is attended to: the tokens with their positions (B, T, W)."""
@@ -87,22 +89,32 @@ class TokenProjector(Projector):
         states_BTW: Tensor = self.enter(real_BTD) + sinusoids(real_BTD.shape[1], self.config.width)
         return states_BTW
 
-    def answer(self, attended_BQW: Tensor, standard_BTD: Tensor, real_BT: Tensor) -> Tensor:
+    def answer(self, attended_BQW: Tensor, summary_BE: Tensor) -> Tensor:
         """Query states in the space's dims (B, Q, K), the linear path added to each."""
         answer_BQK: Tensor = self.out(self.norm(attended_BQW))
         if self.skip is None:
             return answer_BQK
-        real_BTD = standard_BTD * real_BT[:, :, None]
-        mean_BD = real_BTD.sum(dim=1) / real_BT.sum(dim=1, keepdim=True) / self.spread
-        linear_BK: Tensor = self.skip(mean_BD)
+        linear_BK: Tensor = self.skip(summary_BE)
         return answer_BQK + linear_BK[:, None]
 
+    def forward(self, *batch: Tensor) -> Tensor:
+        """A `padded_batch` -> (B, K) of unit L2 norm."""
+        return torch.nn.functional.normalize(self.standard_queries(*batch).mean(dim=1), dim=-1)
+
+    def standard_queries(self, tokens_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor) -> Tensor:
+        """As `queries`, of tokens and summaries that are still to be standardised."""
+        return self.queries(self.standardise(tokens_BTD), real_BT, self.standardise_summary(summary_BE))
+
+    def standardise_summary(self, summary_BE: Tensor) -> Tensor:
+        return (summary_BE - self.summary_mean) / self.summary_scale
+
     def standardise_to(self, features: npt.ArrayLike | TokenFeatures) -> None:
-        """Take mean and spread of these tokens, and the spread of their means, as those of all input from now on."""
+        """Take mean and spread of these tokens, and of their summaries, as those of all input from now on."""
         tokens = self.checked(features)
         self.take_moments(*_moments(tokens))
-        means_ND = self.standardise(torch.from_numpy(tokens.mean()))
-        self.spread.copy_(divisor(means_ND.std(dim=0, correction=0)))
+        summaries_NE = torch.from_numpy(tokens.mean_std())
+        self.summary_mean.copy_(summaries_NE.mean(dim=0))
+        self.summary_scale.copy_(divisor(summaries_NE.std(dim=0, correction=0)))
 
     @torch.inference_mode()
     def project(self, features: npt.ArrayLike | TokenFeatures) -> Array:
@@ -115,7 +127,7 @@ class TokenProjector(Projector):
     @torch.inference_mode()
     def query_tokens(self, features: TokenFeatures) -> Array:
         """Tokens of N segments -> (N, Q, K) float32, whose mean, normalised, is the vector; as input for an LLM."""
-        return self.run(lambda tokens, real: self.queries(self.standardise(tokens), real), self.checked(features))
+        return self.run(self.standard_queries, self.checked(features))
 
     def checked(self, features: npt.ArrayLike | TokenFeatures, dim: int | None = None) -> TokenFeatures:
         """These features, if they are tokens of `dim` dims (None: those trained on); SpaceError if not."""
@@ -132,7 +144,7 @@ class TokenProjector(Projector):
         return features
 
     def run(self, forward: Callable[..., Tensor], *inputs: TokenFeatures) -> Array:
-        """`forward` on padded batches of `inputs` (tokens and mask of each), so that each row depends on itself alone.
+        """`forward` on padded batches of `inputs` (`padded_batch` of each), so that each row depends on itself alone.
 
         Rows are padded to a length that follows from their own, and batches of equal lengths have
         equally many rows, the last one filled up: see `fixed_shapes`. Outputs (N, ...) in order.
@@ -147,7 +159,7 @@ class TokenProjector(Projector):
             for start in range(0, len(rows), size):
                 chosen = rows[start : start + size]
                 filled = [chosen[place % len(chosen)] for place in range(size)]
-                batch = [each.take(filled) for each in inputs]
+                batch = [each[filled] for each in inputs]
                 outputs |= dict(zip(chosen, _forward(forward, batch, padded), strict=False))
         if not outputs:
             return self.run(forward, *(_probe(each.dim, (1,)) for each in inputs))[:0]
@@ -169,9 +181,15 @@ class TokenProjector(Projector):
         return 1 if self._place_shows[key] else rows
 
 
+def padded_batch(tokens: TokenFeatures, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, length, D), which of them are real (B, length), and summaries (B, E)."""
+    tokens_BTD, real_BT = tokens.padded(length)
+    return torch.from_numpy(tokens_BTD), torch.from_numpy(real_BT), torch.from_numpy(tokens.mean_std())
+
+
 def _forward(forward: Callable[..., Tensor], batch: Sequence[TokenFeatures], padded: tuple[int, ...]) -> Array:
-    arrays = [array for each, length in zip(batch, padded, strict=True) for array in each.padded(length)]
-    output: Array = forward(*map(torch.from_numpy, arrays)).numpy()
+    tensors = [tensor for each, length in zip(batch, padded, strict=True) for tensor in padded_batch(each, length)]
+    output: Array = forward(*tensors).numpy()
     return output
 
 

@@ -17,7 +17,7 @@ from batchproj import fit as fitting
 from batchproj.collection import layout
 from batchproj.collection.cache import live_features
 from batchproj.errors import UsageError
-from batchproj.features import from_column
+from batchproj.features import Features, from_column
 from batchproj.objectstore import Folder
 from batchproj.pairs import held_out_pairs, matrix, paired_rows
 from batchproj.projector import Projector
@@ -25,7 +25,6 @@ from batchproj.recall import retrieval
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import ProjectorFile, Space, Split, open_space
-from batchproj.token_features import TokenFeatures
 
 Array = npt.NDArray[np.float32]
 
@@ -42,16 +41,16 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class Samples:
-    """Features (N, D) or tokens of items with the vector (N, K) of a caption of their pair, and the pair keys."""
+    """Features of items (`features.Features`) with the vector (N, K) of a caption of their pair, and the pair keys."""
 
-    features: Array | TokenFeatures
+    features: Features
     targets: Array
     pairs: list[str]
 
     def where(self, mask: npt.NDArray[np.bool_]) -> Samples:
-        rows = np.flatnonzero(mask)
-        features = self.features.take(rows) if isinstance(self.features, TokenFeatures) else self.features[rows]
-        return Samples(features, self.targets[rows], [self.pairs[row] for row in rows])
+        return Samples(
+            self.features[mask], self.targets[mask], [p for p, kept in zip(self.pairs, mask, strict=True) if kept]
+        )
 
 
 def train(uri: str, out: str, options: TrainOptions, watch: Callable[[str, int, int], None]) -> dict[str, Any]:
@@ -106,10 +105,9 @@ def _samples(collection: Collection, rows: pa.Table, modality: Modality) -> Samp
     ]
     if cached is None or not links:
         return None
-    features, numbers = from_column(cached["feature"]), [number for number, _, _ in links]
-    chosen = features.take(numbers) if isinstance(features, TokenFeatures) else features[numbers].astype(np.float32)
+    features = from_column(cached["feature"])[[number for number, _, _ in links]]
     targets = matrix(texts["vector"])[[caption for _, caption, _ in links]]
-    return Samples(chosen, targets, [pair for _, _, pair in links])
+    return Samples(features, targets, [pair for _, _, pair in links])
 
 
 def _train_one(

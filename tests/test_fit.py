@@ -109,7 +109,7 @@ ON_TOKENS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", ["transformer", "cross_attention"])
-def test_finds_by_the_order_of_tokens_what_their_mean_cannot_tell(kind: str) -> None:
+def test_finds_by_the_order_of_tokens_what_mean_and_spread_cannot_tell(kind: str) -> None:
     fitted = fit(*told_by_order(300), Config(kind=kind, **ON_TOKENS))
     tokens, targets, names = told_by_order(100, seed=7)
     found = retrieval(targets, names, fitted.projector.project(tokens), names)["r@10"]
@@ -127,12 +127,12 @@ def test_same_seed_same_bits_on_tokens(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
-def test_pooled_kinds_get_the_mean_of_tokens(kind: str) -> None:
+def test_pooled_kinds_get_mean_and_spread_of_tokens(kind: str) -> None:
     tokens, targets, names = told_by_order(60)
     config = Config(kind=kind, epochs=2)
     assert (
         fit(tokens, targets, names, config).projector.to_bytes()
-        == fit(tokens.mean(), targets, names, config).projector.to_bytes()
+        == fit(tokens.mean_std(), targets, names, config).projector.to_bytes()
     )
 
 

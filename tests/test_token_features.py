@@ -17,15 +17,18 @@ def tokens() -> TokenFeatures:
 
 def test_segments_come_back_one_by_one_and_in_any_order(tokens: TokenFeatures) -> None:
     assert (len(tokens), tokens.dim, tokens.lengths.tolist()) == (3, 2, [2, 1, 3])
-    assert tokens[1].tolist() == [[4, 5]]
-    chosen = tokens.take([2, 0, 2])
-    assert [each.tolist() for each in chosen] == [tokens[2].tolist(), tokens[0].tolist(), tokens[2].tolist()]
+    first, second, third = (each.tolist() for each in tokens)
+    assert second == [[4, 5]]
+    chosen = tokens[[2, 0, 2]]
+    assert [each.tolist() for each in chosen] == [third, first, third]
+    assert [each.tolist() for each in tokens[np.array([True, False, True])]] == [first, third]
+    assert [each.tolist() for each in tokens[1:]] == [second, third]
     assert chosen.values is tokens.values  # nothing is copied
-    assert len(tokens.take([])) == 0
+    assert len(tokens[[]]) == 0
 
 
 def test_padding_is_zero_and_not_real(tokens: TokenFeatures) -> None:
-    padded, real = tokens.take([1, 0]).padded(3)
+    padded, real = tokens[[1, 0]].padded(3)
     assert padded.dtype == np.float32
     assert padded.tolist() == [[[4, 5], [0, 0], [0, 0]], [[0, 1], [2, 3], [0, 0]]]
     assert real.tolist() == [[True, False, False], [True, True, False]]

@@ -44,7 +44,7 @@ class Header:
 
     @property
     def takes(self) -> str:
-        """ "tokens" or "pooled", which are features as well as the mean of tokens."""
+        """What it projects: `tokens`, or `pooled` features."""
         return str(self.config.get("takes", "pooled"))
 
     @property

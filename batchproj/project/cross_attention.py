@@ -59,12 +59,19 @@ class CrossAttentionProjector(TokenProjector):
         with torch.inference_mode():
             return self.run(self.cross_forward, asked, self.checked(features))
 
-    def cross_forward(self, queries_BQE: Tensor, asked_BQ: Tensor, tokens_BTD: Tensor, real_BT: Tensor) -> Tensor:
-        """Queries (B, Q, E) and tokens (B, T, D), with what is real of each -> (B, K) of unit L2 norm."""
-        standard_BTD = self.standardise(tokens_BTD)
-        entered_BQW = self.enter_queries(queries_BQE)
-        attended_BQW = self._resample(entered_BQW, asked_BQ, self.states(standard_BTD, real_BT), real_BT)
-        answers_BQK = self.answer(attended_BQW, standard_BTD, real_BT) * asked_BQ[:, :, None]
+    def cross_forward(
+        self,
+        queries_BQE: Tensor,
+        asked_BQ: Tensor,
+        _asked_summary: Tensor,
+        tokens_BTD: Tensor,
+        real_BT: Tensor,
+        summary_BE: Tensor,
+    ) -> Tensor:
+        """`padded_batch` of the queries, then that of the tokens -> (B, K) of unit L2 norm."""
+        states_BTW = self.states(self.standardise(tokens_BTD), real_BT)
+        attended_BQW = self._resample(self.enter_queries(queries_BQE), asked_BQ, states_BTW, real_BT)
+        answers_BQK = self.answer(attended_BQW, self.standardise_summary(summary_BE)) * asked_BQ[:, :, None]
         return torch.nn.functional.normalize(answers_BQK.sum(dim=1), dim=-1)
 
     def _resample(self, queries_BQW: Tensor, asked_BQ: Tensor, states_BTW: Tensor, real_BT: Tensor) -> Tensor:
