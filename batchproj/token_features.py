@@ -76,8 +76,9 @@ class TokenFeatures:
 
     def _each(self, pool: Callable[[npt.NDArray[Any]], Array], width: int) -> Array:
         pooled = np.empty((len(self), width), np.float32)
-        for row, tokens_TD in enumerate(self):
-            pooled[row] = pool(tokens_TD)
+        with np.errstate(invalid="ignore"):  # infinite tokens give NaN, which is found where it matters
+            for row, tokens_TD in enumerate(self):
+                pooled[row] = pool(tokens_TD)
         return pooled
 
 

@@ -132,9 +132,10 @@ def test_query_tokens_have_the_vector_as_their_mean(name: str) -> None:
 
 
 @every_kind
-def test_nan_stays_in_its_row(name: str) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_in_its_row(name: str, value: float) -> None:
     broken = tokens(*LENGTHS)
-    broken.values[broken.starts[2], 0] = np.nan
+    broken.values[broken.starts[2], 0] = value
     vectors = BUILT[name].project(broken)
     assert np.flatnonzero(np.isnan(vectors).any(axis=1)).tolist() == [2]
     np.testing.assert_array_equal(np.delete(vectors, 2, axis=0), np.delete(WHOLE[name], 2, axis=0))
