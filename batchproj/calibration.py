@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from batchproj.collection import layout
-from batchproj.collection.unit import Task, Unit, parquet_bytes, read_parquet
+from batchproj.collection.cache import read_features
+from batchproj.collection.unit import Task, Unit, parquet_bytes
 from batchproj.errors import ItemFault
 from batchproj.objectstore import Folder, read_pinned
 from batchproj.pipeline import pool_size
@@ -137,10 +137,10 @@ class Calibrator:
 
         member = self._space.members[modality]
         begun = time.monotonic()
-        cached = read_parquet(folder.read(layout.features(member.feature_fp, file)))
-        items = set(cached["item"].to_pylist())
-        project_unit(_unit("project", modality, len(items)), member, items, cached)
-        return (time.monotonic() - begun) / len(items)
+        cached = read_features(folder, member.feature_fp, file)
+        pair_of = dict(zip(cached["item"].to_pylist(), cached["pair"].to_pylist(), strict=True))
+        project_unit(_unit("project", modality, len(pair_of)), member, pair_of, cached)
+        return (time.monotonic() - begun) / len(pair_of)
 
 
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

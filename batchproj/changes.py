@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from batchproj.collection import layout
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot
 from batchproj.errors import SourceError, UsageError
+from batchproj.index import VectorTable
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
 from batchproj.source.objects import list_items
@@ -52,11 +54,25 @@ def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say:
     if not listed and live is None:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
     if live is not None:
-        local = plan.scratch / "live.parquet"
-        folder.download(layout.manifest(live.run), local)
-        plan.load_manifest(local)
+        plan.load_manifest(_manifest(plan, folder, live.run))
+        for run in VectorTable(folder).runs():
+            if run > live.run:
+                plan.load_later(_manifest(plan, folder, run))
     plan.forget(folder.names(layout.FORGOTTEN))
     return plan.decide(live.limits if live else None)
+
+
+def compare_with_itself(plan: Plan, folder: Folder, live: Snapshot, without: str | None = None) -> Counts:
+    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done."""
+    plan.load_manifest(_manifest(plan, folder, live.run))
+    plan.list_manifest(without)
+    return plan.decide(live.limits, retry=False)
+
+
+def _manifest(plan: Plan, folder: Folder, run: str) -> Path:
+    local = plan.scratch / f"{run}.parquet"
+    folder.download(layout.manifest(run), local)
+    return local
 
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:

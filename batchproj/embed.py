@@ -25,7 +25,7 @@ from itertools import chain, islice
 import pyarrow as pa
 
 from batchproj import retry
-from batchproj.changes import check_places, compare, fingerprints_of, mass_delete
+from batchproj.changes import check_places, compare, compare_with_itself, fingerprints_of, mass_delete
 from batchproj.collection import commit, layout, ledger
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
@@ -76,7 +76,8 @@ class Options:
     """How a run may go about it; none of it changes a vector.
 
     `redo` names damaged parts and files of features, as in the collection, whose items are done again;
-    `rebuild` writes the table anew from the parts.
+    `rebuild` writes the table anew from the parts. With either the run is a repair, which does nothing
+    else: the source is not listed.
     """
 
     recipe: Recipe = Recipe()  # noqa: RUF009 - frozen
@@ -85,6 +86,10 @@ class Options:
     verbose: bool = False
     redo: tuple[str, ...] = ()
     rebuild: bool = False
+
+    @property
+    def is_repair(self) -> bool:
+        return self.rebuild or bool(self.redo)
 
 
 @dataclass(frozen=True)
@@ -115,13 +120,16 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     check_places(source, folder)
     refuse_if_held(folder, watch.step)
     live = live_snapshot(folder)
-    if unsettled(folder, live):
+    if unsettled(folder, live.run if live else None):
         with writing(folder, "embed", watch.step, options.single_writer):
             live = live_snapshot(folder)
     fingerprints = fingerprints_of(space)
     with Plan(fingerprints, options.recipe.limits) as plan:
         plan.redo(list(options.redo))
-        counts = compare(plan, source, folder, live, watch.step)
+        if live is not None and options.is_repair:
+            counts = compare_with_itself(plan, folder, live)
+        else:
+            counts = compare(plan, source, folder, live, watch.step)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:
@@ -167,6 +175,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     entry = _begin(run)
     run.lease.working_on = run.target.run
     receipts, restarts = _execute(run, watch, options.verbose)
+    retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
     _check_readable(run, receipts)
@@ -256,6 +265,7 @@ def _execute(run: _Run, watch: Watch, verbose: bool) -> tuple[list[Receipt], int
                 teller = _Teller(watch)
                 for receipt in run_units(job, todo, teller):
                     run.lease.check()
+                    retry.check_abandoned()
                     done.append(receipt)
                 replaced += teller.replaced
             commit.record(run.plan, job.folder, done)

@@ -7,7 +7,7 @@ runs in threads a little ahead of the model; a faulty item becomes an outcome ro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchproj.collection.cache import chosen
 from batchproj.collection.unit import Unit
 from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
@@ -266,10 +267,9 @@ def _spans(decoded: _Decoded) -> list[tuple[float | None, float | None, str | No
     return list(zip(*columns, strict=True))
 
 
-def project_unit(unit: Unit, member: Member, items: Iterable[str], cached: pa.Table) -> Output:
-    """Project a file of cached features again, only the rows of `items`; nothing is encoded."""
-    wanted = pa.array(sorted(items), pa.string())
-    features = cached.filter(pc.is_in(cached["item"], wanted))
+def project_unit(unit: Unit, member: Member, pair_of: Mapping[str, str | None], cached: pa.Table) -> Output:
+    """Project a file of cached features again, only the rows of the items in `pair_of`; nothing is encoded."""
+    features = chosen(cached, pair_of)
     values = from_column(features["feature"])
     vectors = to_vectors(values, member.load_projector())
     if len(vectors) and (problem := vector_problem(values, vectors)) is not None:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from batchproj.changes import compare_with_itself
 from batchproj.collection import commit, layout, ledger
 from batchproj.collection.lease import Lease
 from batchproj.collection.ledger import Entry
@@ -101,24 +102,14 @@ def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
 def _commit_without(folder: Folder, lease: Lease, live: Snapshot, item: str, held_by: set[str], say: Say) -> Snapshot:
     """Make a run live that is the live one but for the item; the source is not looked at."""
     with Plan(live.fingerprints, live.limits) as plan:
-        local = plan.scratch / "live.parquet"
-        folder.download(layout.manifest(live.run), local)
-        plan.load_manifest(local)
+        counts = compare_with_itself(plan, folder, live, without=item)
         features = _features_without(plan, folder, live, item, held_by)
-        plan.db.execute(
-            "INSERT INTO listing BY NAME "
-            "SELECT item, uri, key, pair, size, source_version FROM manifest WHERE item <> ?",
-            [item],
-        )
-        counts = plan.decide(live.limits)
-        # what a run over the source would try again stays in quarantine
-        plan.db.execute("UPDATE plan SET action = 'quarantined' WHERE action = 'retry'")
         entry = Entry(
             run=next_run(folder, lease),
             items=counts.listed,
             unchanged=counts.unchanged,
             deleted=counts.deleted,
-            quarantined=counts.quarantined + counts.retry,
+            quarantined=counts.quarantined,
             state="running",
             parent=live.run,
             source=live.source,
@@ -176,6 +167,7 @@ def _features_without(plan: Plan, folder: Folder, live: Snapshot, item: str, hel
         new = hashlib.sha256(json.dumps([file.name, item]).encode()).hexdigest()[:32]
         files.append(write_features(folder, file.fingerprint, new, rows))
         plan.db.execute("UPDATE manifest SET features = ? WHERE features = ?", [new, file.name])
+        plan.db.execute("UPDATE plan SET cached = ? WHERE cached = ?", [new, file.name])
     return files
 
 

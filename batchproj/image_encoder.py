@@ -11,7 +11,7 @@ import torch
 from batchproj.fixed_shapes import FixedShapes
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import ImageInput, blank_image
-from batchproj.torch_runtime import forward_images, pixel_batch, to_numpy
+from batchproj.torch_runtime import forward_images, pixel_batch, small_batches, to_numpy
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels (B, 3, H, W) -> features of each image."""
@@ -22,8 +22,9 @@ class ImageEncoder:
 
     def __init__(self, pooled: Forward, tokens: Forward, wanted: ImageInput, dtype: torch.dtype) -> None:
         self._input, self._dtype = wanted, dtype
-        self._pooled: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(pooled, segments))
-        self._tokens: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(tokens, segments))
+        small = small_batches(dtype)
+        self._pooled: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(pooled, segments), small)
+        self._tokens: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(tokens, segments), small)
         self.spec: Spec = wanted.spec
 
     def encode(self, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:

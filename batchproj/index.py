@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import ValidationError
 
 from batchproj.collection import layout
 from batchproj.collection.commit import Changes
@@ -37,6 +38,7 @@ KEEP_VERSIONS = datetime.timedelta(days=36_500)
 _NETWORK = re.compile(
     r"(?i)timed? ?out|connection|connect error|error sending request|503|slow ?down|dns|credential|expired ?token"
 )
+_DISK_FULL = re.compile(r"(?i)no space left|disk quota exceeded")
 
 REBUILD_SHARE = 0.5
 """When more of the live rows than this go, writing all parts anew is cheaper than deleting."""
@@ -285,10 +287,12 @@ def _upkeep(table: Any, settings: Index) -> None:
 
 @contextmanager
 def lance_faults(uri: str) -> Iterator[None]:
-    """Network faults of Lance's own S3 client as TryLater: nothing is visible yet, a rerun is safe."""
+    """A full disk and network faults of Lance's own S3 client as TryLater: nothing shows yet, a rerun is safe."""
     try:
         yield
     except (OSError, RuntimeError) as error:
+        if _DISK_FULL.search(str(error)):
+            raise TryLater(f"no space left under {uri}; make room and run the same command again") from error
         if not _NETWORK.search(str(error)):
             raise
         raise TryLater(f"storage is away: {uri} ({str(error)[:120]}); run the same command again") from error
@@ -308,10 +312,30 @@ def connect(folder: Folder) -> Any:
 
 def open_live(folder: Folder) -> tuple[Any, Snapshot] | None:
     """The table at its live version and the snapshot behind it; None before the first run."""
+    if (found := _live_table(folder)) is None:
+        return None
+    table, run = found
+    try:
+        return table, read_snapshot(folder, run)
+    except (FileNotFoundError, ValidationError) as error:
+        what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
+        raise CollectionError(
+            f"{layout.snapshot(run)} of {folder.uri} is {what}; go back with: batchproj rollback {folder.uri}, "
+            "or embed into a new collection"
+        ) from error
+
+
+def _live_table(folder: Folder) -> tuple[Any, str] | None:
+    """The table at its live version and the name of the run that made it; None before the first run."""
     if not folder.exists(f"{layout.TABLE}.lance"):  # first: connecting would make the folder
         return None
     with lance_faults(folder.uri):
-        table = connect(folder).open_table(layout.TABLE)
+        try:
+            table = connect(folder).open_table(layout.TABLE)
+        except ValueError as error:
+            if "was not found" not in str(error):
+                raise
+            return None  # a first write that was cut off has left the folder
         tags = table.tags.list()
         if layout.LIVE not in tags:
             return None
@@ -323,7 +347,13 @@ def open_live(folder: Folder) -> tuple[Any, Snapshot] | None:
         raise CollectionError(
             f"{folder.uri}: no run is tagged for the live version {version}; run: batchproj verify --repair"
         )
-    return table, read_snapshot(folder, max(runs))
+    return table, max(runs)
+
+
+def live_run(folder: Folder) -> str | None:
+    """The run readers see, even if its snapshot is damaged; None before the first run."""
+    found = _live_table(folder)
+    return found[1] if found else None
 
 
 def live_snapshot(folder: Folder) -> Snapshot | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import os
 import signal
 import struct
@@ -26,15 +27,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batchproj import retry
-from batchproj.collection import layout
-from batchproj.collection.cache import known_features
+from batchproj.collection.cache import known_features, read_features
 from batchproj.collection.unit import (
     Receipt,
     Task,
     Unit,
     finish,
     read_inputs,
-    read_parquet,
     read_receipt,
     write_features,
     write_part,
@@ -139,8 +138,7 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
     # it may be killed like any worker: then the counts begin anew, nothing else depends on it
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     groups = _by_pool(job, units)
-    cpus = (cluster_cpus() - CPU_HEADROOM) / len(groups)
-    branches = [_branch(job, pool, group, desk, cpus) for pool, group in groups.items()]
+    branches = [_branch(job, pool, group, desk, len(groups)) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
         with _polling(desk, on_news):
@@ -159,8 +157,8 @@ def _by_pool(job: Job, units: list[Unit]) -> dict[tuple[Task, Modality | None], 
     return groups
 
 
-def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], desk: Any, cpus: float) -> Any:
-    """The stages of one pool as a lazy dataset; `cpus` is the pool's share of the cluster's."""
+def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], desk: Any, pools: int) -> Any:
+    """The stages of one of so many pools as a lazy dataset."""
     import ray
 
     task, modality = pool
@@ -179,7 +177,7 @@ def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], des
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ray.data.ActorPoolStrategy(size=size),
-        num_cpus=max(0.01, round(cpus / workers - 0.005, 2)),
+        num_cpus=reserved_cpus(_node_cpus(), pools * workers),
         num_gpus=settings.gpus or None,
     )
     return embedded.map_batches(
@@ -198,10 +196,27 @@ def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
     return workers, threads
 
 
+def reserved_cpus(nodes: list[float], workers: int) -> float:
+    """Logical CPUs that each of so many workers holds on nodes of so many CPUs.
+
+    Together they fit on what is left when the largest node is lost, and each fits on the smallest
+    beside the tasks that read and write: a worker that no node can take would be waited for for ever.
+    """
+    left = sum(nodes) - (max(nodes) if len(nodes) > 1 else 0)
+    share = min((left - CPU_HEADROOM) / workers, min(nodes) - CPU_HEADROOM)
+    return max(0.01, math.floor(share * 100) / 100)
+
+
 def cluster_cpus() -> int:
+    return max(1, int(sum(_node_cpus())))
+
+
+def _node_cpus() -> list[float]:
+    """Logical CPUs of every node that may run work: a head node often offers none."""
     import ray
 
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    offered = (node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"])
+    return [cpus for cpus in offered if cpus >= 1] or [1.0]
 
 
 @contextlib.contextmanager
@@ -302,7 +317,7 @@ class _Reader:
             assert unit.modality is not None, unit
             assert unit.cached is not None, unit
             fingerprint = self._job.members[unit.modality].feature_fp
-            cached = read_parquet(self._job.folder.read(layout.features(fingerprint, unit.cached)))
+            cached = read_features(self._job.folder, fingerprint, unit.cached)
             return _row(unit, [inputs, cached])
         items = self._with_bytes(inputs)
         known = self._known(unit, items)
@@ -387,7 +402,9 @@ class _EmbedActor:
         from batchproj.embedding import project_unit
 
         assert self._member is not None, "features are cached only where there is an encoder"
-        output = project_unit(unit, self._member, tables[0]["item"].to_pylist(), tables[1])
+        inputs, cached = tables
+        pair_of = dict(zip(inputs["item"].to_pylist(), inputs["pair"].to_pylist(), strict=True))
+        output = project_unit(unit, self._member, pair_of, cached)
         self._report(unit, unit.items)
         return output
 

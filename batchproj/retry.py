@@ -84,6 +84,12 @@ def abandon() -> None:
     _abandoned.set()
 
 
+def check_abandoned() -> None:
+    """Raises TryLater once the process is to end: for long loops, since libraries may drop the signal's exception."""
+    if _abandoned.is_set():
+        raise TryLater("stopped; run the same command again")
+
+
 def patience_s() -> float:
     """The budget, for clients that retry by themselves."""
     return _budget_s

@@ -18,10 +18,9 @@ from batchproj.collection import ledger
 from batchproj.collection.layout import STORE
 from batchproj.collection.lease import Kind, Lease, acquire, head
 from batchproj.collection.ledger import Entry
-from batchproj.collection.snapshot import Snapshot
 from batchproj.errors import CollectionError, UsageError
 from batchproj.failpoint import failpoint
-from batchproj.index import VectorTable, live_snapshot
+from batchproj.index import VectorTable, live_run
 from batchproj.objectstore import Folder
 
 Say = Callable[[str], None]
@@ -56,8 +55,7 @@ def settle(folder: Folder, lease: Lease) -> None:
     """Finish what a writer that died had committed: point readers to it, close its ledger entry."""
     if lease.run is None or lease.version is None:
         return
-    live = live_snapshot(folder)
-    if live is None or live.run != lease.run:
+    if live_run(folder) != lease.run:
         table = VectorTable(folder)
         table.tag(lease.run, lease.version)
         table.point(lease.version)
@@ -66,10 +64,10 @@ def settle(folder: Folder, lease: Lease) -> None:
         ledger.write_entry(folder, entry.model_copy(update={"state": "done", "finished": ledger.now()}))
 
 
-def unsettled(folder: Folder, live: Snapshot | None) -> bool:
-    """Whether the log says that another run is committed than the one readers see."""
+def unsettled(folder: Folder, live: str | None) -> bool:
+    """Whether the log says that another run is committed than `live`, the one readers see."""
     newest = head(folder)
-    return newest is not None and newest.run is not None and newest.run != (live.run if live else None)
+    return newest is not None and newest.run not in (None, live)
 
 
 def next_run(folder: Folder, lease: Lease) -> str:
@@ -107,19 +105,24 @@ def rollback(uri: str, run: str | None, say: Say) -> tuple[str, str]:
     Raises CollectionError if there is no such run any more.
     """
     folder = Folder(uri)
-    if live_snapshot(folder) is None:
+    if live_run(folder) is None:
         raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
     with writing(folder, "rollback", say) as lease:
-        live = live_snapshot(folder)
+        live = live_run(folder)
         assert live is not None
         table = VectorTable(folder)
         kept = table.runs()
-        target = run or live.parent
+        target = run or _parent(folder, live)
         entry = ledger.read_entry(folder, target) if target in kept else None
         if target is None or entry is None or entry.state != "done":
             asked = f"run {target}" if target else "run before the first"
-            others = ", ".join(sorted(set(kept) - {live.run})) or "none"
-            raise CollectionError(f"{uri} keeps no {asked}; kept are, beside the live {live.run}: {others}")
-        if target != live.run:
+            others = ", ".join(sorted(set(kept) - {live})) or "none"
+            raise CollectionError(f"{uri} keeps no {asked}; kept are, beside the live {live}: {others}")
+        if target != live:
             _switch(lease, table, "rollback", target, kept[target])
-        return live.run, target
+        return live, target
+
+
+def _parent(folder: Folder, run: str) -> str | None:
+    entry = ledger.read_entry(folder, run)
+    return entry.parent if entry else None

@@ -8,51 +8,103 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import write_picture, write_words
-from runs import descendants, live_rows, resume, start, wait_for
+from runs import descendants, live_rows, start, wait_for
 
-from batchproj.recipe import Recipe, Units
 from batchproj.search import Collection
 
-ITEMS = int(os.environ.get("BATCHPROJ_CHAOS_ITEMS", "300"))
-SEEDS = [int(seed) for seed in os.environ.get("BATCHPROJ_CHAOS_SEEDS", "").split(",") if seed]
-"""Minutes each: `BATCHPROJ_CHAOS_SEEDS=1,2,3 BATCHPROJ_CHAOS_ITEMS=2000 python -m pytest tests/test_chaos.py -s`."""
+ITEMS = int(os.environ.get("BATCHPROJ_CHAOS_ITEMS", "2000"))
+SEEDS = [int(seed) for seed in os.environ.get("BATCHPROJ_CHAOS_SEEDS", "1,2,3").split(",")]
+"""Two minutes and more each; `BATCHPROJ_CHAOS_SEEDS=7 python -m pytest -m long tests/test_chaos.py -s` repeats one."""
 
-OURS = ("ray::MapWorker", "ray::MapBatches", "ray::_Desk")
-"""Of Ray's processes those that run code of ours: encoders, tasks that read or write, the desk."""
+UNIT_ITEMS = 32
 
-DRIVER_KILLS, WORKER_KILLS = (3, 17) if ITEMS >= 2000 else (2, 6)
+PROCESSES = {"encoder": "ray::MapWorker", "task": "ray::MapBatches", "desk": "ray::_Desk"}
+"""What Ray calls the processes that run code of ours; tasks read or write."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_here"), pytest.mark.timeout(1800)]
+VICTIMS = ["driver"] * 3 + ["raylet"] + ["encoder"] * 7 + ["task"] * 7 + ["desk"] * 2
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chaos") / "source"
+    for number in range(ITEMS // 2):
+        write_words(folder / f"d{number % 7}/{number:05d}.txt", number)
+        write_picture(folder / f"d{number % 5}/{number:05d}.png", number)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    file.write_text(f"units: {{max_items: {UNIT_ITEMS}}}")
+    return file
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    source: Path, recipe: Path, tiny_space: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pa.Table, int]:
+    """The rows of a run that nothing happened to, and the number of its units."""
+    collection = tmp_path_factory.mktemp("undisturbed") / "c"
+    process = start("embed", source, collection, "--space", tiny_space, "--recipe", recipe)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return live_rows(collection), len(list((collection / "units/000001").iterdir()))
+
+
+class TwoNodes:
+    """A Ray cluster of two raylets on this machine."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+        self._second = self._cluster.add_node(num_cpus=2)
+        self.address = self._cluster.address
+
+    def kill_raylet(self) -> None:
+        os.kill(self._second.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[TwoNodes]:
+    nodes = TwoNodes()
+    yield nodes
+    nodes.close()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_run_under_random_kills_gives_what_an_undisturbed_one_gives(
-    seed: int, tiny_space: Path, tmp_path: Path
+    seed: int,
+    source: Path,
+    recipe: Path,
+    undisturbed: tuple[pa.Table, int],
+    two_nodes: TwoNodes,
+    tiny_space: Path,
+    tmp_path: Path,
 ) -> None:
-    for number in range(ITEMS // 2):
-        write_words(tmp_path / f"source/d{number % 7}/{number:05d}.txt", number)
-        write_picture(tmp_path / f"source/d{number % 5}/{number:05d}.png", number)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"units: {{max_items: {ITEMS // 12}}}")
-    resume(tmp_path / "source", tmp_path / "undisturbed", tiny_space, Recipe(units=Units(max_items=ITEMS // 12)))
-    units = len(list((tmp_path / "undisturbed/units/000001").iterdir()))
-
+    rows, units = undisturbed
     collection = tmp_path / "c"
     chance = random.Random(seed)
-    victims = ["driver"] * DRIVER_KILLS + ["worker"] * WORKER_KILLS
-    chance.shuffle(victims)
-    moments = sorted(chance.choices(range(1, units - 2), k=len(victims)))
+    victims = chance.sample(VICTIMS, len(VICTIMS))
+    moments = sorted(chance.choices(range(1, units - 4), k=len(victims)))
     print(f"seed {seed}, {units} units, kills after so many of them: {list(zip(moments, victims, strict=True))}")
 
     def begin() -> subprocess.Popen[str]:
-        arguments = ("embed", tmp_path / "source", collection, "--space", tiny_space, "--recipe", recipe)
-        return start(*arguments, group=True)
+        arguments = ("embed", source, collection, "--space", tiny_space, "--recipe", recipe)
+        return start(*arguments, group=True, environment={"RAY_ADDRESS": two_nodes.address})
 
     hit: Counter[str] = Counter()
     process = begin()
@@ -60,19 +112,23 @@ def test_a_run_under_random_kills_gives_what_an_undisturbed_one_gives(
         for moment, victim in zip(moments, victims, strict=True):
             if not reached(process, partial(has_done, collection, moment)):
                 break  # the rest came too late
-            if victim == "worker":
-                hit[kill_a_worker(process, chance)] += 1
-                continue
-            hit["driver and its group"] += 1
-            kill_group(process)
-            process = begin()
+            if victim in PROCESSES:
+                hit[kill_a_worker(process, chance, PROCESSES[victim])] += 1
+            elif victim == "raylet":
+                two_nodes.kill_raylet()
+                hit["raylet"] += 1
+            else:
+                kill_group(process)
+                hit["driver and its group"] += 1
+                process = begin()
         _, said = process.communicate(timeout=600)
     finally:
         if process.poll() is None:
             kill_group(process)
     print(f"killed: {dict(hit)}")
     assert process.returncode == 0, said
-    assert live_rows(collection).equals(live_rows(tmp_path / "undisturbed"))
+    assert hit.total() - hit["none"] >= len(VICTIMS) - 4
+    assert live_rows(collection).equals(rows)
     (entry,) = Collection(str(collection)).runs()
     assert (entry["state"], entry["attempts"]) == ("done", 1 + hit["driver and its group"])
     assert sum(entry["encode_calls"].values()) == entry["rows"] == 2 * (ITEMS // 2)
@@ -88,12 +144,12 @@ def reached(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bo
     return process.poll() is None
 
 
-def kill_a_worker(process: subprocess.Popen[str], chance: random.Random) -> str:
-    """Kill one of Ray's workers; what it was, "none" if there was none any more."""
+def kill_a_worker(process: subprocess.Popen[str], chance: random.Random, kind: str) -> str:
+    """Kill one of Ray's workers of a kind; what it was doing, "none" if there was none any more."""
 
     def workers() -> list[tuple[str, int]]:
-        named = ((name.partition(" ")[0], pid) for pid, name in descendants(process.pid).items())
-        return sorted((name, pid) for name, pid in named if name.startswith(OURS))
+        named = ((name.partition(" ")[0], pid) for pid, name in descendants(os.getpid()).items())
+        return sorted((name, pid) for name, pid in named if name.startswith(kind))
 
     if not reached(process, lambda: bool(workers())) or not (found := workers()):
         return "none"
@@ -106,7 +162,7 @@ def kill_a_worker(process: subprocess.Popen[str], chance: random.Random) -> str:
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:
-    """Kill a driver with all of its group, and wait until what Ray started for it has followed."""
+    """Kill a driver with all of its group, and wait until what it had started has followed."""
     started = descendants(process.pid)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)

@@ -26,8 +26,6 @@ from batchproj.project.linear import Config
 from batchproj.space import open_space, resolve
 from batchproj.switch import rollback
 
-OBJECTS = int(os.environ.get("BATCHPROJ_TEST_OBJECTS", "2000"))
-
 
 def words(number: int) -> bytes:
     return " ".join(np.random.default_rng(number).choice(WORDS[1:], 12)).encode()
@@ -39,7 +37,7 @@ def command(*arguments: object, endpoint: str) -> Any:
         [sys.executable, "-m", "batchproj.cli", *map(str, arguments), "--json"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
         env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
     )
     assert done.returncode == 0, done.stderr
@@ -69,38 +67,40 @@ def projected_space(tiny_clip: Path, tmp_path: Path) -> Path:
     return folder / "space.yaml"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "objects", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
+)
 def test_many_objects_and_three_changes(
-    s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path, ray_here: None
+    objects: int, s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path, ray_here: None
 ) -> None:
     bucket = s3_bucket.removeprefix("s3://")
     store = fsspec.filesystem("s3")
     with ThreadPoolExecutor(16) as pool:
-        list(pool.map(lambda n: store.pipe_file(f"{bucket}/texts/{n:05d}.txt", words(n)), range(OBJECTS)))
+        list(pool.map(lambda n: store.pipe_file(f"{bucket}/texts/{n:05d}.txt", words(n)), range(objects)))
     source, collection = f"{s3_bucket}/texts", f"{s3_bucket}/c"
     first = embed(source, collection, resolve(open_space(str(text_space))), Options(), Watch())
-    assert first.encode_calls == {"text": OBJECTS}
+    assert first.encode_calls == {"text": objects}
 
     with Proxy(s3_endpoint) as proxy:
         same = command("embed", source, collection, endpoint=proxy.endpoint)
-        assert (same["unchanged"], same["commit"], same["encode_calls"]) == (OBJECTS, None, {})
+        assert (same["unchanged"], same["commit"], same["encode_calls"]) == (objects, None, {})
         assert not proxy.object_reads(bucket, "texts/")
         assert {request.method for request in proxy.requests} <= {"GET", "HEAD"}  # nothing is written
 
-        for number in (17, OBJECTS // 2, OBJECTS - 1):
-            store.pipe_file(f"{bucket}/texts/{number:05d}.txt", words(OBJECTS + number))
+        for number in (17, objects // 2, objects - 1):
+            store.pipe_file(f"{bucket}/texts/{number:05d}.txt", words(objects + number))
         proxy.clear()
         changed = command("embed", source, collection, endpoint=proxy.endpoint)
-        assert (changed["embedded"], changed["unchanged"], changed["encode_calls"]) == (3, OBJECTS - 3, {"text": 3})
+        assert (changed["embedded"], changed["unchanged"], changed["encode_calls"]) == (3, objects - 3, {"text": 3})
         assert list(proxy.object_reads(bucket, "texts/").values()) == [1, 1, 1]
 
         proxy.clear()
         projected = command("embed", source, collection, "--space", projected_space, endpoint=proxy.endpoint)
-        assert (projected["reprojected"], projected["embedded"]) == (OBJECTS, 0)
+        assert (projected["reprojected"], projected["embedded"]) == (objects, 0)
         assert sum(projected["encode_calls"].values()) == 0
         assert not proxy.object_reads(bucket, "texts/")
-    assert batchproj.open(collection).table().num_rows == OBJECTS
+    assert batchproj.open(collection).table().num_rows == objects
 
 
 def test_switches_under_queries_fail_none_and_mix_nothing(

@@ -165,7 +165,7 @@ def test_the_ledger_tells_what_a_run_did_and_what_made_it_necessary(
     assert (entries[1]["parent"], entries[1]["commit"]) == (first.run, report.commit)
 
 
-def test_rollback_shows_an_earlier_run_and_the_next_run_has_a_new_number(
+def test_rollback_shows_an_earlier_run_and_the_next_one_has_a_new_number_and_encodes_nothing_twice(
     corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]
 ) -> None:
     collection, _ = embedded
@@ -179,7 +179,8 @@ def test_rollback_shows_an_earlier_run_and_the_next_run_has_a_new_number(
     with pytest.raises(CollectionError, match="keeps no run 000009; kept are, beside the live 000001: 000002"):
         rollback(str(collection), "000009", print)
     report = embed(corpus, collection, tiny_space)
-    assert (report.run, report.embedded, report.unchanged) == ("000003", 1, 23)
+    assert (report.run, report.copied, report.unchanged) == ("000003", 1, 23)
+    assert not any(report.encode_calls.values())  # the run that was left had encoded it
     check_whole(collection, report)
     assert rollback(str(collection), "000002", print) == ("000003", "000002")
     assert len(batchproj.open(str(collection)).runs()) == 3

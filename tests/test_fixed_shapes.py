@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
-from batchproj.fixed_shapes import FixedShapes
+from batchproj.fixed_shapes import FixedShapes, SmallBatches
 
 Array = npt.NDArray[np.float32]
 
@@ -60,6 +61,16 @@ def test_a_model_that_differs_at_every_size_always_gets_the_full_batch() -> None
     for _ in range(2):
         for count in range(1, 9):
             np.testing.assert_array_equal(run(model, rows[:count], batches), whole[:count])
+
+
+@pytest.mark.parametrize(("small", "sizes"), [("filled", {8}), ("as they come", {1, 3})])
+def test_a_short_batch_may_always_be_filled_or_never(small: SmallBatches, sizes: set[int]) -> None:
+    model = Moody(honest_from=0)
+    batches = FixedShapes(model, small)
+    rows = rows_of(3, 3, 3)
+    for count in (1, 3, 1):
+        np.testing.assert_array_equal(run(model, rows[:count], batches)[:, 0], [row.sum() for row in rows[:count]])
+    assert set(model.sizes) == sizes
 
 
 def test_nan_in_a_row_is_a_result_like_any_other() -> None:

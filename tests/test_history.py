@@ -290,8 +290,9 @@ class Expected:
     commits: bool
 
 
-def expect(live: State | None, objects: dict[str, Object], space: str) -> Expected:
-    """The whole promise of a run."""
+def expect(live: State | None, later: list[State], objects: dict[str, Object], space: str) -> Expected:
+    """The whole promise of a run; `later` are kept runs after the live one, which were rolled back."""
+    known_to = [live, *later] if live else []
     before = live.objects if live else {}
     actions = {path: action(live, path, each, space) for path, each in objects.items()}
     counts: Counter[str] = Counter()
@@ -310,7 +311,7 @@ def expect(live: State | None, objects: dict[str, Object], space: str) -> Expect
         reads[path] += 1 + misnamed  # once more in the pool of what it turns out to be
         if content.fault is not None:
             counts["quarantined"] += 1
-        elif what != "encode" and live is not None and has_features(live, content, space):
+        elif any(has_features(state, content, space) for state in known_to):
             counts["copied"] += 1
         else:
             counts["embedded"] += 1
@@ -331,9 +332,9 @@ def action(live: State | None, path: str, listed: Object, space: str) -> str:
     return "project" if vectors_by(live.space, content.kind) != vectors_by(space, content.kind) else "unchanged"
 
 
-def has_features(live: State, content: Content, space: str) -> bool:
-    same_encoder = features_by(live.space, content.kind) == features_by(space, content.kind)
-    return same_encoder and any(live.contents(path) == content for path in live.objects)
+def has_features(state: State, content: Content, space: str) -> bool:
+    same_encoder = features_by(state.space, content.kind) == features_by(space, content.kind)
+    return same_encoder and any(state.contents(path) == content for path in state.objects)
 
 
 # --- the machine -------------------------------------------------------------------------------
@@ -478,7 +479,8 @@ class History(RuleBasedStateMachine):
 
     def _run(self, way: dict[str, Any], killer: Killer, may_delete: bool = True) -> None:
         live = self.standing  # what died after its record is shown before anything else
-        expected = expect(live, self.objects, way["space"])
+        later = [state for run, state in self.kept.items() if live and run > live.run]
+        expected = expect(live, later, self.objects, way["space"])
         reads: Counter[str] = Counter()
         if not self.objects and live is None:
             with pytest.raises(SourceError):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -178,3 +180,63 @@ def test_a_store_without_put_if_absent_is_refused_unless_one_writes_alone(
     assert "ignores put-if-absent" in said
     assert "--single-writer" in said
     assert not Folder(f"{bucket}/c").exists("store.json")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_waits_for_its_store_can_be_stopped(
+    number: signal.Signals, code: int, bucket: str, tiny_space: Path, proxy: Proxy
+) -> None:
+    process = start(bucket, tiny_space, proxy)
+    wait_for(proxy, is_read, process)
+    proxy.down.set()
+    time.sleep(5)  # long enough for every call to be waiting
+    process.send_signal(number)
+    out, said = process.communicate(timeout=20)
+    assert (process.returncode, out) == (code, ""), said
+    assert "run the same command again" in said
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    said: str
+
+
+def twice_on_a_small_disk(disk: Path, first: int, then: int, command: list[str]) -> list[Ended]:
+    """Run a command on a disk of `first` bytes mounted at `disk`, and again when it has been enlarged."""
+    namespace = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a disk of his own")
+    script = (
+        f'mount -t tmpfs -o size={first} none "$0"; "$@" >"$OUT/1.out" 2>"$OUT/1.said"; echo $? >"$OUT/1.code"; '
+        f'mount -o remount,size={then} "$0"; "$@" >"$OUT/2.out" 2>"$OUT/2.said"; echo $? >"$OUT/2.code"'
+    )
+    printed = disk.with_name("printed")
+    printed.mkdir()
+    environment = {**os.environ, "OUT": str(printed)}
+    subprocess.run([*namespace, "sh", "-c", script, str(disk), *command], env=environment, check=True, timeout=240)
+    read = [{name: (printed / f"{n}.{name}").read_text() for name in ("code", "out", "said")} for n in (1, 2)]
+    return [Ended(int(each["code"]), each["out"], each["said"]) for each in read]
+
+
+@pytest.mark.parametrize(("room", "commits"), [(40_000, False), (84_000, True)], ids=["units", "table"])
+def test_a_full_disk_is_exit_75_and_the_rerun_goes_on(
+    room: int, commits: bool, tiny_space: Path, tmp_path: Path
+) -> None:
+    for number in range(TEXTS):
+        write_words(tmp_path / "texts" / f"{number:02d}.txt", number)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    arguments = ["embed", tmp_path / "texts", disk / "c", "--space", tiny_space, "--json"]
+    command = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
+    first, second = twice_on_a_small_disk(disk, room, 64_000_000, command)
+    assert (first.code, first.out) == (75, ""), first.said
+    assert "no space left" in first.said
+    assert "run the same command again" in first.said
+    assert ("checking, indexing and switching" in first.said) == commits
+    assert second.code == 0, second.said
+    report = json.loads(second.out)
+    assert (report["run"], report["embedded"], report["quarantined"]) == ("000001", TEXTS, 0)

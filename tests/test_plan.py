@@ -38,6 +38,7 @@ def manifest(path: Path, rows: list[dict[str, str | None]]) -> Path:
         {
             "item": item_id(f"file:///d/{row['key']}"),
             "key": row["key"],
+            "pair": pair_key(row["key"]),
             "source_version": row["version"],
             "status": row.get("status", "embedded"),
             "reason": row.get("reason"),

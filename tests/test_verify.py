@@ -6,7 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import write_words
 from in_process import OPTIONS, once, quiet, resolved, run, vectors, without_ray
 
@@ -17,7 +19,9 @@ from batchproj.errors import BatchprojError, CollectionError, SpaceError
 from batchproj.gc import gc
 from batchproj.index import VectorTable, connect, live_snapshot
 from batchproj.objectstore import Folder
+from batchproj.project.linear import Config as LinearConfig
 from batchproj.repair import Repair, repair
+from batchproj.schema import Modality
 from batchproj.switch import rollback
 from batchproj.verify import Damage, verify
 
@@ -238,6 +242,49 @@ def test_damaged_features_are_encoded_again_and_only_they(two_runs: Path, corpus
     assert done.report.unchanged == 24 - done.report.embedded
     assert done.now.of(done.now.live) == []
     assert vectors(two_runs) == before
+
+
+def test_a_repair_does_nothing_else_and_does_not_look_at_the_source(
+    two_runs: Path, corpus: Path, tiny_space: Path
+) -> None:
+    live = batchproj.open(str(two_runs))
+    file = live.snapshot.features[0]
+    path = two_runs / f"features/{file.fingerprint}/{file.name}.parquet"
+    held = set(pq.read_table(path)["item"].to_pylist())
+    flip(path)
+    elsewhere = next(row for row in live.table().to_pylist() if row["item"] not in held)
+    Path(elsewhere["uri"].removeprefix("file://")).unlink()
+    write_words(corpus / "new.txt", 500)
+    done = mend(two_runs)
+    assert done.report is not None
+    assert (done.report.items, done.report.embedded, done.report.deleted) == (24, len(held), 0)
+    assert done.now.of(done.now.live) == []
+    after = run(corpus, two_runs, tiny_space)
+    assert (after.embedded, after.deleted, after.unchanged) == (1, 1, 23)
+
+
+def test_damaged_features_are_named_and_not_projected_again(two_runs: Path, corpus: Path, tmp_path: Path) -> None:
+    LinearConfig(in_dim=24, out_dim=24).build().save(tmp_path / "linear.safetensors")
+    live = batchproj.open(str(two_runs)).space
+    member = {
+        "encoder": live.members[Modality.TEXT].config.model_dump(exclude_none=True),
+        "projector": {"kind": "linear", "weights": "linear.safetensors"},
+    }
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({"dim": 24, "text": member, "image": member}))
+    for file in (two_runs / "features").rglob("*.parquet"):
+        flip(file)
+    with pytest.raises(BatchprojError, match=r"features/.* is damaged; run: batchproj verify .* --repair"):
+        run(corpus, two_runs, tmp_path / "other.yaml")
+    assert snapshot(two_runs).run == "000002"
+
+
+def test_without_its_snapshot_a_run_can_only_be_left(two_runs: Path, corpus: Path, tiny_space: Path) -> None:
+    (two_runs / "snapshots/000002.json").write_text("{")
+    for use in (lambda: run(corpus, two_runs, tiny_space), lambda: gc(str(two_runs), quiet)):
+        with pytest.raises(CollectionError, match=r"snapshots/000002.json of .* is damaged; go back with: .* rollback"):
+            use()
+    assert rollback(str(two_runs), None, quiet) == ("000002", "000001")
+    assert run(corpus, two_runs, tiny_space).embedded == 1
 
 
 @pytest.mark.parametrize("what", ["a value", "half the file", "the newest version", "a tag", "quarantine", "part too"])

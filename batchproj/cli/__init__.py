@@ -12,7 +12,7 @@ import signal
 import sys
 
 from batchproj.cli import embedding, querying, upkeep
-from batchproj.cli.console import Stopped, app, on_signal, one_line, say
+from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
 from batchproj.errors import BatchprojError
 
 __all__ = ["app", "querying", "embedding", "main", "upkeep"]
@@ -24,9 +24,17 @@ def main() -> None:
     signal.signal(signal.SIGTERM, on_signal)
     try:
         app()
-    except BatchprojError as error:
-        say(f"error: {one_line(error)}")
-        sys.exit(error.exit_code)
-    except Stopped as stopped:
-        say("stopped; nothing half-done is visible, run the same command again to go on")
-        sys.exit(stopped.exit_code)
+    except BaseException as error:
+        number = stopped_by()
+        if number is not None and not _is_success(error):
+            say("stopped; nothing half-done is visible, run the same command again to go on")
+            sys.exit(128 + number)
+        if isinstance(error, BatchprojError):
+            say(f"error: {one_line(error)}")
+            sys.exit(error.exit_code)
+        raise
+
+
+def _is_success(error: BaseException) -> bool:
+    """Whether the command was done before the signal could stop it."""
+    return isinstance(error, SystemExit) and not error.code

@@ -43,20 +43,27 @@ SingleWriterFlag = Annotated[
 CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collection, on any fsspec URL.")]
 
 
-class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived; raised where the program is, so that everything on the way out is closed."""
-
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
+_stopped_by: int | None = None
 
 
 def on_signal(number: int, _frame: FrameType | None) -> None:
-    """Stop once; further signals must not interrupt the clean-up."""
+    """Stop once, by an exception where the program is, so that everything on the way out is closed.
+
+    It is the one exception that libraries expect to come from a signal: Ray's core drops any other.
+    Further signals must not interrupt the clean-up.
+    """
+    global _stopped_by
+    _stopped_by = number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if (retry := sys.modules.get("batchproj.retry")) is not None:  # else nothing waits
         retry.abandon()
-    raise Stopped(number)
+    raise KeyboardInterrupt
+
+
+def stopped_by() -> int | None:
+    """The signal that ends this process, whatever libraries have made of it on its way to the top."""
+    return _stopped_by
 
 
 def one_line(error: BaseException) -> str:
@@ -85,7 +92,7 @@ def console(verbose: bool) -> Iterator[TextIO]:
         except BatchprojError:
             raise
         except Exception as error:
-            if log is None:
+            if log is None or stopped_by() is not None:
                 raise
             log.write_text(log.read_text(errors="replace") + "".join(traceback.format_exception(error)))
             kept = log.rename(log.with_suffix(".txt"))

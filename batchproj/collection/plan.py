@@ -33,6 +33,8 @@ CREATE TABLE manifest (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, siz
     source_version VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
     modality VARCHAR, content_id VARCHAR, segments INTEGER, feature_fp VARCHAR, vector_fp VARCHAR,
     part VARCHAR, features VARCHAR);
+CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VARCHAR, modality VARCHAR,
+    content_id VARCHAR, feature_fp VARCHAR, features VARCHAR);
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
     modality VARCHAR, content_id VARCHAR, segments INTEGER, unit VARCHAR, features VARCHAR);
 CREATE TABLE space (modality VARCHAR, feature_fp VARCHAR, vector_fp VARCHAR);
@@ -51,7 +53,7 @@ SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.features IN (SELECT file FROM damaged WHERE kind = 'features') THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
-         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp THEN 'project'
+         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair THEN 'project'
          WHEN m.part IN (SELECT file FROM damaged WHERE kind = 'parquet') THEN 'project'
          ELSE 'unchanged' END AS action
 FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
@@ -63,15 +65,18 @@ _TRANSIENT = ("forbidden", "changed")
 
 _KNOWN_LIMIT = 8
 
+_USED = "item, size, source_version, status, modality, content_id, feature_fp, features"
+
 # An object may hold bytes that were embedded before: under its own name (touched), under another
-# (moved, copied). Only their digest tells, once they are read; here are the contents it could be,
-# found by size. Sizes that many contents share say nothing and are left out.
+# (moved, copied), by a run that was rolled back. Only their digest tells, once they are read; here are
+# the contents it could be, found by size. Sizes that many contents share say nothing and are left out.
 _KNOWN = f"""
 CREATE TABLE known AS
-WITH sought AS (SELECT item, size, source_version FROM plan WHERE action IN ('new', 'changed')),
+WITH sought AS (SELECT item, size, source_version FROM plan WHERE action IN ('new', 'changed', 'encode')),
 usable AS (
     SELECT m.item, m.size, m.source_version, m.content_id, m.modality, m.features
-    FROM manifest m JOIN space s ON s.modality = m.modality AND s.feature_fp = m.feature_fp
+    FROM (SELECT {_USED} FROM manifest UNION ALL SELECT {_USED} FROM later) m
+        JOIN space s ON s.modality = m.modality AND s.feature_fp = m.feature_fp
     WHERE m.status = 'embedded' AND m.size IN (SELECT size FROM sought)
         AND m.features NOT IN (SELECT file FROM damaged WHERE kind = 'features')),
 versions AS (
@@ -187,6 +192,18 @@ class Plan:
         """Load the live snapshot's manifest from a local Parquet file."""
         self.db.execute("INSERT INTO manifest BY NAME SELECT * FROM read_parquet(?)", [str(file)])
 
+    def load_later(self, file: Path) -> None:
+        """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
+        self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM read_parquet(?)", [str(file)])
+
+    def list_manifest(self, without: str | None = None) -> None:
+        """Take the loaded manifest, all of it or without one item, for the listing."""
+        self.db.execute(
+            "INSERT INTO listing BY NAME "
+            "SELECT item, uri, key, pair, size, source_version FROM manifest WHERE item IS DISTINCT FROM ?",
+            [without],
+        )
+
     def forget(self, items: list[str]) -> None:
         """Leave these items out, whatever the listing says."""
         self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
@@ -197,13 +214,15 @@ class Plan:
         kinds = pa.array([path.parts[0] for path in paths], pa.string())  # a unit's two files have one name
         self.insert("damaged", pa.table({"kind": kinds, "file": pa.array([path.stem for path in paths], pa.string())}))
 
-    def decide(self, live: Limits | None = None) -> Counts:
+    def decide(self, live: Limits | None = None, retry: bool = True) -> Counts:
         """Compare the two sides; call once, after the listing and the manifest are in.
 
-        `live` are the limits of the live run: with others, what was too large is tried again.
+        `live` are the limits of the live run: with others, what was too large is tried again. Without
+        `retry` nothing in quarantine is.
         """
         transient = [*_TRANSIENT, *([Reason.TOO_LARGE] if live not in (None, self._limits) else [])]
-        self.db.execute(_DECIDE.format(transient=", ".join(f"'{reason}'" for reason in transient)))
+        reasons = ", ".join(f"'{reason}'" for reason in transient) if retry else "NULL"
+        self.db.execute(_DECIDE.format(transient=reasons))
         self.db.execute(_KNOWN)
         found: dict[str, int] = dict(self.rows("SELECT action, count(*) FROM plan GROUP BY action"))
         moved = self.rows(

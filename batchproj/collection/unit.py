@@ -120,10 +120,12 @@ def read_outcome(folder: Folder, unit: Unit) -> pa.Table:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
+    """A Parquet file whose every page carries a checksum; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return bytes(sink.getvalue())
 
 
 def read_parquet(data: bytes) -> pa.Table:
-    return pq.read_table(pa.BufferReader(data))
+    """Raises ArrowException or OSError if the file is damaged."""
+    return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)

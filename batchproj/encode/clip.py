@@ -94,13 +94,14 @@ class ClipTextEncoder:
     """
 
     def __init__(self, tower: Any, output: str, tokenizer: TextTokenizer, *, always_full: bool) -> None:
-        from batchproj.torch_runtime import forward_tokens
+        from batchproj.torch_runtime import forward_tokens, small_batches
 
         self._tower, self._tokenizer = tower, tokenizer
         self._always_full = always_full
         self._full_tokens = forward_tokens(tower.config.hidden_size)
-        self._pooled: FixedShapes[Tokens] = FixedShapes(lambda rows: self._forward(rows, output))
-        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens)
+        small = small_batches(tower.dtype)
+        self._pooled: FixedShapes[Tokens] = FixedShapes(lambda rows: self._forward(rows, output), small)
+        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
         self.spec: Spec = TextSpec(spans=tokenizer.spans)
 
     def encode(self, segments: Sequence[Segment]) -> Features:

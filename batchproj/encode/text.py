@@ -109,11 +109,12 @@ class TextEncoder:
     """A loaded text model; `spec.spans` cuts long texts to its token limit."""
 
     def __init__(self, model: Any, tokenizer: TextTokenizer, layout: _Layout) -> None:
-        from batchproj.torch_runtime import forward_tokens
+        from batchproj.torch_runtime import forward_tokens, small_batches
 
         self._model, self._tokenizer, self._layout = model, tokenizer, layout
-        self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled)
-        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens)
+        small = small_batches(model.dtype)
+        self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled, small)
+        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
         self._dim = int(model.config.hidden_size)
         self._full_tokens = forward_tokens(self._dim)
         self.spec: Spec = TextSpec(spans=tokenizer.spans)

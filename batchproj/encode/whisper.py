@@ -19,7 +19,7 @@ from pydantic import Field
 from batchproj.ctranslate2_file import tensor_shapes
 from batchproj.encode import Description, EncoderConfig, Features
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes
+from batchproj.fixed_shapes import FixedShapes, SmallBatches
 from batchproj.log_mel import HOP, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES, LogMel
 from batchproj.media import AudioSpec, Segment, Spec
 from batchproj.model_folder import complete_config, read_config
@@ -96,7 +96,8 @@ class Config(EncoderConfig):
         else:
             frames = _transformers_frames(model.path, self.dtype)
         sizes = _sizes(model.path)
-        return WhisperEncoder(frames, LogMel(sizes.mels), self, self._dim(sizes.width))
+        small = torch_runtime.small_batches(torch_runtime.torch_dtype(self.dtype))
+        return WhisperEncoder(frames, LogMel(sizes.mels), self, self._dim(sizes.width), small)
 
     def _dim(self, width: int) -> int:
         return width * self.slices * (2 if self.pooling == "mean_std" else 1)
@@ -109,10 +110,10 @@ class Config(EncoderConfig):
 class WhisperEncoder:
     """A loaded Whisper encoder."""
 
-    def __init__(self, frames: Frames, log_mel: LogMel, config: Config, dim: int) -> None:
+    def __init__(self, frames: Frames, log_mel: LogMel, config: Config, dim: int, small: SmallBatches) -> None:
         self._frames, self._log_mel, self._config, self._dim = frames, log_mel, config, dim
-        self._pooled: FixedShapes[_Clip] = FixedShapes(self._forward_pooled)
-        self._heard: FixedShapes[_Clip] = FixedShapes(self._forward)
+        self._pooled: FixedShapes[_Clip] = FixedShapes(self._forward_pooled, small)
+        self._heard: FixedShapes[_Clip] = FixedShapes(self._forward, small)
         self.spec: Spec = AudioSpec(SAMPLE_RATE, WINDOW_S)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
