@@ -21,6 +21,8 @@ from batchproj.space import ResolvedSpace
 
 # Imported where it is used: most plans encode nothing and need not wait for models and codecs.
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from batchproj.embedding import Fetched, Output, UnitWorker
 
 # OpenMP reads this once, when torch is first imported. As `ray_session` has it for workers: else
@@ -38,7 +40,7 @@ CHUNK_BYTES = 8 * 2**20
 @dataclass
 class Sample:
     """What sampled objects took. Of the `reads` those in `encodes` were to be encoded, broken ones
-    among them; `made_bytes` are the rows of these in the collection."""
+    among them; `made_bytes` are the rows of these in the collection, `token_bytes` what of that are tokens."""
 
     reads: int = 0
     read_s: float = 0
@@ -46,6 +48,7 @@ class Sample:
     encode_bytes: int = 0
     encode_s: float = 0
     made_bytes: int = 0
+    token_bytes: int = 0
 
 
 class Calibrator:
@@ -82,6 +85,8 @@ class Calibrator:
                 seconds, output = self._embed(modality, group)
                 sample.encode_s += seconds
                 sample.made_bytes += _stored(output)
+                if self._space.members[modality].cache == "tokens":
+                    sample.token_bytes += _parquet(output.features.select(["feature"]))
             if sample.read_s + sample.encode_s >= BOX_S:
                 break
         return sample
@@ -167,6 +172,8 @@ def _unit(task: Task, modality: Modality, items: int) -> Unit:
 
 def _stored(output: Output) -> int:
     """Bytes of rows in the collection, without what each file costs by itself; Lance does not compress them."""
-    files = (output.vectors, output.features)
-    parquet = sum(len(parquet_bytes(table)) - len(parquet_bytes(table.slice(0, 0))) for table in files)
-    return int(parquet + output.vectors.nbytes)
+    return _parquet(output.vectors) + _parquet(output.features) + int(output.vectors.nbytes)
+
+
+def _parquet(table: pa.Table) -> int:
+    return len(parquet_bytes(table)) - len(parquet_bytes(table.slice(0, 0)))

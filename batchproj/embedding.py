@@ -7,7 +7,7 @@ runs in threads a little ahead of the model; a faulty item becomes an outcome ro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,11 @@ from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault, SpaceError
+from batchproj.features import Features, Half, fixed_size_list, from_column, gathered, to_column
 from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
-from batchproj.space import CACHE_DTYPE, Embedder, Member, to_vectors
+from batchproj.space import Embedder, Member, to_vectors
+from batchproj.token_features import TokenFeatures
 
 WINDOW_BYTES = 32 * 2**20
 """Decoded segments handed to the encoder at once; large enough to sort, small enough to hold."""
@@ -149,23 +151,22 @@ class UnitWorker:
                 rows.add(decoded, own, vectors[at : at + len(own)])
                 at += len(own)
 
-    def _features(self, window: list[_Decoded]) -> list[npt.NDArray[np.float16] | None]:
+    def _features(self, window: list[_Decoded]) -> list[list[Half] | None]:
         """Features of each item's segments, encoded now or cached; None for an item without any."""
         segments = [segment for decoded in window for segment in decoded.segments]
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
         return [
-            feature_array(decoded.cached)
+            list(from_column(decoded.cached["feature"]))
             if decoded.cached is not None
-            else np.stack([next(encoded) for _ in decoded.segments])
-            if decoded.segments
-            else None
+            else [next(encoded) for _ in decoded.segments] or None
             for decoded in window
         ]
 
-    def _project(self, features: list[npt.NDArray[np.float16]]) -> npt.NDArray[np.float32]:
-        if not features or self._embedder is None:
+    def _project(self, features: list[list[Half]]) -> npt.NDArray[np.float32]:
+        if not features or self._embedder is None or self._member is None:
             return np.empty((0, self._dim), np.float32)
-        return self._embedder.project(np.concatenate(features))
+        rows = [row for own in features for row in own]
+        return self._embedder.project(gathered(rows, self._member.dim, self._member.cache))
 
 
 class _Rows:
@@ -179,7 +180,7 @@ class _Rows:
         self._copied = 0
         self._outcomes: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
-        self._features: list[npt.NDArray[np.float16]] = []
+        self._features: list[Half] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
 
     def skip(self, decoded: _Decoded) -> None:
@@ -189,7 +190,7 @@ class _Rows:
         else:
             self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.source.content_id else "read")
 
-    def add(self, decoded: _Decoded, features: npt.NDArray[np.float16], vectors: npt.NDArray[np.float32]) -> None:
+    def add(self, decoded: _Decoded, features: list[Half], vectors: npt.NDArray[np.float32]) -> None:
         self._encoded += len(decoded.segments)
         problem = vector_problem(features, vectors)
         if problem is not None:
@@ -197,7 +198,7 @@ class _Rows:
             return
         self._copied += decoded.cached is not None
         self._outcome(decoded, "embedded", segments=len(features))
-        self._features.append(features)
+        self._features.extend(features)
         self._vectors.append(vectors)
         for number, (start, end, text) in enumerate(_spans(decoded)):
             item = decoded.source.item
@@ -241,12 +242,13 @@ class _Rows:
         )
 
     def output(self) -> Output:
-        dim = self._member.dim if self._member else 1  # no rows, but Arrow wants a width
-        features = feature_table(self._rows, stack(self._features, dim, CACHE_DTYPE))
-        fingerprint = self._member.vector_fp if self._member else ""
-        vectors = vector_table(features, stack(self._vectors, self._dim, np.float32), fingerprint, self._unit.run)
+        member = self._member  # without one no rows, but Arrow wants a width
+        features = gathered(self._features, member.dim if member else 1, member.cache if member else "pooled")
+        table = feature_table(self._rows, features)
+        values = np.concatenate([np.empty((0, self._dim), np.float32), *self._vectors])
+        vectors = vector_table(table, values, member.vector_fp if member else "", self._unit.run)
         outcome = pa.Table.from_pylist(self._outcomes, schema=outcome_schema())
-        return Output(vectors, features, outcome, self._encoded, self._copied)
+        return Output(vectors, table, outcome, self._encoded, self._copied)
 
 
 def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
@@ -265,17 +267,10 @@ def _spans(decoded: _Decoded) -> list[tuple[float | None, float | None, str | No
     return list(zip(*columns, strict=True))
 
 
-def feature_array(rows: pa.Table) -> npt.NDArray[np.float16]:
-    """The features (n, D) of cached rows."""
-    column = rows["feature"].combine_chunks()
-    values: npt.NDArray[np.float16] = column.flatten().to_numpy().reshape(-1, column.type.list_size)
-    return values
-
-
 def project_unit(unit: Unit, member: Member, pair_of: Mapping[str, str | None], cached: pa.Table) -> Output:
     """Project a file of cached features again, only the rows of the items in `pair_of`; nothing is encoded."""
     features = chosen(cached, pair_of)
-    values = feature_array(features)
+    values = from_column(features["feature"])
     vectors = to_vectors(values, member.load_projector())
     if len(vectors) and (problem := vector_problem(values, vectors)) is not None:
         raise SpaceError(f"the {member.modality} projector is broken: {problem.detail}; train it again")
@@ -303,9 +298,9 @@ def _projected_outcome(unit: Unit, features: pa.Table) -> pa.Table:
     )
 
 
-def vector_problem(features: npt.NDArray[np.float16], vectors: npt.NDArray[np.float32]) -> ItemFault | None:
+def vector_problem(features: Iterable[Half], vectors: npt.NDArray[np.float32]) -> ItemFault | None:
     """Why an item's vectors may not enter the table; Lance would take NaN and hide the row."""
-    if not np.isfinite(features).all():
+    if not all(np.isfinite(segment).all() for segment in features):
         return ItemFault(Reason.NOT_FINITE, "the encoder returned NaN or infinity")
     norms = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(norms).all() or np.abs(norms - 1).max() > NORM_TOLERANCE:
@@ -313,16 +308,14 @@ def vector_problem(features: npt.NDArray[np.float16], vectors: npt.NDArray[np.fl
     return None
 
 
-def stack(blocks: list[npt.NDArray[Any]], width: int, dtype: Any) -> npt.NDArray[Any]:
-    """Blocks of rows (n, width) as one array, (0, width) for none."""
-    return np.concatenate(blocks) if blocks else np.empty((0, width), dtype)
-
-
-def feature_table(rows: list[dict[str, Any]], features: npt.NDArray[np.float16]) -> pa.Table:
+def feature_table(rows: list[dict[str, Any]], features: Features) -> pa.Table:
     """Rows as they are cached: everything of a vector row but vector, fingerprint and run."""
-    schema = feature_schema(features.shape[1])
+    if isinstance(features, TokenFeatures):
+        schema = feature_schema(features.dim, "tokens")
+    else:
+        schema = feature_schema(features.shape[1])
     columns = pa.Table.from_pylist(rows, schema=pa.schema([f for f in schema if f.name != "feature"]))
-    return columns.append_column(schema.field("feature"), fixed_size_list(features)).cast(schema)
+    return columns.append_column(schema.field("feature"), to_column(features)).cast(schema)
 
 
 def vector_table(rows: pa.Table, vectors: npt.NDArray[np.float32], fingerprint: str, run: str) -> pa.Table:
@@ -336,8 +329,3 @@ def vector_table(rows: pa.Table, vectors: npt.NDArray[np.float32], fingerprint: 
     }
     columns = [made[f.name] if f.name in made else rows[f.name] for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def fixed_size_list(values: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    """A (n, width) array as an Arrow column, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])

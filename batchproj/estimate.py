@@ -88,7 +88,8 @@ class PlanDocument(BaseModel):
     `encodes` counts items that may need the encoder, those of unclear name under `unclear`;
     `seconds` is scaled from `calibration`, on this machine and its `device` ("cpu" or "cuda", None
     if nothing was to be encoded), and `gpu_hours` are those that the recipe's pools hold for so
-    long. `space_bytes` are added to the collection. `blocked` is why `embed` would refuse.
+    long. `space_bytes` are added to the collection, `token_bytes` of them, by modality, are tokens
+    that a space with `cache: tokens` keeps. `blocked` is why `embed` would refuse.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -118,6 +119,7 @@ class PlanDocument(BaseModel):
     gpu_hours: float
     cost: float | None
     space_bytes: int
+    token_bytes: dict[str, int]
     blocked: str | None
     nothing_to_do: bool
 
@@ -172,6 +174,7 @@ def make_plan(
             gpu_hours=round(gpu_hours, 4),
             cost=None if gpu_hour_price is None else round(gpu_hours * gpu_hour_price, 2),
             space_bytes=estimate.space_bytes(),
+            token_bytes=estimate.token_bytes(),
             blocked=mass_delete(counts, live),
             nothing_to_do=estimate.nothing_to_do,
         )
@@ -299,6 +302,15 @@ class _Estimate:
         again = sum(part.bytes for part in self._live.parts if part.name in rewritten) if self._live else 0
         return round(made + projected * self._vector_bytes() + again + self._counts.listed * MANIFEST_BYTES)
 
+    def token_bytes(self) -> dict[str, int]:
+        """As measured on the sample; modalities that keep pooled features are left out."""
+        sampled = [(work, self.samples[work.modality]) for work in self.works]
+        return {
+            work.modality: round(work.reads * sample.token_bytes / sample.encodes)
+            for work, sample in sampled
+            if sample.token_bytes
+        }
+
     def _row_bytes(self, work: _Work) -> float:
         """Bytes that an item adds; one vector and one feature where no sampled item was encoded."""
         sample = self.samples[work.modality]
@@ -383,7 +395,13 @@ def _work(document: PlanDocument) -> str:
     return (
         f"reads {document.reads:,} objects ({decimal(document.read_bytes)}), encodes at most {encodes or 'none'}, "
         f"projects {document.projects:,} again, adds about {decimal(document.space_bytes)} to the collection"
+        f"{_tokens(document)}"
     )
+
+
+def _tokens(document: PlanDocument) -> str:
+    sizes = ", ".join(f"{decimal(size)} of {modality}" for modality, size in document.token_bytes.items())
+    return f" (of that as tokens: {sizes})" if sizes else ""
 
 
 def _price(document: PlanDocument) -> str:

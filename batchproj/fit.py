@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,11 +27,15 @@ from batchproj.errors import UsageError
 from batchproj.linking import linked
 from batchproj.project import parse_config
 from batchproj.project.linear import LinearProjector
-from batchproj.projector import Projector
+from batchproj.projector import Projector, ProjectorConfig
 from batchproj.recall import retrieval
 from batchproj.ridge import PENALTIES, Ridge
+from batchproj.token_features import TokenFeatures
+from batchproj.token_projector import TokenProjector, TokenProjectorConfig, padded_batch
 
 Array = npt.NDArray[np.float32]
+Features = npt.NDArray[Any] | TokenFeatures
+"""(N, D) of any float type, or tokens of N segments."""
 Mask = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -92,13 +97,14 @@ class Fit:
 
 
 def fit(
-    features_ND: Array,
+    features: Features,
     targets_NK: Array,
     groups: Sequence[str],
     config: Config = Config(),
     progress: Progress | None = None,
 ) -> Fit:
-    """Fit a projector from features (N, D) to unit target vectors (N, K) by a contrastive loss.
+    """Fit a projector from features (N, D), or tokens of N segments, to unit target vectors (N, K) by a
+    contrastive loss.
 
     What occurs together in one group is right for each other and never a negative, and so are
     samples of equal targets. A first run, on all but a validation slice cut by linked groups, tells
@@ -106,10 +112,12 @@ def fit(
     counts steps and may jump to the end.
 
     Raises UsageError for arrays that do not match or fewer than four linked groups, SpaceError for
-    wrong projector options. The losses and where they come from are in `losses.py`.
+    wrong projector options. A kind that takes pooled features gets mean and standard deviation of
+    tokens; tokens stay as they are kept until a batch of them is padded. The losses and where they
+    come from are in `losses.py`.
     """
     report = progress or _no_progress
-    samples = _Samples.of(features_ND, targets_NK, groups)
+    samples = _Samples.of(_as_taken(features, config), targets_NK, groups)
     validation = _validation_slice(samples, config)
     trained, judged = samples.where(~validation), samples.where(validation)
     steps = min(config.max_steps, config.epochs * max(1, len(trained) // config.batch_rows))
@@ -129,12 +137,13 @@ def fit(
     return Fit(final.projector.eval(), history, length, final.temperature)
 
 
-def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: Config = Config()) -> LinearProjector:
+def ridge(features: Features, targets_NK: Array, groups: Sequence[str], config: Config = Config()) -> LinearProjector:
     """Closed-form linear regression (N, D) -> (N, K): the baseline that training has to beat.
 
-    Of `config` only the validation slice counts: it chooses the L2 penalty; then everything is fitted.
+    Tokens are pooled to mean and standard deviation. Of `config` only the validation slice counts: it
+    chooses the L2 penalty; then everything is fitted.
     """
-    samples = _Samples.of(features_ND, targets_NK, groups)
+    samples = _Samples.of(features, targets_NK, groups)
     validation = _validation_slice(samples, config)
     penalty = _best_penalty(samples.where(~validation), samples.where(validation))
     return samples.ridge(penalty)
@@ -143,8 +152,8 @@ def ridge(features_ND: Array, targets_NK: Array, groups: Sequence[str], config: 
 class _Samples:
     """`targets_CK` are the different targets and `target_N` says which one each sample has."""
 
-    def __init__(self, features_ND: Tensor, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
-        self.features_ND = features_ND
+    def __init__(self, features: Features, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
+        self.features = features
         self.targets_CK = targets_CK
         self.target_N = target_N
         self.group_N = group_N
@@ -155,27 +164,38 @@ class _Samples:
         self._targets_of = {group: sorted(targets) for group, targets in targets_of.items()}
 
     @staticmethod
-    def of(features_ND: Array, targets_NK: Array, groups: Sequence[str]) -> _Samples:
-        if not len(features_ND) == len(targets_NK) == len(groups):
+    def of(features: Features, targets_NK: Array, groups: Sequence[str]) -> _Samples:
+        if not len(features) == len(targets_NK) == len(groups):
             raise UsageError(
-                f"{len(features_ND)} features, {len(targets_NK)} targets and {len(groups)} groups: "
+                f"{len(features)} features, {len(targets_NK)} targets and {len(groups)} groups: "
                 "expected one of each per sample"
             )
         targets_CK, target_N = np.unique(np.asarray(targets_NK, np.float32), axis=0, return_inverse=True)
         _, group_N = np.unique(np.asarray(groups), return_inverse=True)
-        features = torch.tensor(np.asarray(features_ND, np.float32))
+        if not isinstance(features, TokenFeatures):
+            features = np.asarray(features, np.float32)
         return _Samples(features, torch.from_numpy(targets_CK), torch.from_numpy(target_N), torch.from_numpy(group_N))
 
     def __len__(self) -> int:
-        return len(self.features_ND)
+        return len(self.features)
 
     def where(self, mask_N: Mask) -> _Samples:
         mask = torch.from_numpy(mask_N)
         used, target_N = torch.unique(self.target_N[mask], return_inverse=True)
-        return _Samples(self.features_ND[mask], self.targets_CK[used], target_N, self.group_N[mask])
+        return _Samples(self.features[mask_N], self.targets_CK[used], target_N, self.group_N[mask])
+
+    @property
+    def in_dim(self) -> int:
+        return self.features.dim if isinstance(self.features, TokenFeatures) else int(self.features.shape[1])
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """Features as ridge regression takes them: tokens by mean and standard deviation."""
+        features = self.features
+        return torch.tensor(features.mean_std() if isinstance(features, TokenFeatures) else features)
 
     def ridge(self, penalty: float) -> LinearProjector:
-        return Ridge(self.features_ND, self.targets_CK[self.target_N]).solve(penalty)
+        return Ridge(self.pooled, self.targets_CK[self.target_N]).solve(penalty)
 
     def right_targets(self, rows_B: Tensor) -> Tensor:
         """(B, C) bool: which targets occur in the group of each of these samples."""
@@ -192,10 +212,8 @@ class _Training:
         torch.manual_seed(config.seed)
         self._samples, self._config = samples, config
         self._batches = _batches(len(samples), config.batch_rows)
-        dims = {"in_dim": samples.features_ND.shape[1], "out_dim": samples.targets_CK.shape[1]}
-        self.projector = parse_config({**config.options, "kind": config.kind, **dims}).build()
-        self.projector.standardise_to(samples.features_ND)
-        self._standard_ND = self.projector.standardise(samples.features_ND)
+        self.projector = _projector_config(config, samples.in_dim, samples.targets_CK.shape[1]).build()
+        self.projector.standardise_to(samples.features)
         self._contrast = losses.build(config.loss, config.temperature)
         self._optimizer = _adamw(self.projector, self._contrast, config)
         warm_up = max(1, round(config.warm_up * steps))
@@ -219,14 +237,26 @@ class _Training:
 
     def _loss(self, rows_B: Tensor) -> Tensor:
         samples = self._samples
-        hidden_BD = functional.dropout(self._standard_ND[rows_B], self._config.feature_dropout)
-        vectors_BK = functional.normalize(self.projector.head(hidden_BD), dim=-1)
+        vectors_BK = self._vectors(rows_B)
         own_B = samples.target_N[rows_B]
         candidates_C = self._candidates(own_B)
         right_BC = samples.right_targets(rows_B)[:, candidates_C]
         place_B = torch.searchsorted(candidates_C, own_B)
         loss: Tensor = self._contrast(vectors_BK, samples.targets_CK[candidates_C], place_B, right_BC)
         return loss
+
+    def _vectors(self, rows_B: Tensor) -> Tensor:
+        """Vectors (B, K) with some features of each sample hidden; of tokens the same ones in all of a sample's."""
+        features, hidden = self._samples.features, self._config.feature_dropout
+        if not (isinstance(features, TokenFeatures) and isinstance(self.projector, TokenProjector)):
+            standard_BD = self.projector.standardise(torch.from_numpy(features[rows_B.numpy()]))
+            return functional.normalize(self.projector.head(functional.dropout(standard_BD, hidden)), dim=-1)
+        chosen = features[rows_B.numpy()]
+        tokens_BTD, real_BT, summary_BE = padded_batch(chosen, int(chosen.lengths.max()))
+        seen_BD = functional.dropout(torch.ones(len(rows_B), features.dim), hidden)
+        tokens_BTD = self.projector.standardise(tokens_BTD) * seen_BD[:, None]
+        summary_BE = functional.dropout(self.projector.standardise_summary(summary_BE), hidden)
+        return functional.normalize(self.projector.head(tokens_BTD, real_BT, summary_BE), dim=-1)
 
     def _candidates(self, own_B: Tensor) -> Tensor:
         """All targets, or the batch's own and as many others as the config allows, drawn anew; in order."""
@@ -244,7 +274,7 @@ def _blended(projector: Projector, ridge: LinearProjector, share: float, samples
     A mean of two that err differently errs less than either, on small sets above all, and where the
     head has a linear path the mean is again a projector of its kind.
     """
-    standard_ND = ridge.standardise(samples.features_ND)
+    standard_ND = ridge.standardise(samples.pooled)
     own, other = (each.eval().head(standard_ND).norm(dim=1).mean().clamp(min=1e-6) for each in (projector, ridge))
     blended = copy.deepcopy(projector)
     blended.blend(float((1 - share) / own), ridge.map.weight * (share / other), ridge.map.bias * (share / other))
@@ -260,9 +290,27 @@ def _best_share(
 
 
 def _best_penalty(trained: _Samples, judged: _Samples) -> float:
-    solve = Ridge(trained.features_ND, trained.targets_CK[trained.target_N]).solve
+    solve = Ridge(trained.pooled, trained.targets_CK[trained.target_N]).solve
     recall = {penalty: _recall(solve(penalty), judged) for penalty in PENALTIES}
     return max(PENALTIES, key=recall.__getitem__)
+
+
+def _projector_config(config: Config, in_dim: int, out_dim: int) -> ProjectorConfig:
+    return parse_config({**config.options, "kind": config.kind, "in_dim": in_dim, "out_dim": out_dim})
+
+
+def _as_taken(features: Features, config: Config) -> Features:
+    """Features as the kind takes them: tokens as they are, or their mean and standard deviation."""
+    width = features.dim if isinstance(features, TokenFeatures) else features.shape[1]
+    takes_tokens = isinstance(_projector_config(config, width, 1), TokenProjectorConfig)
+    if isinstance(features, TokenFeatures):
+        return features if takes_tokens else features.mean_std()
+    if takes_tokens:
+        raise UsageError(
+            f"projector kind '{config.kind}' takes tokens and these features are pooled: embed with "
+            "'cache: tokens' beside 'encoder' in the space file (--space builtin-tokens has it), then train again"
+        )
+    return features
 
 
 def _no_progress(_done: int, _total: int) -> None:
@@ -336,7 +384,7 @@ def _warm_up_then_cosine(step: int, warm_up: int, steps: int) -> float:
 
 def _recall(projector: Projector, judged: _Samples) -> float:
     """Mean Recall@1, 5 and 10 over both directions; right is whatever is linked."""
-    vectors = projector.project(judged.features_ND.numpy())
+    vectors = projector.project(judged.features)
     targets = judged.targets_CK.numpy()
     linked_C = dict(zip(judged.target_N.tolist(), judged.linked, strict=True))
     target_pairs = [str(linked_C[target]) for target in range(len(targets))]

@@ -20,19 +20,23 @@ import numpy.typing as npt
 
 Row = TypeVar("Row")
 Output = npt.NDArray[np.float32]
+"""What comes of one row, of any shape; of all rows as one array, if they agree in it."""
+Outputs = Sequence[Output] | Output
 SmallBatches = Literal["as they come", "filled", "filled until proven"]
 
 
 class FixedShapes(Generic[Row]):
-    """Runs `forward`, rows -> (B, D) float32, so that each row depends on itself alone."""
+    """Runs `forward`, rows -> one float32 array each, so that each row depends on itself alone."""
 
-    def __init__(self, forward: Callable[[Sequence[Row]], Output], small: SmallBatches = "filled until proven") -> None:
+    def __init__(
+        self, forward: Callable[[Sequence[Row]], Outputs], small: SmallBatches = "filled until proven"
+    ) -> None:
         self._forward = forward
         self._small = small
         self._proven: dict[tuple[Hashable, int, int], bool] = {}
 
-    def run(self, rows: Sequence[Row], key: Callable[[Row], Hashable], full: Callable[[Row], int]) -> Output:
-        """Outputs (B, D) in the order of `rows`; one row at least.
+    def run(self, rows: Sequence[Row], key: Callable[[Row], Hashable], full: Callable[[Row], int]) -> list[Output]:
+        """Outputs in the order of `rows`.
 
         `key` names a row's shape (and whatever else picks a code path), `full` how many rows of
         that shape make a whole batch; both must be functions of the row alone.
@@ -40,18 +44,15 @@ class FixedShapes(Generic[Row]):
         groups: dict[Hashable, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(key(row), []).append(index)
-        outputs: list[tuple[list[int], Output]] = []
+        outputs: dict[int, Output] = {}
         for name, indices in groups.items():
             size = full(rows[indices[0]])
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
-                outputs.append((chosen, self._batch(name, [rows[i] for i in chosen], size)))
-        merged = np.empty((len(rows), outputs[0][1].shape[1]), np.float32)
-        for chosen, output in outputs:
-            merged[chosen] = output
-        return merged
+                outputs |= zip(chosen, self._batch(name, [rows[i] for i in chosen], size), strict=True)
+        return [outputs[index] for index in range(len(rows))]
 
-    def _batch(self, name: Hashable, rows: list[Row], full: int) -> Output:
+    def _batch(self, name: Hashable, rows: list[Row], full: int) -> Outputs:
         if self._small == "as they come":
             return self._forward(rows)
         sizes = [full] if self._small == "filled" else _sizes(len(rows), full)
@@ -63,11 +64,12 @@ class FixedShapes(Generic[Row]):
                 return self._forward(_filled(rows, size))[: len(rows)]
         raise AssertionError("the full batch is always tried")
 
-    def _compare(self, name: Hashable, rows: list[Row], size: int, full: int) -> Output:
+    def _compare(self, name: Hashable, rows: list[Row], size: int, full: int) -> Outputs:
         """Run both shapes; remember whether the small one may stand for the full one from now on."""
         reference = self._forward(_filled(rows, full))
         small = _filled(list(self._forward(_filled(rows, size))[: len(rows)]), full)
-        self._proven[name, full, size] = np.stack(small).tobytes() == reference.tobytes()
+        pairs = zip(small, reference, strict=True)
+        self._proven[name, full, size] = all(one.tobytes() == other.tobytes() for one, other in pairs)
         return reference[: len(rows)]
 
 

@@ -22,6 +22,7 @@ from batchproj.collection.snapshot import FeatureFile, Snapshot
 from batchproj.collection.unit import read_rows
 from batchproj.comparison import FEWEST_GROUPS, HeldOut
 from batchproj.errors import UsageError
+from batchproj.features import from_column
 from batchproj.linking import linked
 from batchproj.objectstore import Folder
 from batchproj.pairs import held_out_pairs, matrix
@@ -130,7 +131,7 @@ def _side(collection: Collection, member: Member, rows: pa.Table) -> _Side:
     vectors = matrix(found["vector"])
     new = vectors
     if features is not None:
-        new = to_vectors(matrix(features.sort_by("id")["feature"]).astype(np.float16), member.load_projector())
+        new = to_vectors(from_column(features.sort_by("id")["feature"]), member.load_projector())
     return _Side(rows["group"].to_pylist(), vectors, new)
 
 

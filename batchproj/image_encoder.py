@@ -1,4 +1,4 @@
-"""The encoder that all kinds of image models share: they differ in how pixels become a pooled vector."""
+"""The encoder that all kinds of image models share: they differ in how pixels become features."""
 
 from __future__ import annotations
 
@@ -13,21 +13,34 @@ from batchproj.media import Segment, Spec
 from batchproj.model_folder import ImageInput, blank_image
 from batchproj.torch_runtime import forward_images, pixel_batch, small_batches, to_numpy
 
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""Normalised pixels (B, 3, H, W) -> features of each image."""
+
 
 class ImageEncoder:
-    """A loaded image model; `pooled` maps normalised pixels (B, 3, H, W) of `dtype` to features (B, D)."""
+    """A loaded image model: `pooled` gives features (B, D), `tokens` (B, T, D), of pixels of `dtype`."""
 
-    def __init__(self, pooled: Callable[[torch.Tensor], torch.Tensor], wanted: ImageInput, dtype: torch.dtype) -> None:
-        self._pooled, self._input, self._dtype = pooled, wanted, dtype
-        self._batches: FixedShapes[Segment] = FixedShapes(self._forward, small_batches(dtype))
+    def __init__(self, pooled: Forward, tokens: Forward, wanted: ImageInput, dtype: torch.dtype) -> None:
+        self._input, self._dtype = wanted, dtype
+        small = small_batches(dtype)
+        self._pooled: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(pooled, segments), small)
+        self._tokens: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(tokens, segments), small)
         self.spec: Spec = wanted.spec
 
     def encode(self, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:
         """Images of the spec's size -> (B, D) float32."""
         if not segments:
             return self.encode([blank_image(self._input)])[:0]
-        return self._batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())
+        return np.stack(_run(self._pooled, segments))
 
-    def _forward(self, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:
+    def encode_tokens(self, segments: Sequence[Segment]) -> list[npt.NDArray[np.float32]]:
+        """Images of the spec's size -> their patches or places, row by row, (T, D) float32 each."""
+        return _run(self._tokens, segments)
+
+    def _forward(self, features: Forward, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
-            return to_numpy(self._pooled(pixel_batch(segments, self._input, self._dtype)))
+            return to_numpy(features(pixel_batch(segments, self._input, self._dtype)))
+
+
+def _run(batches: FixedShapes[Segment], segments: Sequence[Segment]) -> list[npt.NDArray[np.float32]]:
+    return batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())

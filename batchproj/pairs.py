@@ -13,12 +13,14 @@ import pyarrow.compute as pc
 
 from batchproj.collection.cache import live_features
 from batchproj.comparison import HeldOut
-from batchproj.errors import UsageError
+from batchproj.errors import BatchprojError, TryLater, UsageError
+from batchproj.features import Features, from_column
 from batchproj.linking import linked, split
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import Split
+from batchproj.token_features import TokenFeatures
 
 T = TypeVar("T")
 Array = npt.NDArray[np.float32]
@@ -27,13 +29,13 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Samples:
-    """Features (N, D) of items with the vector (N, K) of a caption of their pair; an item has a sample per caption.
+    """Features of items with the vector (N, K) of a caption of their pair; an item has a sample per caption.
 
     `groups` says what is right for each other: items of one pair or of equal content, with all their
     captions. `items` is the number of a sample's item.
     """
 
-    features: Array
+    features: Features
     targets: Array
     pairs: list[str]
     groups: list[str]
@@ -95,7 +97,7 @@ def paired_samples(collection: Collection, rows: pa.Table, modality: Modality) -
     if cached is None or not links:
         return None
     items = [number for number, _, _ in links]
-    features = _finite(matrix(cached["feature"])[items], modality)
+    features = _finite(from_column(cached["feature"])[items], modality)
     targets = matrix(texts["vector"])[[caption for _, caption, _ in links]]
     _check_captions(targets, modality)
     pairs = [pair for _, _, pair in links]
@@ -113,16 +115,19 @@ def matrix(column: pa.ChunkedArray) -> Array:
 def _cached(collection: Collection, modality: Modality) -> pa.Table | None:
     try:
         return live_features(Folder(collection.uri), collection.snapshot, modality)
-    except (FileNotFoundError, pa.ArrowInvalid) as error:
+    except TryLater:
+        raise
+    except BatchprojError as error:
         fingerprint = collection.snapshot.fingerprints[modality].feature
         raise UsageError(
             f"cached features of {modality} with fingerprint {fingerprint[:12]}, which made the live vectors, are "
-            f"missing or of another fingerprint; encode them again with: batchproj verify {collection.uri} --repair"
+            f"missing, damaged or of another fingerprint; make them again: batchproj verify {collection.uri} --repair"
         ) from error
 
 
-def _finite(features: Array, modality: Modality) -> Array:
-    bad = int((~np.isfinite(features).all(axis=1)).sum())
+def _finite(features: Features, modality: Modality) -> Features:
+    pooled = features.mean() if isinstance(features, TokenFeatures) else features
+    bad = int((~np.isfinite(pooled).all(axis=1)).sum())
     if bad:
         raise UsageError(
             f"NaN or infinity in {bad:,} of {len(features):,} cached features of {modality}, expected finite numbers; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from batchproj.errors import SpaceError
+from batchproj.token_features import TokenFeatures
 
 Array = npt.NDArray[np.float32]
 
@@ -38,11 +40,13 @@ class Projector(torch.nn.Module):
     """Features (B, D) -> vectors (B, K) of unit L2 norm.
 
     Features are standardised first; `mean` and `scale` (D,) are part of the saved weights.
-    A kind implements `head`.
+    A kind implements `head`: standardised features (B, D) -> (B, K), of any length. Tokens reach
+    such a kind pooled; `token_projector` has the base of the kinds that take them as they are.
     """
 
     mean: Tensor
     scale: Tensor
+    head: Callable[..., Tensor]
 
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
@@ -51,9 +55,8 @@ class Projector(torch.nn.Module):
         self.register_buffer("mean", torch.zeros(config.in_dim))
         self.register_buffer("scale", torch.ones(config.in_dim))
 
-    def head(self, standard_BD: Tensor) -> Tensor:
-        """Standardised features (B, D) -> (B, K), of any length."""
-        raise NotImplementedError(self.config.kind)
+    def forward(self, *features: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(self.head(self.standardise(*features)), dim=-1)
 
     @property
     def has_linear_path(self) -> bool:
@@ -64,40 +67,48 @@ class Projector(torch.nn.Module):
         """Make what `head` gives `own` times what it was, plus a linear map of the same input."""
         raise NotImplementedError(self.config.kind)
 
-    def forward(self, features_BD: Tensor) -> Tensor:
-        return torch.nn.functional.normalize(self.head(self.standardise(features_BD)), dim=-1)
+    def standardise(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.scale
 
-    def standardise(self, features_BD: Tensor) -> Tensor:
-        return (features_BD - self.mean) / self.scale
+    def standardise_to(self, features: npt.ArrayLike | TokenFeatures) -> None:
+        """Take mean and spread of these features (N, D) as those of all input from now on."""
+        features_ND = torch.tensor(self._pooled(features))
+        self.take_moments(features_ND.mean(dim=0), features_ND.std(dim=0, correction=0))
 
-    def standardise_to(self, features_BD: Tensor) -> None:
-        """Take mean and spread of these features (B, D) as those of all input from now on."""
-        self.mean.copy_(features_BD.mean(dim=0))
-        # A feature that never varies says nothing: scale 1 keeps it at 0 instead of blowing it up.
-        spread = features_BD.std(dim=0, correction=0)
-        self.scale.copy_(torch.where(spread > 1e-6, spread, torch.ones_like(spread)))
+    def take_moments(self, mean_D: Tensor, spread_D: Tensor) -> None:
+        """Standardise by these from now on."""
+        self.mean.copy_(mean_D)
+        self.scale.copy_(divisor(spread_D))
 
     @torch.inference_mode()
-    def project(self, features_BD: npt.ArrayLike) -> Array:
-        """Map features (B, D) float16 or float32 to vectors (B, K) float32 of unit L2 norm.
+    def project(self, features: npt.ArrayLike | TokenFeatures) -> Array:
+        """Map features (N, D) float16 or float32 to vectors (N, K) float32 of unit L2 norm.
 
         A row's bits depend on that row alone, not on the others or their number (at one thread
-        count, on one machine). Raises SpaceError if D is not what the projector was trained on.
+        count, on one machine). Tokens are pooled to their mean, or to mean and standard deviation
+        for a projector trained on twice their dims (`pooling: mean_std`). Raises SpaceError if D is
+        not what the projector was trained on.
         """
-        features = np.asarray(features_BD, dtype=np.float32)
-        if features.ndim != 2 or features.shape[1] != self.config.in_dim:
-            raise SpaceError(
-                f"features of shape {features.shape} do not fit a projector trained on {self.config.in_dim} "
-                f"dims: expected (rows, {self.config.in_dim}); train a projector for this encoder"
-            )
+        pooled_ND = self._pooled(features)
         self.eval()
-        vectors = np.empty((len(features), self.config.out_dim), dtype=np.float32)
+        vectors = np.empty((len(pooled_ND), self.config.out_dim), dtype=np.float32)
         chunk_BD = torch.zeros(self._chunk_rows(), self.config.in_dim)
-        for start in range(0, len(features), len(chunk_BD)):
-            rows = features[start : start + len(chunk_BD)]
+        for start in range(0, len(pooled_ND), len(chunk_BD)):
+            rows = pooled_ND[start : start + len(chunk_BD)]
             chunk_BD[: len(rows)] = torch.tensor(rows)
             vectors[start : start + len(rows)] = self(chunk_BD)[: len(rows)].numpy()
         return vectors
+
+    def _pooled(self, features: npt.ArrayLike | TokenFeatures) -> Array:
+        if isinstance(features, TokenFeatures):
+            features = features.mean_std() if self.config.in_dim == 2 * features.dim else features.mean()
+        pooled_ND = np.asarray(features, dtype=np.float32)
+        if pooled_ND.ndim != 2 or pooled_ND.shape[1] != self.config.in_dim:
+            raise SpaceError(
+                f"features of shape {pooled_ND.shape} do not fit a projector trained on {self.config.in_dim} "
+                f"dims: expected (rows, {self.config.in_dim}); train a projector for this encoder"
+            )
+        return pooled_ND
 
     def _chunk_rows(self) -> int:
         """_CHUNK_ROWS if a row's place in a chunk does not show in its bits either, else 1.
@@ -121,3 +132,8 @@ class Projector(torch.nn.Module):
     def save(self, path: Path) -> None:
         """Write `to_bytes` to a file."""
         path.write_bytes(self.to_bytes())
+
+
+def divisor(spread_D: Tensor) -> Tensor:
+    """A spread to divide by: a feature that never varies says nothing, 1 keeps it at 0 instead of blowing it up."""
+    return torch.where(spread_D > 1e-6, spread_D, torch.ones_like(spread_D))

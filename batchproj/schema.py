@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 import pyarrow as pa
+
+Cache = Literal["pooled", "tokens"]
+"""What of an encoder's output is a feature: one vector a segment, or its tokens before they are pooled."""
 
 
 class Modality(StrEnum):
@@ -77,11 +81,12 @@ def vector_schema(dim: int) -> pa.Schema:
     )
 
 
-def feature_schema(dim: int) -> pa.Schema:
-    """Rows of the feature cache: a vector row before it was projected, feature (D,) float16."""
+def feature_schema(dim: int, cache: Cache = "pooled") -> pa.Schema:
+    """Rows of the feature cache: a vector row before it was projected, feature (D,) or tokens (T, D), float16."""
     made_later = {"vector", "fingerprint", "run"}
     kept = [pa.field(f.name, f.type, f.nullable) for f in vector_schema(1) if f.name not in made_later]
-    return pa.schema([*kept, pa.field("feature", pa.list_(pa.float16(), dim), nullable=False)])
+    feature = pa.list_(pa.float16(), dim)
+    return pa.schema([*kept, pa.field("feature", pa.list_(feature) if cache == "tokens" else feature, nullable=False)])
 
 
 def outcome_schema() -> pa.Schema:

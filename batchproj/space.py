@@ -22,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchproj import encode, project
 from batchproj.config import read_yaml, validate
 from batchproj.errors import SpaceError
+from batchproj.features import Features, gathered
 from batchproj.media import Segment, Spec
 from batchproj.objectstore import Folder
-from batchproj.schema import Modality
+from batchproj.schema import Cache, Modality
+from batchproj.token_features import TokenFeatures
 from batchproj.weights import LocalModel
 from batchproj.weights import resolve as resolve_weights
 
@@ -44,10 +46,17 @@ class ProjectorFile(BaseModel):
 
 
 class MemberFile(BaseModel):
-    """One modality of a space file; `encoder` is checked by the encoder's own `Config`."""
+    """One modality of a space file; `encoder` is checked by the encoder's own `Config`.
+
+    cache: keep the encoder's tokens as features, for projectors that take them. A kind that takes
+    pooled features gets mean and standard deviation of the tokens then, added in float32 from the
+    float16 of the cache, or the mean alone if it was trained on as many dims as a token has; so one
+    cache serves every kind.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     encoder: dict[str, Any]
+    cache: Cache = "pooled"
     projector: ProjectorFile | None = None
 
 
@@ -126,6 +135,7 @@ class Member:
     config: encode.EncoderConfig
     model_digest: str
     dim: int
+    cache: Cache
     feature_doc: dict[str, Any]
     vector_doc: dict[str, Any]
     projector: bytes | None
@@ -141,7 +151,7 @@ class Member:
     def load(self, threads: int) -> Embedder:
         """Load encoder and projector on this machine; the weights must be the ones planned with."""
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
-        return Embedder(self.config.build(model, self.modality, threads), self.load_projector())
+        return Embedder(self.config.build(model, self.modality, threads), self.load_projector(), self.dim, self.cache)
 
     def load_projector(self) -> Projector | None:
         return None if self.projector is None else project.loads(self.projector)
@@ -186,10 +196,13 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     where = f"space {opened.space.name}, {modality}"
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
-    described = config.describe(model, modality)
+    described = _described(config, model, modality, member.cache, where)
     weights = _projector_bytes(member, opened.folder, where)
-    _check_dimensions(described.dim, weights, member, opened.space.dim, where)
-    feature_doc = {**described.decides, "epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
+    _check_projector(described, weights, member, opened.space.dim, where)
+    # the documents of pooled features do not say so: collections made before there were tokens stay valid
+    cached = {"cache": "tokens"} if member.cache == "tokens" else {}
+    made = {"epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
+    feature_doc = {**described.decides, **cached, **made}
     vector_doc = {
         "feature": fingerprint(feature_doc),
         "projector": None if weights is None else hashlib.sha256(weights).hexdigest(),
@@ -197,7 +210,18 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
         "normalisation": "l2",
         "epoch": project.PROJECT_EPOCH,
     }
-    return Member(modality, config, model.digest, described.dim, feature_doc, vector_doc, weights)
+    return Member(modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights)
+
+
+def _described(
+    config: encode.EncoderConfig, model: LocalModel, modality: Modality, cache: Cache, where: str
+) -> encode.Description:
+    if cache == "pooled":
+        return config.describe(model, modality)
+    try:
+        return config.describe_tokens(model, modality)
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
 
 
 def _absolute_model(encoder: dict[str, Any], folder: Folder) -> dict[str, Any]:
@@ -221,48 +245,67 @@ def _projector_bytes(member: MemberFile, folder: Folder, where: str) -> bytes | 
         ) from None
 
 
-def _check_dimensions(features: int, weights: bytes | None, member: MemberFile, dim: int, where: str) -> None:
+def _check_projector(
+    described: encode.Description, weights: bytes | None, member: MemberFile, dim: int, where: str
+) -> None:
     if weights is None or member.projector is None:
-        if features != dim:
-            raise SpaceError(
-                f"{where}: the encoder gives {features} dimensions and the space has {dim}; add a projector"
-            )
+        _check_bare(described, member, dim, where)
         return
     projector = project.read_header(weights, where)
-    if projector.kind != member.projector.kind:
+    if projector.kind != project.plain_kind(member.projector.kind):
         raise SpaceError(f"{where}: the projector is of kind {projector.kind}, the space says {member.projector.kind}")
-    if (projector.in_dim, projector.out_dim) != (features, dim):
+    if projector.takes == "tokens" and member.cache == "pooled":
+        raise SpaceError(f"{where}: a {projector.kind} projector takes tokens; add 'cache: tokens' beside 'encoder'")
+    fitting = [described.dim]
+    if member.cache == "tokens" and projector.takes == "pooled":
+        fitting.append(2 * described.dim)  # mean and standard deviation
+    if projector.in_dim not in fitting or projector.out_dim != dim:
         raise SpaceError(
             f"{where}: the projector maps {projector.in_dim} to {projector.out_dim} dimensions, "
-            f"needed is {features} to {dim}; train it on this encoder"
+            f"needed is {described.dim} to {dim}; train it on this encoder"
+        )
+
+
+def _check_bare(described: encode.Description, member: MemberFile, dim: int, where: str) -> None:
+    if described.dim != dim:
+        raise SpaceError(
+            f"{where}: the encoder gives {described.dim} dimensions and the space has {dim}; add a projector"
+        )
+    if member.cache == "tokens" and not described.mean_pooled:
+        raise SpaceError(
+            f"{where}: the mean of this encoder's tokens is not its vector; "
+            "add a projector, or leave out 'cache: tokens'"
         )
 
 
 class Embedder:
     """An encoder and its projector, loaded."""
 
-    def __init__(self, encoder: encode.Encoder, projector: Projector | None) -> None:
-        self._encoder = encoder
-        self._projector = projector
+    def __init__(self, encoder: encode.Encoder, projector: Projector | None, dim: int, cache: Cache) -> None:
+        self._encoder, self._projector = encoder, projector
+        self._dim, self._cache = dim, cache
 
     @property
     def spec(self) -> Spec:
         return self._encoder.spec
 
-    def encode(self, segments: Sequence[Segment]) -> npt.NDArray[np.float16]:
-        """Features (B, D) as they are cached; beyond float16's range they become infinite."""
+    def encode(self, segments: Sequence[Segment]) -> Features:
+        """Features as they are cached; beyond float16's range they become infinite."""
         with np.errstate(over="ignore"):
-            return self._encoder.encode(segments).astype(CACHE_DTYPE)
+            if self._cache == "pooled":
+                return self._encoder.encode(segments).astype(CACHE_DTYPE)
+            tokens = self._encoder.encode_tokens(segments) if segments else []
+            return gathered([tokens_TD.astype(CACHE_DTYPE) for tokens_TD in tokens], self._dim, self._cache)
 
-    def project(self, features: npt.NDArray[np.float16]) -> npt.NDArray[np.float32]:
-        """Vectors (B, K) float32 of unit norm."""
+    def project(self, features: Features) -> npt.NDArray[np.float32]:
+        """Vectors (N, K) float32 of unit norm."""
         return to_vectors(features, self._projector)
 
 
-def to_vectors(features: npt.NDArray[np.float16], projector: Projector | None) -> npt.NDArray[np.float32]:
-    """Project cached features (B, D) to unit vectors (B, K); without a projector only normalise."""
+def to_vectors(features: Features, projector: Projector | None) -> npt.NDArray[np.float32]:
+    """Project cached features of N segments to unit vectors (N, K); without a projector only normalise."""
     if projector is not None:
         return projector.project(features)
-    wide = features.astype(np.float32)
+    wide = features.mean() if isinstance(features, TokenFeatures) else features.astype(np.float32)
     norms: npt.NDArray[np.float32] = np.linalg.norm(wide, axis=1, keepdims=True)
     return np.divide(wide, norms, out=np.full_like(wide, np.nan), where=norms > 0)

@@ -131,7 +131,7 @@ def _judge(unseen: Samples, modality: Modality, new: Projector, baseline: Projec
     answers: dict[str, Answers] = {
         NEW: held_out.answers(new.project(features)),
         RIDGE: held_out.answers(baseline.project(features)),
-        REPLACED: held_out.answers(to_vectors(features.astype(np.float16), rival.projector)),
+        REPLACED: held_out.answers(to_vectors(features, rival.projector)),
         CHANCE: held_out.chance(),
     }
     return compared(modality, held_out, answers)

@@ -13,6 +13,7 @@ from batchproj.errors import SpaceError, UsageError
 from batchproj.fit import Config, Fit, fit, ridge
 from batchproj.linking import split
 from batchproj.recall import retrieval
+from batchproj.token_features import TokenFeatures
 
 SMALL: dict[str, Any] = {
     "options": {"hidden": (64,), "dropout": 0.1},
@@ -81,6 +82,65 @@ def test_same_seed_same_bits(kind: str) -> None:
     assert first.projector.to_bytes() == second.projector.to_bytes()
     assert fit(*data, config.model_copy(update={"seed": 1})).projector.to_bytes() != first.projector.to_bytes()
     torch.random.set_rng_state(state)
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def told_by_order(count: int, seed: int = 0) -> tuple[TokenFeatures, np.ndarray, list[str]]:
+    """Six sounds in every item, each once: which item it is, their order alone tells; kept as float16."""
+    random = np.random.default_rng(seed)
+    sounds = np.random.default_rng(98).standard_normal((6, 12))  # the same for every seed
+    view = np.random.default_rng(97).standard_normal((36, 16))
+    orders = np.stack([random.permutation(6) for _ in range(count)])
+    targets = np.eye(6)[orders].reshape(count, 36) @ view
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    tokens = [np.repeat(sounds[order], 2, axis=0)[: 12 - count % 2] for order in orders]
+    noisy = [(each + 0.05 * random.standard_normal(each.shape)).astype(np.float16) for each in tokens]
+    return TokenFeatures.of(noisy), targets.astype(np.float32), [str(number) for number in range(count)]
+
+
+ON_TOKENS: dict[str, Any] = {
+    "options": {"width": 32, "heads": 2, "dropout": 0.0},
+    "batch_rows": 64,
+    "feature_dropout": 0.0,
+    "learning_rate": 1e-2,
+    "epochs": 40,
+}
+
+
+@pytest.mark.parametrize("kind", ["transformer", "cross_attention"])
+def test_finds_by_the_order_of_tokens_what_mean_and_spread_cannot_tell(kind: str) -> None:
+    fitted = fit(*told_by_order(300), Config(kind=kind, **ON_TOKENS))
+    tokens, targets, names = told_by_order(100, seed=7)
+    found = retrieval(targets, names, fitted.projector.project(tokens), names)["r@10"]
+    line = ridge(*told_by_order(300))
+    assert retrieval(targets, names, line.project(tokens), names)["r@10"] < 0.25  # chance: 0.1
+    assert found > 0.6
+
+
+@pytest.mark.parametrize("kind", ["transformer", "cross_attention"])
+def test_same_seed_same_bits_on_tokens(kind: str) -> None:
+    config = Config(kind=kind, epochs=2, batch_rows=16, candidates=20, options={"width": 32, "heads": 2})
+    first, second = (fit(*told_by_order(60), config).projector for _ in range(2))
+    assert first.to_bytes() == second.to_bytes()
+    assert fit(*told_by_order(60), config.model_copy(update={"seed": 1})).projector.to_bytes() != first.to_bytes()
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
+def test_pooled_kinds_get_mean_and_spread_of_tokens(kind: str) -> None:
+    tokens, targets, names = told_by_order(60)
+    config = Config(kind=kind, epochs=2)
+    assert (
+        fit(tokens, targets, names, config).projector.to_bytes()
+        == fit(tokens.mean_std(), targets, names, config).projector.to_bytes()
+    )
+
+
+@pytest.mark.parametrize("kind", ["transformer", "cross_attention"])
+def test_token_kinds_say_where_tokens_come_from(kind: str) -> None:
+    with pytest.raises(UsageError, match=f"'{kind}' takes tokens and these features are pooled: embed with 'cache: to"):
+        fit(*pairs_of_spaces(20, noise=0), Config(kind=kind))
 
 
 def test_leaves_the_global_generator_alone() -> None:

@@ -27,7 +27,7 @@ class Moody:
 
 
 def run(model: Moody, rows: list[Array], batches: FixedShapes[Array] | None = None) -> Array:
-    return (batches or FixedShapes(model)).run(rows, key=len, full=lambda _: 8)
+    return np.stack((batches or FixedShapes(model)).run(rows, key=len, full=lambda _: 8))
 
 
 def rows_of(*lengths: int) -> list[Array]:

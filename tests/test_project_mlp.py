@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from batchproj.errors import SpaceError
-from batchproj.project import loads, parse_config
+from batchproj.project import loads, parse_config, plain_kind
 from batchproj.project.mlp import MlpProjector
 
 
@@ -65,7 +65,7 @@ def test_comes_back_from_its_bytes() -> None:
     np.testing.assert_array_equal(again.project(rows), projector.project(rows))
 
 
-@pytest.mark.parametrize("wrong", [{"hidden": ()}, {"hidden": (0,)}, {"dropout": 1.0}])
+@pytest.mark.parametrize("wrong", [{"hidden": (0,)}, {"dropout": 1.0}])
 def test_wrong_options_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SpaceError, match=next(iter(wrong))):
         mlp(8, 4, **wrong)
@@ -81,3 +81,22 @@ def test_blends_with_a_linear_map() -> None:
         torch.testing.assert_close(projector.head(rows), expected)
     assert projector.has_linear_path
     assert not mlp(8, 4, skip=False).has_linear_path
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_llava_names_are_so_many_matrices_and_nothing_beside(count: int) -> None:
+    projector = parse_config({"kind": f"mlp{count}x_gelu", "in_dim": 8, "out_dim": 4}).build()
+    assert isinstance(projector, MlpProjector)
+    assert projector.config.kind == plain_kind(f"mlp{count}x_gelu") == "mlp"
+    shapes = [tuple(module.weight.shape) for module in projector.modules() if isinstance(module, torch.nn.Linear)]
+    assert shapes == [(4, 8), *[(4, 4)] * (count - 1)]
+    assert loads(projector.to_bytes()).config == projector.config
+
+
+def test_llava_names_take_options_and_end_at_four() -> None:
+    fields = {"in_dim": 8, "out_dim": 4, "dropout": 0.1}
+    assert parse_config({**fields, "kind": "mlp2x_gelu"}) == parse_config(
+        {**fields, "kind": "mlp", "hidden": (4,), "skip": False}
+    )
+    with pytest.raises(SpaceError, match=r"no projector kind 'mlp5x_gelu'.*mlp1x_gelu to mlp4x_gelu"):
+        parse_config({**fields, "kind": "mlp5x_gelu"})

@@ -146,11 +146,17 @@ def _print_report(report: Any, collection: str) -> None:
     print(f"Search it: batchproj search {collection} 'what you look for'")
 
 
+KINDS_HELP = (
+    "Kind of projector: linear, mlp, mlp1x_gelu to mlp4x_gelu; transformer or cross_attention, which take tokens: "
+    "embed with 'cache: tokens' in the space file first."
+)
+
+
 @app.command(epilog="Example: batchproj train ./photos.batchproj --out ./photos-space --projector mlp")
 def train(
     collection: CollectionArgument,
     out: Annotated[str, typer.Option("--out", help="Folder for the new space, on any fsspec URL.")],
-    projector: Annotated[str, typer.Option(help="Kind of projector: linear or mlp.")] = "mlp",
+    projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
     modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,

@@ -34,10 +34,12 @@ class Description:
 
     `dim` is D. `decides` holds all that decides a feature beside the input's bytes: kind,
     weights digest, preprocessing, pooling, dtype. No path, batch size, device or time.
+    `mean_pooled`, of tokens: the pooled feature is their mean, up to its length.
     """
 
     dim: int
     decides: dict[str, Any]
+    mean_pooled: bool = False
 
 
 class Encoder(Protocol):
@@ -50,6 +52,13 @@ class Encoder(Protocol):
 
         A row depends on its own segment alone, to the bit: the encoder sorts, groups and pads
         as it likes inside, but neighbours, their order and their number never show.
+        """
+        ...
+
+    def encode_tokens(self, segments: Sequence[Segment]) -> list[Features]:
+        """Tokens (T, D) float32 of each segment, T its own, no padding among them; exact as in `encode`.
+
+        Called only if the config's `describe_tokens` says that there are any.
         """
         ...
 
@@ -75,6 +84,12 @@ class EncoderConfig(BaseModel):
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """Read the model's own config files; raise SpaceError if it cannot serve this modality."""
         raise NotImplementedError(self.kind)
+
+    def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
+        """The same of the features before pooling; raise SpaceError if the encoder has none to give."""
+        raise SpaceError(
+            f"{model.path}: encoder kind '{self.kind}' gives no {modality} tokens; leave out 'cache: tokens'"
+        )
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load the weights; called once per worker."""

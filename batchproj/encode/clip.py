@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes
@@ -27,6 +29,9 @@ _TOWERS = {
 }
 """Class of one tower alone, and where its output is the projected embedding."""
 
+_CLASS_TOKENS = {"clip": 1, "siglip": 0}
+"""Tokens before an image's patches."""
+
 
 class Config(EncoderConfig):
     """One tower; the other one's weights are not loaded. Features are not normalised."""
@@ -35,8 +40,13 @@ class Config(EncoderConfig):
 
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature of `modality`, from the folder's JSON files."""
+        tower = self.describe_tokens(model, modality)
+        return Description(_shared_dim(model.path, _family(model.path)), tower.decides)
+
+    def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
+        """Of the tower's last states, before they are pooled and projected: patches, or the text's tokens."""
         self.require(modality)
-        family = _family(model.path)
+        _family(model.path)
         decides: dict[str, Any] = {
             "kind": self.kind,
             "weights": model.digest,
@@ -47,7 +57,7 @@ class Config(EncoderConfig):
             decides["preprocess"] = image_input(model.path).decides()
         else:
             decides["max_tokens"] = _max_tokens(model.path)
-        return Description(_shared_dim(model.path, family), decides)
+        return Description(int(_tower_config(model.path, modality).hidden_size), decides)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load one tower."""
@@ -65,8 +75,12 @@ class Config(EncoderConfig):
         if modality is Modality.IMAGE:
             from batchproj.image_encoder import ImageEncoder
 
+            prefix = _CLASS_TOKENS[family]
             return ImageEncoder(
-                lambda pixels: getattr(tower(pixel_values=pixels), output), image_input(model.path), tower.dtype
+                lambda pixels: getattr(tower(pixel_values=pixels), output),
+                lambda pixels: tower(pixel_values=pixels).last_hidden_state[:, prefix:],
+                image_input(model.path),
+                tower.dtype,
             )
         tokenizer = load_tokenizer(model.path, _max_tokens(model.path))
         return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")
@@ -82,31 +96,44 @@ class ClipTextEncoder:
     def __init__(self, tower: Any, output: str, tokenizer: TextTokenizer, *, always_full: bool) -> None:
         from batchproj.torch_runtime import forward_tokens, small_batches
 
-        self._tower, self._output, self._tokenizer = tower, output, tokenizer
+        self._tower, self._tokenizer = tower, tokenizer
         self._always_full = always_full
         self._full_tokens = forward_tokens(tower.config.hidden_size)
-        self._batches: FixedShapes[Tokens] = FixedShapes(self._forward, small_batches(tower.dtype))
+        small = small_batches(tower.dtype)
+        self._pooled: FixedShapes[Tokens] = FixedShapes(lambda rows: self._forward(rows, output), small)
+        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
         self.spec: Spec = TextSpec(spans=tokenizer.spans)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""
         if not segments:
             return self.encode([Segment("")])[:0]
+        return np.stack(self._run(self._pooled, segments))
+
+    def encode_tokens(self, segments: Sequence[Segment]) -> list[Features]:
+        """Texts -> the states of their tokens, (T, D) float32 each; cut as in `encode`."""
+        return self._run(self._states, segments)
+
+    def _run(self, batches: FixedShapes[Tokens], segments: Sequence[Segment]) -> list[Features]:
         rows = self._tokenizer.ids([str(segment.data) for segment in segments])
-        return self._batches.run(rows, self._length, lambda row: max(1, self._full_tokens // self._length(row)))
+        return batches.run(rows, self._length, lambda row: max(1, self._full_tokens // self._length(row)))
 
     def _length(self, row: Tokens) -> int:
         limit = self._tokenizer.max_tokens
         return limit if self._always_full else min(padded_length(len(row)), limit)
 
-    def _forward(self, rows: Sequence[Tokens]) -> Features:
+    def _forward_tokens(self, rows: Sequence[Tokens]) -> list[Features]:
+        states_BLD = self._forward(rows, "last_hidden_state")
+        return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
+
+    def _forward(self, rows: Sequence[Tokens], output: str) -> Features:
         import torch
 
         from batchproj.torch_runtime import device, to_numpy
 
         ids_BL, _ = padded(rows, self._length(rows[0]), self._tokenizer.pad)
         with torch.inference_mode():
-            return to_numpy(getattr(self._tower(input_ids=torch.from_numpy(ids_BL).to(device())), self._output))
+            return to_numpy(getattr(self._tower(input_ids=torch.from_numpy(ids_BL).to(device())), output))
 
 
 def _family(folder: Path) -> str:

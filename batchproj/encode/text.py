@@ -60,17 +60,21 @@ class Config(EncoderConfig):
 
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a text's feature, from the folder's JSON files."""
+        tokens = self.describe_tokens(model, modality)
+        layout = self._layout(model.path)
+        return Description(tokens.dim, {**tokens.decides, "pooling": layout.pooling, "normalize": layout.normalize})
+
+    def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
+        """Of the last layer's states, the special tokens' among them."""
         self.require(modality)
         layout = self._layout(model.path)
         decides = {
             "kind": self.kind,
             "weights": model.digest,
-            "pooling": layout.pooling,
-            "normalize": layout.normalize,
             "max_tokens": layout.max_tokens,
             "dtype": self.dtype,
         }
-        return Description(_hidden_size(model.path), decides)
+        return Description(_hidden_size(model.path), decides, mean_pooled=layout.pooling == "mean")
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> TextEncoder:
         """Load model and tokenizer; SpaceError if the folder has no fast tokenizer."""
@@ -108,7 +112,9 @@ class TextEncoder:
         from batchproj.torch_runtime import forward_tokens, small_batches
 
         self._model, self._tokenizer, self._layout = model, tokenizer, layout
-        self._batches: FixedShapes[Tokens] = FixedShapes(self._forward, small_batches(model.dtype))
+        small = small_batches(model.dtype)
+        self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled, small)
+        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
         self._dim = int(model.config.hidden_size)
         self._full_tokens = forward_tokens(self._dim)
         self.spec: Spec = TextSpec(spans=tokenizer.spans)
@@ -117,8 +123,15 @@ class TextEncoder:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""
         if not segments:
             return np.empty((0, self._dim), np.float32)
+        return np.stack(self._run(self._pooled, segments))
+
+    def encode_tokens(self, segments: Sequence[Segment]) -> list[Features]:
+        """Texts -> the states of their tokens, (T, D) float32 each; cut as in `encode`."""
+        return self._run(self._states, segments)
+
+    def _run(self, batches: FixedShapes[Tokens], segments: Sequence[Segment]) -> list[Features]:
         rows = self._tokenizer.ids([str(segment.data) for segment in segments])
-        return self._batches.run(rows, self._shape, self._batch_rows)
+        return batches.run(rows, self._shape, self._batch_rows)
 
     def _batch_rows(self, row: Tokens) -> int:
         return max(1, self._full_tokens // self._shape(row)[0])
@@ -130,22 +143,39 @@ class TextEncoder:
         length = min(padded_length(len(row)), self._layout.max_tokens)
         return length, len(row) == length
 
-    def _forward(self, rows: Sequence[Tokens]) -> Features:
+    def _forward_pooled(self, rows: Sequence[Tokens]) -> Features:
         import torch
 
         from batchproj.torch_runtime import device, to_numpy
 
-        ids_BL, mask_BL = padded(rows, self._shape(rows[0])[0], self._tokenizer.pad)
         with torch.inference_mode():
-            states_BLD = self._model(
-                input_ids=torch.from_numpy(ids_BL).to(device()),
-                attention_mask=torch.from_numpy(mask_BL).to(device()),
-            ).last_hidden_state
             lengths_B = torch.tensor([len(row) for row in rows], device=device())
-            pooled_BD = pool(states_BLD, lengths_B, self._layout.pooling)
+            pooled_BD = pool(self._forward(rows), lengths_B, self._layout.pooling)
             if self._layout.normalize:
                 pooled_BD = torch.nn.functional.normalize(pooled_BD)
             return to_numpy(pooled_BD)
+
+    def _forward_tokens(self, rows: Sequence[Tokens]) -> list[Features]:
+        import torch
+
+        from batchproj.torch_runtime import to_numpy
+
+        with torch.inference_mode():
+            states_BLD = to_numpy(self._forward(rows))
+        return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
+
+    def _forward(self, rows: Sequence[Tokens]) -> torch.Tensor:
+        """States (B, L, D) of the last layer."""
+        import torch
+
+        from batchproj.torch_runtime import device
+
+        ids_BL, mask_BL = padded(rows, self._shape(rows[0])[0], self._tokenizer.pad)
+        states_BLD: torch.Tensor = self._model(
+            input_ids=torch.from_numpy(ids_BL).to(device()),
+            attention_mask=torch.from_numpy(mask_BL).to(device()),
+        ).last_hidden_state
+        return states_BLD
 
 
 def pool(states_BLD: torch.Tensor, lengths_B: torch.Tensor, pooling: Pooling) -> torch.Tensor:

@@ -68,6 +68,17 @@ class Config(EncoderConfig):
         decides |= {"pooling": self._pooling(model.path), "preprocess": image_input(model.path).decides()}
         return Description(_hidden_size(model.path), decides)
 
+    def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
+        """Of the patches, or of the places of a convolution network's last map; registers are left out."""
+        self.require(modality)
+        decides: dict[str, Any] = {"kind": self.kind, "weights": model.digest, "dtype": self.dtype}
+        if name := self._timm_name(model.path):
+            skeleton = _timm_network(name, model.path, device="meta")
+            decides |= {"architecture": name, "preprocess": _timm_input(skeleton).decides()}
+            return Description(_timm_token_dim(skeleton), decides)
+        self._pooling(model.path)
+        return Description(_hidden_size(model.path), {**decides, "preprocess": image_input(model.path).decides()})
+
     def build(self, model: LocalModel, modality: Modality, threads: int) -> ImageEncoder:
         """Load the weights, convolutions in the memory order they are fastest in (channels last)."""
         from batchproj import torch_runtime
@@ -83,7 +94,7 @@ class Config(EncoderConfig):
         network = torch_runtime.load_pretrained(AutoModel, model.path, self.dtype, unused)
         from batchproj.image_encoder import ImageEncoder
 
-        return ImageEncoder(_pooled(network, pooling), image_input(model.path), network.dtype)
+        return ImageEncoder(_pooled(network, pooling), _patches(network), image_input(model.path), network.dtype)
 
     def _build_timm(self, name: str, folder: Path) -> ImageEncoder:
         import torch
@@ -96,7 +107,7 @@ class Config(EncoderConfig):
         dtype = _halve(network) if self.dtype == "bf16" else torch.float32
         from batchproj.image_encoder import ImageEncoder
 
-        return ImageEncoder(lambda pixels: network(pixels).float(), wanted, dtype)
+        return ImageEncoder(lambda pixels: network(pixels).float(), _timm_tokens(network), wanted, dtype)
 
     def _timm_name(self, folder: Path) -> str | None:
         return self.architecture or read_json(folder / "config.json").get("architecture")
@@ -111,15 +122,38 @@ class Config(EncoderConfig):
 
 
 def _pooled(network: Any, pooling: Pooling) -> Callable[[torch.Tensor], torch.Tensor]:
+    patches = _patches(network)
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        if pooling == "mean":
+            return patches(pixels).mean(1)
+        output = network(pixel_values=pixels)
+        pooled: torch.Tensor = output.pooler_output if pooling == "pooler" else output.last_hidden_state[:, 0].float()
+        return pooled
+
+    return forward
+
+
+def _patches(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels -> states of the patches (B, T, D), in fp32."""
     prefix = _FAMILIES[network.config.model_type].prefix + getattr(network.config, "num_register_tokens", 0)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
-        output = network(pixel_values=pixels)
-        if pooling == "pooler":
-            pooled: torch.Tensor = output.pooler_output
-            return pooled
-        states_BTD: torch.Tensor = output.last_hidden_state.float()
-        return states_BTD[:, 0] if pooling == "cls" else states_BTD[:, prefix:].mean(1)
+        states_BTD: torch.Tensor = network(pixel_values=pixels).last_hidden_state.float()
+        return states_BTD[:, prefix:]
+
+    return forward
+
+
+def _timm_tokens(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels -> what is pooled in the end (B, T, D), in fp32: places of a map row by row, or patches."""
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = network.forward_features(pixels).float()
+        if features.ndim == 4:
+            is_channels_last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC")
+            return features.flatten(1, 2) if is_channels_last else features.flatten(2).transpose(1, 2)
+        return features[:, getattr(network, "num_prefix_tokens", 0) :]
 
     return forward
 
@@ -196,6 +230,20 @@ def _timm_dim(skeleton: Any) -> int:
     if len(shape) != 2:
         raise SpaceError(f"{type(skeleton).__name__} gives features {tuple(shape)}: one vector an image was expected")
     return int(shape[1])
+
+
+def _timm_token_dim(skeleton: Any) -> int:
+    """Width of the tokens, found as in `_timm_dim`; SpaceError if there are none."""
+    import torch
+
+    pixels = torch.empty(1, *skeleton.pretrained_cfg["input_size"], device="meta")
+    shape = skeleton.forward_features(pixels).shape
+    if len(shape) not in (3, 4):
+        raise SpaceError(
+            f"{type(skeleton).__name__} gives features {tuple(shape)} before pooling, a map or a row of tokens "
+            "was expected: leave out 'cache: tokens'"
+        )
+    return int(_timm_tokens(skeleton)(pixels).shape[2])
 
 
 def _timm_input(network: Any) -> ImageInput:

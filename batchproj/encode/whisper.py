@@ -65,6 +65,12 @@ class Config(EncoderConfig):
 
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature; reads the head of `model.bin`, or config.json."""
+        frames = self.describe_tokens(model, modality)
+        pooling = {"pooling": self.pooling, "slices": self.slices}
+        return Description(self._dim(frames.dim), {**frames.decides, **pooling})
+
+    def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
+        """Of the encoder's frames, 20 ms each."""
         self.require(modality)
         sizes = _sizes(model.path)
         self._check_dtype(model.path)
@@ -74,11 +80,9 @@ class Config(EncoderConfig):
             "mels": sizes.mels,
             "window": self.window,
             "frames_step": _FRAMES_STEP if self.window == "real" else WINDOW_FRAMES,
-            "pooling": self.pooling,
-            "slices": self.slices,
             "dtype": self.dtype,
         }
-        return Description(self._dim(sizes), decides)
+        return Description(sizes.width, decides)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> WhisperEncoder:
         """Load the encoder (CTranslate2 loads the decoder beside it)."""
@@ -93,10 +97,10 @@ class Config(EncoderConfig):
             frames = _transformers_frames(model.path, self.dtype)
         sizes = _sizes(model.path)
         small = torch_runtime.small_batches(torch_runtime.torch_dtype(self.dtype))
-        return WhisperEncoder(frames, LogMel(sizes.mels), self, self._dim(sizes), small)
+        return WhisperEncoder(frames, LogMel(sizes.mels), self, self._dim(sizes.width), small)
 
-    def _dim(self, sizes: _Sizes) -> int:
-        return sizes.width * self.slices * (2 if self.pooling == "mean_std" else 1)
+    def _dim(self, width: int) -> int:
+        return width * self.slices * (2 if self.pooling == "mean_std" else 1)
 
     def _check_dtype(self, folder: Path) -> None:
         if self.dtype == "bf16" and _is_ctranslate2(folder):
@@ -108,15 +112,23 @@ class WhisperEncoder:
 
     def __init__(self, frames: Frames, log_mel: LogMel, config: Config, dim: int, small: SmallBatches) -> None:
         self._frames, self._log_mel, self._config, self._dim = frames, log_mel, config, dim
-        self._batches: FixedShapes[_Clip] = FixedShapes(self._forward, small)
+        self._pooled: FixedShapes[_Clip] = FixedShapes(self._forward_pooled, small)
+        self._heard: FixedShapes[_Clip] = FixedShapes(self._forward, small)
         self.spec: Spec = AudioSpec(SAMPLE_RATE, WINDOW_S)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
         """Sounds (N,) at 16 kHz, up to 30 s each -> (B, D) float32."""
         if not segments:
             return np.empty((0, self._dim), np.float32)
+        return np.stack(self._run(self._pooled, segments))
+
+    def encode_tokens(self, segments: Sequence[Segment]) -> list[Features]:
+        """Sounds as in `encode` -> the frames of the real sound, (T, D) float32 each."""
+        return self._run(self._heard, segments)
+
+    def _run(self, batches: FixedShapes[_Clip], segments: Sequence[Segment]) -> list[Features]:
         clips = [self._clip(np.asarray(segment.data, np.float32)) for segment in segments]
-        return self._batches.run(clips, key=_length, full=lambda clip: max(1, _FULL_FRAMES // _length(clip)))
+        return batches.run(clips, key=_length, full=lambda clip: max(1, _FULL_FRAMES // _length(clip)))
 
     def _clip(self, samples: Array) -> _Clip:
         if len(samples) > WINDOW_SAMPLES:
@@ -126,11 +138,12 @@ class WhisperEncoder:
         length = WINDOW_FRAMES if self._config.window == "padded" else -(-real // _FRAMES_STEP) * _FRAMES_STEP
         return _Clip(self._log_mel(samples, length), -(-real // 2))
 
-    def _forward(self, clips: Sequence[_Clip]) -> Features:
+    def _forward_pooled(self, clips: Sequence[_Clip]) -> Features:
+        return np.stack([pool(heard, self._config.pooling, self._config.slices) for heard in self._forward(clips)])
+
+    def _forward(self, clips: Sequence[_Clip]) -> list[Features]:
         frames_BTD = self._frames(np.stack([clip.mel for clip in clips]))
-        config = self._config
-        pairs = zip(frames_BTD, clips, strict=True)
-        return np.stack([pool(frames[: clip.heard], config.pooling, config.slices) for frames, clip in pairs])
+        return [frames_TD[: clip.heard] for frames_TD, clip in zip(frames_BTD, clips, strict=True)]
 
 
 def pool(frames_TD: Array, pooling: Pooling, slices: int) -> Array:

@@ -1,9 +1,11 @@
 """Trained projectors: features in, vectors of the shared space out. One file per kind.
 
-B rows, D encoder dim, K dim of the space. Weights and config travel together in one safetensors
-file: the config as JSON in its metadata under `config`. To add a kind: a file here with a `Config`
-and a projector class, and a test. Nothing to register. The base class is in `projector.py`; this
-file imports no torch, for planning and reading need only what a projector is.
+B rows, D encoder dim, T tokens, K dim of the space. Kinds `linear` and `mlp` take pooled features
+(B, D), `cross_attention` and `transformer` take tokens (B, T, D) with a padding mask. Weights and
+config travel together in one safetensors file: the config as JSON in its metadata under `config`.
+To add a kind: a file here with a `Config` and a projector class, and a test. Nothing to register.
+The base classes are in `projector.py` and `token_projector.py`; this file imports no torch, for
+planning and reading need only what a projector is.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import difflib
 import importlib
 import json
 import pkgutil
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 PROJECT_EPOCH = 1
 """Raised by hand when our own code changes what a projector returns."""
 
+_LLAVA_NAME = re.compile("mlp([1-4])x_gelu")
+
 
 @dataclass(frozen=True)
 class Header:
@@ -36,6 +41,11 @@ class Header:
     @property
     def kind(self) -> str:
         return str(self.config.get("kind"))
+
+    @property
+    def takes(self) -> str:
+        """What it projects: `tokens`, or `pooled` features."""
+        return str(self.config.get("takes", "pooled"))
 
     @property
     def in_dim(self) -> int:
@@ -56,14 +66,31 @@ def parse_config(fields: dict[str, Any]) -> ProjectorConfig:
 
     Raises SpaceError for an unknown kind or wrong fields.
     """
+    fields = _spelt_out(fields)
     kind = str(fields.get("kind"))
     if kind not in kinds():
         near = difflib.get_close_matches(kind, kinds(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise SpaceError(f"no projector kind '{kind}': {hint}present are {', '.join(kinds())}")
+        raise SpaceError(
+            f"no projector kind '{kind}': {hint}present are {', '.join(kinds())}, mlp1x_gelu to mlp4x_gelu"
+        )
     module = importlib.import_module(f"{__name__}.{kind}")
     config: ProjectorConfig = validate(module.Config, fields, f"projector '{kind}'")
     return config
+
+
+def plain_kind(kind: str) -> str:
+    """The kind's file: `mlp` for a LLaVA name such as `mlp2x_gelu`, else the kind itself."""
+    return "mlp" if _LLAVA_NAME.fullmatch(kind) else kind
+
+
+def _spelt_out(fields: dict[str, Any]) -> dict[str, Any]:
+    """A LLaVA name as fields of kind `mlp`: so many matrices, K wide, GELU between them and nothing beside."""
+    found = _LLAVA_NAME.fullmatch(str(fields.get("kind")))
+    if found is None:
+        return fields
+    hidden = (fields.get("out_dim"),) * (int(found[1]) - 1)
+    return {"hidden": hidden, "skip": False, **fields, "kind": "mlp"}
 
 
 def read_header(data: bytes, where: str) -> Header:

@@ -12,13 +12,13 @@ from batchproj.projector import Projector, ProjectorConfig
 
 
 class Config(ProjectorConfig):
-    """hidden: widths between input and output. skip: add a linear map of the input to the output.
+    """hidden: widths between input and output; none is one matrix. skip: add a linear map of the input to the output.
 
     dropout: share of hidden units left out in training.
     """
 
     kind: Literal["mlp"] = "mlp"
-    hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (1024,)
+    hidden: tuple[PositiveInt, ...] = (1024,)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     skip: bool = True
 
@@ -27,7 +27,7 @@ class Config(ProjectorConfig):
 
 
 class MlpProjector(Projector):
-    """Like `mlp2x_gelu`, Liu et al. 2023 (LLaVA-1.5), arXiv:2310.03744, with an optional linear path.
+    """As `mlpNx_gelu`, Liu et al. 2023 (LLaVA-1.5), arXiv:2310.03744, with an optional linear path.
 
     The linear path is what a small set can fit; the layers beside it start at zero and add to it.
     """
