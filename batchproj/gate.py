@@ -88,7 +88,8 @@ def _judge(collection: Collection, space: ResolvedSpace, rows: pa.Table, modalit
         say(f"{modality} is not judged before it is embedded: the encoder of {' and '.join(other)} is another one")
         return
     items = _side(collection, space.members[modality], _only(rows, modality, rows["group"]))
-    texts = _side(collection, space.members[Modality.TEXT], _only(rows, Modality.TEXT, pa.array(items.groups)))
+    asked = pa.array(items.groups, pa.string())
+    texts = _side(collection, space.members[Modality.TEXT], _only(rows, Modality.TEXT, asked))
     paired = set(items.groups) & set(texts.groups)
     if len(paired) < FEWEST_GROUPS:
         say(f"{modality} is not judged: {len(paired)} held-out pairs, at least {FEWEST_GROUPS} are needed")
@@ -124,10 +125,10 @@ def _side(collection: Collection, member: Member, rows: pa.Table) -> _Side:
     if member.vector_fp != live.vector:
         features = _cached(collection, live.feature, rows["id"])
         rows = rows.filter(pc.is_in(rows["id"], features["id"]))
-    found = collection.dataset().to_table(columns=["id", "vector"], filter=pc.field("id").isin(rows["id"].to_pylist()))
-    rows, found = rows.sort_by("id"), found.sort_by("id")
     if not rows.num_rows:
         return _Side([], np.empty((0, 0), np.float32), np.empty((0, 0), np.float32))
+    found = collection.dataset().to_table(columns=["id", "vector"], filter=pc.field("id").isin(rows["id"].to_pylist()))
+    rows, found = rows.sort_by("id"), found.sort_by("id")
     vectors = matrix(found["vector"])
     new = vectors
     if features is not None:

@@ -193,3 +193,12 @@ def test_vectors_judged_are_the_ones_embed_would_write(home: Path, tmp_path: Pat
     table = Collection(str(home / "c")).table()
     written = {row["id"]: row["vector"] for row in table.to_pylist()}
     np.testing.assert_array_equal(side.new, [written[each] for each in sorted(rows["id"].to_pylist())])
+
+
+def test_pictures_without_a_text_are_not_judged(tmp_path: Path, tiny_space: Path) -> None:
+    for number in range(3):
+        write_picture(tmp_path / "corpus" / f"{number}.png", number)
+    source, collection = str(tmp_path / "corpus"), str(tmp_path / "c")
+    embed(source, collection, resolved(tiny_space), OPTIONS, Watch())
+    other = resolved(space_with(tmp_path / "random", tiny_space, at_random()))
+    assert embed(source, collection, other, OPTIONS, Watch()).reprojected == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ from in_process import OPTIONS, resolved, without_ray
 
 from batchproj import fit
 from batchproj.card import read_card, write_card
+from batchproj.collection.snapshot import write_snapshot
 from batchproj.comparison import HeldOut
 from batchproj.embed import Watch, embed
 from batchproj.errors import SpaceError, UsageError
@@ -247,7 +249,7 @@ def test_nan_in_features(collection: Path, tmp_path: Path) -> None:
 
 
 def damage_features(collection: Path, value: float) -> None:
-    """Put a value into one cached feature of the pictures."""
+    """Put a value into one cached feature of the pictures, as if it had been written like that."""
     live = Collection(str(collection)).snapshot
     file = min((collection / "features" / live.fingerprints[Modality.IMAGE].feature).glob("*.parquet"))
     table = pq.read_table(file)
@@ -257,6 +259,11 @@ def damage_features(collection: Path, value: float) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float16()), feature.type.list_size)
     place = table.schema.get_field_index("feature")
     pq.write_table(table.set_column(place, table.schema.field(place), column), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    features = [
+        each.model_copy(update={"sha256": digest}) if each.name == file.stem else each for each in live.features
+    ]
+    write_snapshot(Folder(str(collection)), live.model_copy(update={"features": features}))
 
 
 def test_features_of_another_fingerprint(collection: Path, tmp_path: Path) -> None:
