@@ -191,7 +191,7 @@ def _traces(folder: Folder, item: str, uri: str, needed: set[str] | None = None)
     """
     names = [name for name, _ in folder.files() if name.endswith(".parquet") and not name.startswith(layout.TABLE)]
     found = []
-    with ThreadPoolExecutor(READ_THREADS) as pool, tempfile.TemporaryDirectory(prefix="batchproj-forget-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="batchproj-forget-") as scratch, ThreadPoolExecutor(READ_THREADS) as pool:
         held = pool.map(
             lambda name: _file_holds(folder, name, Path(scratch), item, uri, needed is None or name in needed), names
         )

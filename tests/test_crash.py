@@ -96,7 +96,7 @@ def test_killed_at_a_step_of_the_commit(point: str, story: Story, tiny_space: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["commit.added", "commit.tagged", "commit.recorded"])
+@pytest.mark.parametrize("point", COMMIT_STEPS)
 def test_killed_at_a_step_of_the_commit_on_s3(
     point: str, story: Story, tiny_space: Path, s3_bucket: str, tmp_path: Path
 ) -> None:

@@ -346,7 +346,7 @@ def test_a_repair_takes_no_sound_vectors_away_when_the_source_is_not_there(two_r
 
 
 def test_a_repair_keeps_to_the_space(two_runs: Path, tmp_path: Path) -> None:
-    flip(a_part(two_runs))
+    flip(two_runs / f"parquet/{snapshot(two_runs).parts[0].name}.parquet")
     with pytest.raises(SpaceError, match=r"makes other vectors than run 000002 has; to change to it run: .* embed"):
         mend(two_runs, linear_space(two_runs, tmp_path))
 

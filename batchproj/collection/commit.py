@@ -51,7 +51,7 @@ FROM (SELECT * FROM manifest WHERE {in_shard}) m
 ORDER BY key
 """
 
-SHARD_ITEMS = 500_000
+SHARD_ITEMS = 250_000
 """Items that are joined and sorted at once for the manifest: DuckDB cannot spill everything it holds."""
 
 

@@ -24,7 +24,7 @@ from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
 
-MEMORY_LIMIT = "256MB"
+MEMORY_LIMIT = "512MB"
 BATCH_ROWS = 8_192
 
 _TABLES = """
