@@ -8,7 +8,7 @@ Data flows top to bottom:
     space, recipe                          which encoders and projectors; how to use the machine
     collection                             plan, units, snapshots, lease: what was done and what is left
     embedding                              one unit on one worker, without Ray
-    index                                  the Lance table and its tags
+    tags, index                            which version of the Lance table readers see; its rows
     pipeline                               all units through Ray Data
     changes, switch                        what a source holds now; the one step that readers see
     fit, comparison, report, card          projectors trained, judged, and what is said of them

@@ -13,11 +13,11 @@ from batchproj.collection import layout
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot
 from batchproj.errors import SourceError, UsageError
-from batchproj.index import VectorTable
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
 from batchproj.source.objects import list_items
 from batchproj.space import ResolvedSpace
+from batchproj.tags import Tags
 
 MASS_DELETE = 0.2
 """Share of the items that may vanish from a listing before we ask whether that is meant."""
@@ -60,7 +60,7 @@ def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
     if live is not None:
         _load_live(plan, folder, live)
-        for run in VectorTable(folder).runs():
+        for run in Tags(folder).runs():
             if run > live.run:
                 with suppress(FileNotFoundError, duckdb.Error):  # collected meanwhile, or damaged: only a saving
                     plan.load_later(_manifest(plan, folder, run))

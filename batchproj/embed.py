@@ -36,12 +36,13 @@ from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_i
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
-from batchproj.index import VectorTable, lance_faults, live_snapshot
+from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
+from batchproj.tags import lance_faults
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
@@ -202,7 +203,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     entry = entry.model_copy(update={**report.model_dump(), "restarts": entry.restarts + restarts})
     ledger.write_entry(folder, entry)
     failpoint("commit.ledger")
-    finish(folder, run.lease, table, entry, version)
+    finish(folder, run.lease, entry, version)
     _tidy(run, table, options, watch)
     return report
 

@@ -130,7 +130,7 @@ def _commit_without(folder: Folder, lease: Lease, live: Snapshot, item: str, hel
         snapshot, version = _write(plan, folder, live, target, features)
         entry = entry.model_copy(update={"rows": snapshot.rows, "commit": version})
         ledger.write_entry(folder, entry)
-        finish(folder, lease, VectorTable(folder), entry, version)
+        finish(folder, lease, entry, version)
     return snapshot
 
 

@@ -26,6 +26,7 @@ from batchproj.failpoint import failpoint
 from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder
 from batchproj.switch import writing
+from batchproj.tags import Tags
 
 Say = Callable[[str], None]
 
@@ -109,6 +110,7 @@ class _Collector:
     def __init__(self, folder: Folder, keep: int) -> None:
         self._folder = folder
         self._table = VectorTable(folder)
+        self._tags = Tags(folder)
         live = live_snapshot(folder)
         assert live is not None, "asked before"
         self._kept = self._keep(live, keep)
@@ -121,7 +123,7 @@ class _Collector:
                     self._bytes += size
         self._table_files = self._unneeded_of_table()
         written = {name.partition(".")[0] for name in folder.names("snapshots")}
-        self._dropped = sorted((written | set(self._table.runs())) - set(self._kept.versions) - self._kept.unfinished)
+        self._dropped = sorted((written | set(self._tags.runs())) - set(self._kept.versions) - self._kept.unfinished)
 
     def told(self, applied: bool) -> Collected:
         names = [name for top in FOLDERS for name in self._garbage[top]] + self._table_files
@@ -136,7 +138,7 @@ class _Collector:
         )
 
     def remove(self, lease: Lease, say: Say) -> None:
-        self._table.untag(set(self._table.runs()) - set(self._kept.versions))
+        self._tags.drop(set(self._tags.runs()) - set(self._kept.versions))
         failpoint("gc.tags")
         for run in self._dropped:
             entry = ledger.read_entry(self._folder, run)
@@ -156,7 +158,7 @@ class _Collector:
     def _keep(self, live: Snapshot, keep: int) -> _Kept:
         committed = head(self._folder)
         unfinished = set()
-        tagged = self._table.runs()
+        tagged = self._tags.runs()
         for run in {*tagged, *self._folder.names("units")} - {live.run, committed.run if committed else None}:
             entry = ledger.read_entry(self._folder, run)
             if entry is None or entry.state == "running":  # None: begun, found needless, its number is the next run's

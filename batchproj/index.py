@@ -1,17 +1,14 @@
-"""The Lance table `vectors`: upsert a run's changes, check and index it, move the tag readers follow.
+"""The Lance table `vectors`: bring a run's changes in, check and index them.
 
 Writers work on the newest version, readers on the version tagged `live`; nothing a writer does
-shows until `point`. Parquet is the truth: the table can always be built again from the parts.
+shows until the tag moves. Parquet is the truth: the table can always be built again from the parts.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-import os
-import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,27 +17,18 @@ from pydantic import ValidationError
 
 from batchproj.collection import layout
 from batchproj.collection.commit import Changes
-from batchproj.collection.lease import head
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import read_rows
-from batchproj.errors import BatchprojError, CollectionError, TryLater
+from batchproj.errors import BatchprojError, CollectionError
 from batchproj.failpoint import failpoint
-from batchproj.objectstore import Folder, s3_needs_http
+from batchproj.objectstore import Folder
 from batchproj.recipe import Index
-from batchproj.retry import patience_s, retrying
+from batchproj.retry import retrying
 from batchproj.schema import vector_schema
-
-# Lance reads this once, when it is first imported; its warnings are for Lance's developers
-os.environ.setdefault("LANCE_LOG", "error")
+from batchproj.tags import Tags, lance_faults, lance_table, live_run, live_version, storage_options
 
 KEEP_VERSIONS = datetime.timedelta(days=36_500)
 """Extending the index must not clean up: earlier runs stay readable until they are collected."""
-
-_NETWORK = re.compile(
-    r"(?i)timed? ?out|connection|connect error|error sending request|\b503\b|slow ?down|\bdns\b|"
-    r"credential|expired ?token"
-)
-_DISK_FULL = re.compile(r"(?i)no space left|disk quota exceeded")
 
 REBUILD_SHARE = 0.5
 """When more of the live rows than this go, writing all parts anew is cheaper than deleting."""
@@ -140,47 +128,6 @@ class VectorTable:
         """Every version that is there, kept or not."""
         return [int(each["version"]) for each in self._newest().versions()]
 
-    def tag(self, run: str, version: int) -> None:
-        """Keep a version for good, under its run's name."""
-        self._set_tag(layout.run_tag(run), version)
-
-    def point(self, version: int) -> None:
-        """Make a version the one that readers see: the single visible step of a run."""
-        self._set_tag(layout.LIVE, version)
-
-    def _set_tag(self, tag: str, version: int) -> None:
-        with lance_faults(self._folder.uri):
-            tags = self._db.open_table(layout.TABLE).tags
-            if tag in tags.list():
-                tags.update(tag, version)
-                return
-            try:
-                tags.create(tag, version)
-            except RuntimeError:  # made, but the answer was lost: Lance tried again and found its own
-                if tags.list().get(tag, {}).get("version") != version:
-                    raise
-
-    def runs(self) -> dict[str, int]:
-        """Kept runs and the version of each."""
-        prefix = layout.run_tag("")
-        return {tag.removeprefix(prefix): version for tag, version in self._tags().items() if tag.startswith(prefix)}
-
-    def live(self) -> int | None:
-        """The version readers see; None before the first run."""
-        return self._tags().get(layout.LIVE)
-
-    def _tags(self) -> dict[str, int]:
-        with lance_faults(self._folder.uri):
-            tags = self._db.open_table(layout.TABLE).tags.list()
-        return {tag: int(tags[tag]["version"]) for tag in tags}
-
-    def untag(self, runs: Iterable[str]) -> None:
-        """Keep the versions of these runs no longer; their files stay until `clean_up`."""
-        with lance_faults(self._folder.uri):
-            tags = self._db.open_table(layout.TABLE).tags
-            for tag in sorted({layout.run_tag(run) for run in runs} & set(tags.list())):
-                tags.delete(tag)
-
     def drop_deleted(self) -> int:
         """Write the newest version again without rows that are only marked as deleted; the new version.
 
@@ -198,9 +145,9 @@ class VectorTable:
     def clean_up(self) -> None:
         """Remove every version that no tag names, and files of no version: only under the lease."""
         with lance_faults(self._folder.uri):
-            tags = self._tags()
+            tags = Tags(self._folder).versions()
             table = self._db.open_table(layout.TABLE)
-            if table.version not in tags.values():  # Lance never removes the newest
+            if table.version not in tags:  # Lance never removes the newest
                 table.checkout(layout.LIVE)
                 table.restore()
             table.to_lance().cleanup_old_versions(
@@ -210,7 +157,7 @@ class VectorTable:
     def tidy(self, settings: Index) -> None:
         """Clean up if the steps of many runs have left enough versions behind; only under the lease."""
         with lance_faults(self._folder.uri):
-            spare = len(self.versions()) - len(set(self._tags().values()))
+            spare = len(self.versions()) - len(Tags(self._folder).versions())
         if spare > settings.spare_versions:
             self.clean_up()
 
@@ -231,7 +178,7 @@ class VectorTable:
             }
 
     def _newest(self) -> Any:
-        return self._db.open_table(layout.TABLE).to_lance()
+        return lance_table(self._folder)
 
 
 class Fragment:
@@ -284,82 +231,37 @@ def _upkeep(table: Any, settings: Index) -> None:
         table.create_index("modality", config=Bitmap())
 
 
-@contextmanager
-def lance_faults(uri: str) -> Iterator[None]:
-    """A full disk and network faults of Lance's own S3 client as TryLater: nothing shows yet, a rerun is safe."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if _DISK_FULL.search(str(error)):
-            raise TryLater(f"no space left under {uri}; make room and run the same command again") from error
-        if not _NETWORK.search(str(error).replace(uri.partition("://")[2], "")):
-            raise
-        raise TryLater(f"storage is away: {uri} ({str(error)[:120]}); run the same command again") from error
-
-
 def connect(folder: Folder) -> Any:
     """A LanceDB connection on the collection; S3 by the standard AWS variables."""
     import lancedb
 
-    # Lance gives up after three tries by itself, which are over in a second
-    options = {"client_max_retries": "1000", "client_retry_timeout": f"{patience_s():.0f}"}
-    if s3_needs_http():
-        options["allow_http"] = "true"
     path = folder.uri.removeprefix("file://")
-    return retrying(lambda: lancedb.connect(path, storage_options=options), folder.uri)
+    return retrying(lambda: lancedb.connect(path, storage_options=storage_options()), folder.uri)
 
 
 def open_live(folder: Folder) -> tuple[Any, Snapshot] | None:
     """The table at its live version and the snapshot behind it; None before the first run."""
-    if (found := _live_table(folder)) is None:
+    if (found := live_version(folder)) is None:
         return None
-    table, run = found
+    version, run = found
+    with lance_faults(folder.uri):
+        table = connect(folder).open_table(layout.TABLE)
+        table.checkout(version)
+    return table, _snapshot(folder, run)
+
+
+def live_snapshot(folder: Folder) -> Snapshot | None:
+    """The snapshot readers see; None before the first run."""
+    run = live_run(folder)
+    return _snapshot(folder, run) if run else None
+
+
+def _snapshot(folder: Folder, run: str) -> Snapshot:
     try:
-        return table, read_snapshot(folder, run)
+        return read_snapshot(folder, run)
     except (FileNotFoundError, ValidationError) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise CollectionError(
             f"{layout.snapshot(run)} of {folder.uri} is {what}; go back with: batchproj rollback {folder.uri}, "
             "or embed into a new collection"
         ) from error
-
-
-def _live_table(folder: Folder) -> tuple[Any, str] | None:
-    """The table at its live version and the name of the run that made it; None before the first run."""
-    if not folder.exists(f"{layout.TABLE}.lance"):  # first: connecting would make the folder
-        return None
-    with lance_faults(folder.uri):
-        try:
-            table = connect(folder).open_table(layout.TABLE)
-        except ValueError as error:
-            if "was not found" not in str(error):
-                raise
-            if (newest := head(folder)) is None or newest.run is None:
-                return None  # a first write that was cut off has left the folder
-            raise CollectionError(
-                f"the table of {folder.uri} has no versions; run: batchproj verify {folder.uri} --repair"
-            ) from error
-        tags = table.tags.list()
-        if layout.LIVE not in tags:
-            return None
-        version = tags[layout.LIVE]["version"]
-        table.checkout(version)
-    prefix = layout.run_tag("")
-    runs = [tag.removeprefix(prefix) for tag in tags if tag.startswith(prefix) and tags[tag]["version"] == version]
-    if not runs:
-        raise CollectionError(
-            f"{folder.uri}: no run is tagged for the live version {version}; run: batchproj verify --repair"
-        )
-    return table, max(runs)
-
-
-def live_run(folder: Folder) -> str | None:
-    """The run readers see, even if its snapshot is damaged; None before the first run."""
-    found = _live_table(folder)
-    return found[1] if found else None
-
-
-def live_snapshot(folder: Folder) -> Snapshot | None:
-    """The snapshot readers see; None before the first run."""
-    found = open_live(folder)
-    return found[1] if found else None

@@ -95,6 +95,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     """
     # read when ray is imported: leave CUDA_VISIBLE_DEVICES alone on actors without a GPU
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # on a cluster the share of a run that was killed stays reserved for so long: the run that resumes it would
+    # encode on what is left and have no room for its writes; living runs renew theirs every ten seconds
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     # inherited by local workers: encoders of several modalities share the cores, waiting threads must not spin
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import ray
@@ -400,6 +403,7 @@ class _EmbedActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         tables = _tables(batch)
+        failpoint("unit.begun")
         started = time.monotonic()
         output = self._project(unit, tables) if unit.task == "project" else self._embed(unit, tables)
         counts = {"encoded": [output.encoded], "copied": [output.copied], "busy_s": [time.monotonic() - started]}

@@ -22,11 +22,12 @@ from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.snapshot import Snapshot, read_snapshot
 from batchproj.embed import Options, Watch, embed
 from batchproj.errors import BatchprojError, SpaceError, TryLater
-from batchproj.index import VectorTable, lance_faults
+from batchproj.index import VectorTable
 from batchproj.objectstore import Folder
 from batchproj.recipe import Index
 from batchproj.space import ResolvedSpace, open_space, resolve
 from batchproj.switch import finish
+from batchproj.tags import Tags, lance_faults
 from batchproj.verify import Damage, Verification, verify
 
 _COMMAND = "verify --repair"
@@ -150,13 +151,13 @@ def _make_readable(
     watch.step("the table cannot be opened: making it anew from the parts")
     try:
         with lance_faults(folder.uri):
-            table.runs()
+            Tags(folder).runs()
     except (RuntimeError, ValueError, OSError):
         watch.step("earlier runs go with it: their versions cannot be read either")
         folder.remove([name for name, _ in folder.files(f"{layout.TABLE}.lance")])
     changes = Changes(kept=live.parts, added=[], removed_items=0, rebuild=True)
     made = table.apply(None, live, changes, [], settings)
-    finish(folder, lease, table, ledger.read_entry(folder, live.run) or _entry(live, lease), made)
+    finish(folder, lease, ledger.read_entry(folder, live.run) or _entry(live, lease), made)
     if made != version:
         table.drop_manifest(version)
     return True
@@ -166,12 +167,13 @@ def _set_tags(folder: Folder, table: VectorTable, found: Verification, live: str
     """Set the damaged tags again, from log and ledger; raises what Lance raises if a version is damaged."""
     folder.remove([damage.file for damage in found.damaged if damage.file.startswith(layout.TAGS)])
     table.fragments(version)
-    table.tag(live, version)
-    table.point(version)
+    tags = Tags(folder)
+    tags.keep(live, version)
+    tags.point(version)
     for run in found.runs:
         entry = ledger.read_entry(folder, run)
-        if run not in table.runs() and entry is not None and entry.commit in table.versions():
-            table.tag(run, entry.commit)
+        if run not in tags.runs() and entry is not None and entry.commit in table.versions():
+            tags.keep(run, entry.commit)
 
 
 def _refuse_damaged_parts(found: Verification, error: Exception) -> None:

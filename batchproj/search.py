@@ -22,11 +22,12 @@ from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import CollectionError, ItemFault, UsageError
-from batchproj.index import live_run, open_live
+from batchproj.index import open_live
 from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
 from batchproj.space import Embedder, ResolvedSpace, SpaceFolder, Split, open_space, resolve
+from batchproj.tags import live_run
 
 MAX_K = 1_000
 REFINE, REFINE_ROWS = 5, 100

@@ -20,8 +20,8 @@ from batchproj.collection.lease import Kind, Lease, acquire, head
 from batchproj.collection.ledger import Entry
 from batchproj.errors import BatchprojError, CollectionError, UsageError
 from batchproj.failpoint import failpoint
-from batchproj.index import VectorTable, live_run
 from batchproj.objectstore import Folder
+from batchproj.tags import Tags, live_run
 
 Say = Callable[[str], None]
 
@@ -56,9 +56,9 @@ def settle(folder: Folder, lease: Lease) -> None:
     if lease.run is None or lease.version is None:
         return
     if live_run(folder) != lease.run:
-        table = VectorTable(folder)
-        table.tag(lease.run, lease.version)
-        table.point(lease.version)
+        tags = Tags(folder)
+        tags.keep(lease.run, lease.version)
+        tags.point(lease.version)
     entry = None
     with suppress(BatchprojError):  # damaged, which verify will say: it is only for people to read
         entry = ledger.read_entry(folder, lease.run)
@@ -82,23 +82,24 @@ def next_run(folder: Folder, lease: Lease) -> str:
     return f"{int(begun[-1]) + finished:06d}"
 
 
-def finish(folder: Folder, lease: Lease, table: VectorTable, entry: Entry, version: int) -> None:
+def finish(folder: Folder, lease: Lease, entry: Entry, version: int) -> None:
     """Make a run whose files and version of the table are complete the live one."""
-    _switch(lease, table, "commit", entry.run, version)
+    _switch(folder, lease, "commit", entry.run, version)
     done = {"state": "done", "finished": ledger.now(), "commit": version}
     ledger.write_entry(folder, entry.model_copy(update=done))
 
 
-def _switch(lease: Lease, table: VectorTable, kind: Kind, run: str, version: int) -> None:
+def _switch(folder: Folder, lease: Lease, kind: Kind, run: str, version: int) -> None:
     lease.append(kind, run, version)
     failpoint("commit.recorded")
-    table.tag(run, version)
+    tags = Tags(folder)
+    tags.keep(run, version)
     failpoint("commit.tagged")
-    table.point(version)
+    tags.point(version)
     failpoint("commit.live")
     # frozen right here for so long that another took over? then what he committed stands
     if (newer := lease.superseded()) is not None and newer.version not in (None, version):
-        table.point(newer.version)
+        tags.point(newer.version)
 
 
 def rollback(uri: str, run: str | None, say: Say) -> tuple[str, str]:
@@ -112,15 +113,14 @@ def rollback(uri: str, run: str | None, say: Say) -> tuple[str, str]:
     with writing(folder, "rollback", say) as lease:
         live = live_run(folder)
         assert live is not None
-        table = VectorTable(folder)
-        kept = table.runs()
+        kept = Tags(folder).runs()
         target = run or _before(folder, live, kept)
         if target is None or target not in kept:
             asked = f"run {target}" if target else "run before the first"
             others = ", ".join(sorted(set(kept) - {live})) or "none"
             raise CollectionError(f"{uri} keeps no {asked}; kept are, beside the live {live}: {others}")
         if target != live:
-            _switch(lease, table, "rollback", target, kept[target])
+            _switch(folder, lease, "rollback", target, kept[target])
         return live, target
 
 

@@ -38,9 +38,10 @@ from batchproj.collection.plan import MEMORY_LIMIT
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import digest
 from batchproj.errors import CollectionError, TryLater, UsageError
-from batchproj.index import Fragment, VectorTable, lance_faults
+from batchproj.index import Fragment, VectorTable
 from batchproj.objectstore import Folder
 from batchproj.space import open_space
+from batchproj.tags import Tags, lance_faults
 
 Say = Callable[[str], None]
 Kind = Literal["log", "ledger", "snapshot", "manifest", "quarantine", "part", "features", "table", "space"]
@@ -188,7 +189,7 @@ class _Check:
             return []
         gone: set[str] = set()
         with suppress(RuntimeError, ValueError):  # damaged itself, and named already
-            gone = {run for run, version in kept.items() if version is not None} - set(VectorTable(self._folder).runs())
+            gone = {run for run, version in kept.items() if version is not None} - set(Tags(self._folder).runs())
         return _merged(damage for damage in self._damaged if not damage.runs or set(damage.runs) - gone)
 
     # --- which runs ----------------------------------------------------------------------------
@@ -210,7 +211,7 @@ class _Check:
         before = len(self._damaged)
         tags: dict[str, int] = {}
         with self._named("table", f"{layout.TABLE}.lance", done):
-            tags = VectorTable(self._folder).runs()
+            tags = Tags(self._folder).runs()
         if len(self._damaged) > before:
             self._tag_files(done)
             return dict.fromkeys(done)
@@ -239,8 +240,8 @@ class _Check:
         """The live tag follows the log: between the two a run may just be switching, or have died."""
         assert committed.run is not None
         for look in range(LOOKS):
-            table = VectorTable(self._folder)
-            runs, live = table.runs(), table.live()
+            tags = Tags(self._folder)
+            runs, live = tags.runs(), tags.live()
             committed = head(self._folder) or committed
             if committed.run is None or (live == committed.version and runs.get(committed.run) == live):
                 return

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from conftest import write_picture, write_words
 from runs import descendants, live_rows, start, wait_for
 
+from batchproj.failpoint import VARIABLE
 from batchproj.search import Collection
 
 ITEMS = int(os.environ.get("BATCHPROJ_CHAOS_ITEMS", "2000"))
@@ -25,6 +27,9 @@ SEEDS = [int(seed) for seed in os.environ.get("BATCHPROJ_CHAOS_SEEDS", "1,2,3").
 """Two minutes and more each; `BATCHPROJ_CHAOS_SEEDS=7 python -m pytest -m long tests/test_chaos.py -s` repeats one."""
 
 UNIT_ITEMS = 32
+
+PACE = "unit.begun:1s"
+"""The tests' tiny encoders would be done before most of the kills."""
 
 PROCESSES = {"encoder": "ray::MapWorker", "task": "ray::MapBatches", "desk": "ray::_Desk"}
 """What Ray calls the processes that run code of ours; tasks read or write."""
@@ -80,7 +85,8 @@ class TwoNodes:
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[TwoNodes]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[TwoNodes]:
+    monkeypatch.setenv(VARIABLE, PACE)  # workers inherit from their node, not from the command
     nodes = TwoNodes()
     yield nodes
     nodes.close()
@@ -100,8 +106,7 @@ def test_a_run_under_random_kills_gives_what_an_undisturbed_one_gives(
     collection = tmp_path / "c"
     chance = random.Random(seed)
     victims = chance.sample(VICTIMS, len(VICTIMS))
-    # encoders are well ahead of what is written: all is over soon after a third of the units are done
-    moments = sorted(chance.choices(range(1, units // 3), k=len(victims)))
+    moments = sorted(chance.choices(range(1, units // 2), k=len(victims)))
     print(f"seed {seed}, {units} units, kills after so many of them: {list(zip(moments, victims, strict=True))}")
 
     def begin() -> subprocess.Popen[str]:
@@ -112,16 +117,14 @@ def test_a_run_under_random_kills_gives_what_an_undisturbed_one_gives(
     process = begin()
     try:
         for moment, victim in zip(moments, victims, strict=True):
-            if not reached(process, partial(has_done, collection, moment)):
-                break  # the rest came too late
+            wait_until(process, partial(has_done, collection, moment))
             if victim in PROCESSES:
                 hit[kill_a_worker(process, chance, PROCESSES[victim])] += 1
             elif victim == "raylet":
                 two_nodes.kill_raylet()
                 hit["raylet"] += 1
             else:
-                if not reached(process, partial(has_begun, collection, 1 + hit["driver and its group"])):
-                    break
+                wait_until(process, partial(has_begun, collection, 1 + hit["driver and its group"]))
                 kill_group(process)
                 hit["driver and its group"] += 1
                 process = begin()
@@ -131,7 +134,7 @@ def test_a_run_under_random_kills_gives_what_an_undisturbed_one_gives(
             kill_group(process)
     print(f"killed: {dict(hit)}")
     assert process.returncode == 0, said
-    assert hit.total() > hit["none"]  # how many there is time for depends on the machine
+    assert hit.total() == len(VICTIMS)
     assert live_rows(collection).equals(rows)
     (entry,) = Collection(str(collection)).runs()
     assert (entry["state"], entry["attempts"]) == ("done", 1 + hit["driver and its group"])
@@ -150,32 +153,32 @@ def has_begun(collection: Path, attempts: int) -> bool:
         return False
 
 
-def reached(process: subprocess.Popen[str], condition: Callable[[], bool]) -> bool:
-    """Wait for a condition; False if the run has ended before."""
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Wait for a condition while the run goes on; all kills must come before its end."""
     wait_for(lambda: condition() or process.poll() is not None, 600)
-    return process.poll() is None
+    assert process.poll() is None, process.communicate()
 
 
 def kill_a_worker(process: subprocess.Popen[str], chance: random.Random, kind: str) -> str:
-    """Kill one of Ray's workers, of a kind if there is one; what it was doing, "none" if there was none at all."""
+    """Kill one of Ray's workers, one of a kind if there is such a one within some seconds; what it was doing."""
 
     def workers(*kinds: str) -> list[tuple[str, int]]:
         named = ((name.partition(" ")[0], pid) for pid, name in descendants(os.getpid()).items())
         return sorted((name, pid) for name, pid in named if name.startswith(kinds))
 
-    if not reached(process, lambda: bool(workers(*PROCESSES.values()))):
-        return "none"
     patience = time.monotonic() + 3
-    while not (found := workers(kind)) and process.poll() is None and time.monotonic() < patience:
-        time.sleep(0.05)
-    if not (found := found or workers(*PROCESSES.values())):
-        return "none"
-    name, pid = chance.choice(found)
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return "none"
-    return name
+    while True:
+        wait_until(process, lambda: bool(workers(*PROCESSES.values())))
+        found = workers(kind)
+        if not found and time.monotonic() < patience:
+            time.sleep(0.05)
+            continue
+        if not (found := found or workers(*PROCESSES.values())):
+            continue
+        name, pid = chance.choice(found)
+        with suppress(ProcessLookupError):  # over by itself
+            os.kill(pid, signal.SIGKILL)
+            return name
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

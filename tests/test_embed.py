@@ -382,9 +382,9 @@ def test_interrupted_table_writes_are_undone(corpus: Path, tiny_space: Path, emb
         ("batchproj.index.VectorTable", "apply"),
         ("batchproj.embed", "write_snapshot"),
         ("batchproj.collection.ledger", "write_entry"),
-        ("batchproj.index.VectorTable", "tag"),
+        ("batchproj.tags.Tags", "keep"),
         ("batchproj.collection.lease.Lease", "append"),
-        ("batchproj.index.VectorTable", "point"),
+        ("batchproj.tags.Tags", "point"),
     ],
 )
 def test_a_stop_after_any_step_of_the_commit_is_made_good(

@@ -19,6 +19,7 @@ from batchproj.gc import gc
 from batchproj.index import VectorTable
 from batchproj.objectstore import Folder
 from batchproj.switch import rollback
+from batchproj.tags import Tags
 from batchproj.verify import verify
 
 
@@ -90,7 +91,7 @@ def test_what_kept_runs_need_stays_and_the_rest_goes(corpus: Path, tiny_space: P
     check_sound(four_runs, live)
     freed = size - sum(file.stat().st_size for file in four_runs.rglob("*") if file.is_file())
     assert 0.8 * done.bytes < freed < 1.2 * done.bytes + 5_000  # the log has grown by a record, the ledger changed
-    assert sorted(VectorTable(Folder(str(four_runs))).runs()) == ["000003", "000004"]
+    assert sorted(Tags(Folder(str(four_runs))).runs()) == ["000003", "000004"]
     states = [(entry["run"], entry["state"]) for entry in batchproj.open(str(four_runs)).runs()]
     assert states == [("000001", "collected"), ("000002", "collected"), ("000003", "done"), ("000004", "done")]
     assert not (four_runs / "units").exists()

@@ -47,7 +47,6 @@ from batchproj.embed import Options, Watch, embed
 from batchproj.embedding import Fetched, UnitWorker
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.gc import gc
-from batchproj.index import VectorTable
 from batchproj.objectstore import Folder
 from batchproj.project import linear
 from batchproj.recipe import Index, Recipe, Units
@@ -55,6 +54,7 @@ from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import Member, ResolvedSpace, open_space, resolve
 from batchproj.switch import rollback
+from batchproj.tags import Tags
 
 THREADS = 2
 
@@ -211,21 +211,21 @@ def watched_by(killer: Killer) -> Iterator[None]:
             killer.after_create(*arguments)
         return result
 
-    def point(wrapped: Callable[..., None], table: VectorTable, *arguments: Any) -> None:
+    def point(wrapped: Callable[..., None], tags: Tags, *arguments: Any) -> None:
         killer.before_write()
-        wrapped(table, *arguments)
+        wrapped(tags, *arguments)
         if killer.committed is None:
             killer.has_settled = True
         else:
             killer.is_shown = True
 
-    def tag(wrapped: Callable[..., None], table: VectorTable, *arguments: Any) -> None:
+    def keep(wrapped: Callable[..., None], tags: Tags, *arguments: Any) -> None:
         killer.before_write()
-        wrapped(table, *arguments)
+        wrapped(tags, *arguments)
 
-    def untag(wrapped: Callable[..., None], table: VectorTable, runs: set[str]) -> None:
+    def drop(wrapped: Callable[..., None], tags: Tags, runs: set[str]) -> None:
         killer.before_write()
-        wrapped(table, runs)
+        wrapped(tags, runs)
         killer.has_untagged = True
 
     with pytest.MonkeyPatch.context() as patch:
@@ -235,12 +235,12 @@ def watched_by(killer: Killer) -> Iterator[None]:
         for name in ("write", "create", "remove", "upload"):
             original = getattr(Folder, name)
             patch.setattr(Folder, name, lambda self, *given, to=original: write(to, self, *given))
-        shown = VectorTable.point
-        patch.setattr(VectorTable, "point", lambda self, *given: point(shown, self, *given))
-        tagged = VectorTable.tag
-        patch.setattr(VectorTable, "tag", lambda self, *given: tag(tagged, self, *given))
-        untagged = VectorTable.untag
-        patch.setattr(VectorTable, "untag", lambda self, runs: untag(untagged, self, runs))
+        shown = Tags.point
+        patch.setattr(Tags, "point", lambda self, *given: point(shown, self, *given))
+        kept = Tags.keep
+        patch.setattr(Tags, "keep", lambda self, *given: keep(kept, self, *given))
+        dropped = Tags.drop
+        patch.setattr(Tags, "drop", lambda self, runs: drop(dropped, self, runs))
         yield
 
 

@@ -27,7 +27,7 @@ LAYERS = [
     ["space", "recipe", "fit"],
     ["collection", "report"],
     ["card"],
-    ["embedding"],
+    ["embedding", "tags"],
     ["index"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration"],
@@ -40,7 +40,7 @@ LAYERS = [
     ["cli"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-ENGINE = {"ray": {"pipeline"}, "lancedb": {"index", "search"}, "lance": {"index"}, "fsspec": {"objectstore"}}
+ENGINE = {"ray": {"pipeline"}, "lancedb": {"index", "search"}, "lance": {"tags"}, "fsspec": {"objectstore"}}
 
 
 def modules() -> list[tuple[str, Path]]:

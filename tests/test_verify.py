@@ -23,12 +23,13 @@ from batchproj.errors import BatchprojError, CollectionError, SpaceError, TryLat
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.gc import gc
-from batchproj.index import VectorTable, connect, live_snapshot
+from batchproj.index import connect, live_snapshot
 from batchproj.objectstore import Folder
 from batchproj.project.linear import Config as LinearConfig
 from batchproj.repair import Repair, repair
 from batchproj.schema import Modality
 from batchproj.switch import rollback
+from batchproj.tags import Tags
 from batchproj.verify import Damage, verify
 from batchproj.verify import _Check as Check
 
@@ -183,16 +184,16 @@ def test_rows_that_the_table_lost_or_has_twice_are_found(collection: Path) -> No
     table = connect(Folder(str(collection))).open_table("vectors")
     row = table.to_arrow().slice(3, 1)
     table.delete(f"id = '{row['id'][0]}'")
-    version = VectorTable(Folder(str(collection)))
-    version.tag("000001", table.version)
-    version.point(table.version)
+    tags = Tags(Folder(str(collection)))
+    tags.keep("000001", table.version)
+    tags.point(table.version)
     (lost, tag) = damaged(collection)
     assert "the log says" in lost.what + tag.what
     assert f"misses 1 rows, first {row['id'][0]}" in lost.what + tag.what
     table.add(row)
     table.add(row)
-    version.tag("000001", table.version)
-    version.point(table.version)
+    tags.keep("000001", table.version)
+    tags.point(table.version)
     assert "has twice 1 rows" in " ".join(each.what for each in damaged(collection))
 
 
@@ -422,7 +423,7 @@ def test_a_damaged_table_is_made_from_the_parts(what: str, corpus: Path, two_run
 def test_a_live_version_that_is_not_the_newest_is_made_again_and_gc_still_works(two_runs: Path) -> None:
     rollback(str(two_runs), "000001", quiet)
     before = vectors(two_runs)
-    version = VectorTable(Folder(str(two_runs))).live()
+    version = Tags(Folder(str(two_runs))).live()
     os.truncate(two_runs / f"vectors.lance/_versions/{2**64 - 1 - (version or 0)}.manifest", 20)
     assert [(each.kind, each.runs) for each in damaged(two_runs)] == [("table", ["000001"])]
     done = mend(two_runs)

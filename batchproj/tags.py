@@ -1,0 +1,142 @@
+"""Which versions of the Lance table are kept, and which one readers see: its tags `run-<id>` and `live`.
+
+By pylance alone: LanceDB takes most of a second to import, and a rollback is one tag moved.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from batchproj.collection import layout
+from batchproj.collection.lease import head
+from batchproj.errors import CollectionError, TryLater
+from batchproj.objectstore import Folder, s3_needs_http
+from batchproj.retry import patience_s, retrying
+
+# Lance reads this once, when it is first imported; its warnings are for Lance's developers
+os.environ.setdefault("LANCE_LOG", "error")
+
+_NETWORK = re.compile(
+    r"(?i)timed? ?out|connection|connect error|error sending request|\b503\b|slow ?down|\bdns\b|"
+    r"credential|expired ?token"
+)
+_DISK_FULL = re.compile(r"(?i)no space left|disk quota exceeded")
+
+
+class Tags:
+    """The tags of a collection's table; every method raises ValueError if there is no table."""
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+
+    def runs(self) -> dict[str, int]:
+        """Kept runs and the version of each."""
+        prefix = layout.run_tag("")
+        return {tag.removeprefix(prefix): version for tag, version in self._all().items() if tag.startswith(prefix)}
+
+    def live(self) -> int | None:
+        """The version readers see; None before the first run."""
+        return self._all().get(layout.LIVE)
+
+    def versions(self) -> set[int]:
+        """The versions that any tag names."""
+        return set(self._all().values())
+
+    def keep(self, run: str, version: int) -> None:
+        """Keep a version for good, under its run's name."""
+        self._set(layout.run_tag(run), version)
+
+    def point(self, version: int) -> None:
+        """Make a version the one that readers see: the single visible step of a run."""
+        self._set(layout.LIVE, version)
+
+    def drop(self, runs: Iterable[str]) -> None:
+        """Keep the versions of these runs no longer; their files stay until the table is cleaned up."""
+        with lance_faults(self._folder.uri):
+            tags = self._table().tags
+            for tag in sorted({layout.run_tag(run) for run in runs} & set(tags.list())):
+                tags.delete(tag)
+
+    def _set(self, tag: str, version: int) -> None:
+        with lance_faults(self._folder.uri):
+            tags = self._table().tags
+            if tag in tags.list():
+                tags.update(tag, version)
+                return
+            try:
+                tags.create(tag, version)
+            except (OSError, RuntimeError, ValueError):  # made, but the answer was lost: Lance tried again
+                if tags.list().get(tag, {}).get("version") != version:
+                    raise
+
+    def _all(self) -> dict[str, int]:
+        with lance_faults(self._folder.uri):
+            return {tag: int(each["version"]) for tag, each in self._table().tags.list().items()}
+
+    def _table(self) -> Any:
+        return lance_table(self._folder)
+
+
+def lance_table(folder: Folder) -> Any:
+    """The newest version of the collection's table, by Lance's own API; ValueError if there is none."""
+    import lance
+
+    uri = f"{folder.uri.removeprefix('file://')}/{layout.TABLE}.lance"
+    return retrying(lambda: lance.dataset(uri, storage_options=storage_options()), folder.uri)
+
+
+def storage_options() -> dict[str, str]:
+    """How Lance's own S3 client behaves; the standard AWS variables are read by itself."""
+    # it gives up after three tries by itself, which are over in a second
+    options = {"client_max_retries": "1000", "client_retry_timeout": f"{patience_s():.0f}"}
+    if s3_needs_http():
+        options["allow_http"] = "true"
+    return options
+
+
+def live_run(folder: Folder) -> str | None:
+    """The run readers see, even if its snapshot is damaged; None before the first run."""
+    found = live_version(folder)
+    return found[1] if found else None
+
+
+def live_version(folder: Folder) -> tuple[int, str] | None:
+    """The version readers see and the run that made it; None before the first run."""
+    if not folder.exists(f"{layout.TABLE}.lance"):
+        return None
+    tags = Tags(folder)
+    try:
+        version, runs = tags.live(), tags.runs()
+    except ValueError as error:
+        if "was not found" not in str(error):
+            raise
+        if (newest := head(folder)) is None or newest.run is None:
+            return None  # a first write that was cut off has left the folder
+        raise CollectionError(
+            f"the table of {folder.uri} has no versions; run: batchproj verify {folder.uri} --repair"
+        ) from error
+    if version is None:
+        return None
+    makers = [run for run, made in runs.items() if made == version]
+    if not makers:
+        raise CollectionError(
+            f"{folder.uri}: no run is tagged for the live version {version}; run: batchproj verify --repair"
+        )
+    return version, max(makers)
+
+
+@contextmanager
+def lance_faults(uri: str) -> Iterator[None]:
+    """A full disk and network faults of Lance's own S3 client as TryLater: nothing shows yet, a rerun is safe."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if _DISK_FULL.search(str(error)):
+            raise TryLater(f"no space left under {uri}; make room and run the same command again") from error
+        if not _NETWORK.search(str(error).replace(uri.partition("://")[2], "")):
+            raise
+        raise TryLater(f"storage is away: {uri} ({str(error)[:120]}); run the same command again") from error
