@@ -68,7 +68,7 @@ def demo(folder: Path, size: int | None, clips: int, screen: DemoScreen, verbose
         first = str(space) if (space / "space.yaml").exists() else "builtin"
         embed(str(corpus), str(collection), resolve(open_space(first)), options, watch)
         screen.headline(3, STEPS, "train projectors of its own on 80 % of the pairs")
-        trained = train(str(collection), str(space), TrainOptions(), screen.counted)
+        trained = train(str(collection), str(space), TrainOptions(), screen.counted, screen.step)
         screen.headline(4, STEPS, "project again with them, from cached features: nothing is read or encoded")
         # whatever they are worth: the shipped ones were trained on more than this
         swap = replace(options, force=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -20,24 +19,23 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional
 
 from batchproj import losses
 from batchproj.errors import UsageError
 from batchproj.linking import linked
+from batchproj.objective import adamw, dropped_vectors, no_denormals, schedule
 from batchproj.project import parse_config
 from batchproj.project.linear import LinearProjector
 from batchproj.projector import Projector, ProjectorConfig
 from batchproj.recall import retrieval
-from batchproj.ridge import PENALTIES, Ridge
+from batchproj.ridge import PENALTIES, Moments, Ridge
 from batchproj.token_features import TokenFeatures
-from batchproj.token_projector import TokenProjector, TokenProjectorConfig, padded_batch
+from batchproj.token_projector import TokenProjectorConfig
 
 Array = npt.NDArray[np.float32]
 Features = npt.NDArray[Any] | TokenFeatures
 """(N, D) of any float type, or tokens of N segments."""
 Mask = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 _FEWEST_GROUPS = 4  # two to train on and two to validate with: each has something to be told from
@@ -86,6 +84,10 @@ class Check:
     recall: float
 
 
+Progress = Callable[[int, int, Check | None], None]
+"""Steps done, steps at most, and the last look at the validation slice."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """`steps` is how long the returned projector was trained; `history` is of the run that chose it."""
@@ -108,8 +110,8 @@ def fit(
 
     What occurs together in one group is right for each other and never a negative, and so are
     samples of equal targets. A first run, on all but a validation slice cut by linked groups, tells
-    for how many steps to train; a second run fits everything for that many. progress(done, total)
-    counts steps and may jump to the end.
+    for how many steps to train; a second run fits everything for that many. progress(done,
+    total, check) counts steps and may jump to the end.
 
     Raises UsageError for arrays that do not match or fewer than four linked groups, SpaceError for
     wrong projector options. A kind that takes pooled features gets mean and standard deviation of
@@ -117,23 +119,23 @@ def fit(
     come from are in `losses.py`.
     """
     report = progress or _no_progress
-    samples = _Samples.of(_as_taken(features, config), targets_NK, groups)
+    samples = TrainingSamples.of(as_taken(features, config), targets_NK, groups)
     validation = _validation_slice(samples, config)
     trained, judged = samples.where(~validation), samples.where(validation)
     steps = min(config.max_steps, config.epochs * max(1, len(trained) // config.batch_rows))
-    with torch.random.fork_rng(devices=[]), _no_denormals():
+    with torch.random.fork_rng(devices=[]), no_denormals():
         training = _Training(trained, config, steps)
-        history = _choose_length(training, judged, config, steps, lambda done: report(done, 2 * steps))
-        length = history[_last_good(history, _noise(judged))].step
+        history = _choose_length(training, judged, config, steps, lambda done, check: report(done, 2 * steps, check))
+        length = history[_last_good(history, noise(judged))].step
         final = _Training(samples, config, length)
         for done in range(1, length + 1):
             final.step()
-            report(steps + done, 2 * steps)
+            report(steps + done, 2 * steps, history[-1])
     if config.ridge_shares and final.projector.has_linear_path:
-        penalty = _best_penalty(trained, judged)
-        share = _best_share(training.projector, trained.ridge(penalty), trained, judged, config)
-        final.projector = _blended(final.projector, samples.ridge(penalty), share, samples)
-    report(2 * steps, 2 * steps)
+        penalty = best_penalty(trained.regression, judged)
+        share = best_share(training.projector, trained.regression.solve(penalty), trained.pooled, judged, config)
+        final.projector = blended(final.projector, samples.regression.solve(penalty), share, samples.pooled)
+    report(2 * steps, 2 * steps, history[-1])
     return Fit(final.projector.eval(), history, length, final.temperature)
 
 
@@ -143,14 +145,17 @@ def ridge(features: Features, targets_NK: Array, groups: Sequence[str], config: 
     Tokens are pooled to mean and standard deviation. Of `config` only the validation slice counts: it
     chooses the L2 penalty; then everything is fitted.
     """
-    samples = _Samples.of(features, targets_NK, groups)
+    samples = TrainingSamples.of(features, targets_NK, groups)
     validation = _validation_slice(samples, config)
-    penalty = _best_penalty(samples.where(~validation), samples.where(validation))
-    return samples.ridge(penalty)
+    penalty = best_penalty(samples.where(~validation).regression, samples.where(validation))
+    return samples.regression.solve(penalty)
 
 
-class _Samples:
-    """`targets_CK` are the different targets and `target_N` says which one each sample has."""
+class TrainingSamples:
+    """Samples as training looks at them.
+
+    `targets_CK` are the different targets and `target_N` says which one each sample has.
+    """
 
     def __init__(self, features: Features, targets_CK: Tensor, target_N: Tensor, group_N: Tensor) -> None:
         self.features = features
@@ -164,7 +169,7 @@ class _Samples:
         self._targets_of = {group: sorted(targets) for group, targets in targets_of.items()}
 
     @staticmethod
-    def of(features: Features, targets_NK: Array, groups: Sequence[str]) -> _Samples:
+    def of(features: Features, targets_NK: Array, groups: Sequence[str]) -> TrainingSamples:
         if not len(features) == len(targets_NK) == len(groups):
             raise UsageError(
                 f"{len(features)} features, {len(targets_NK)} targets and {len(groups)} groups: "
@@ -174,15 +179,17 @@ class _Samples:
         _, group_N = np.unique(np.asarray(groups), return_inverse=True)
         if not isinstance(features, TokenFeatures):
             features = np.asarray(features, np.float32)
-        return _Samples(features, torch.from_numpy(targets_CK), torch.from_numpy(target_N), torch.from_numpy(group_N))
+        return TrainingSamples(
+            features, torch.from_numpy(targets_CK), torch.from_numpy(target_N), torch.from_numpy(group_N)
+        )
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def where(self, mask_N: Mask) -> _Samples:
+    def where(self, mask_N: Mask) -> TrainingSamples:
         mask = torch.from_numpy(mask_N)
         used, target_N = torch.unique(self.target_N[mask], return_inverse=True)
-        return _Samples(self.features[mask_N], self.targets_CK[used], target_N, self.group_N[mask])
+        return TrainingSamples(self.features[mask_N], self.targets_CK[used], target_N, self.group_N[mask])
 
     @property
     def in_dim(self) -> int:
@@ -194,8 +201,9 @@ class _Samples:
         features = self.features
         return torch.tensor(features.mean_std() if isinstance(features, TokenFeatures) else features)
 
-    def ridge(self, penalty: float) -> LinearProjector:
-        return Ridge(self.pooled, self.targets_CK[self.target_N]).solve(penalty)
+    @cached_property
+    def regression(self) -> Ridge:
+        return Ridge(Moments.of(self.pooled, self.targets_CK[self.target_N]))
 
     def right_targets(self, rows_B: Tensor) -> Tensor:
         """(B, C) bool: which targets occur in the group of each of these samples."""
@@ -208,18 +216,15 @@ class _Samples:
 class _Training:
     """One run of `steps` steps from fresh weights; draws from torch's global generator, which it seeds."""
 
-    def __init__(self, samples: _Samples, config: Config, steps: int) -> None:
+    def __init__(self, samples: TrainingSamples, config: Config, steps: int) -> None:
         torch.manual_seed(config.seed)
         self._samples, self._config = samples, config
         self._batches = _batches(len(samples), config.batch_rows)
-        self.projector = _projector_config(config, samples.in_dim, samples.targets_CK.shape[1]).build()
+        self.projector = projector_config(config, samples.in_dim, samples.targets_CK.shape[1]).build()
         self.projector.standardise_to(samples.features)
         self._contrast = losses.build(config.loss, config.temperature)
-        self._optimizer = _adamw(self.projector, self._contrast, config)
-        warm_up = max(1, round(config.warm_up * steps))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: _warm_up_then_cosine(step, warm_up, steps)
-        )
+        self._optimizer = adamw(self.projector, self._contrast.parameters(), config.learning_rate, config.weight_decay)
+        self._schedule = schedule(self._optimizer, config.warm_up, steps)
 
     @property
     def temperature(self) -> float:
@@ -237,26 +242,13 @@ class _Training:
 
     def _loss(self, rows_B: Tensor) -> Tensor:
         samples = self._samples
-        vectors_BK = self._vectors(rows_B)
+        vectors_BK = dropped_vectors(self.projector, samples.features[rows_B.numpy()], self._config.feature_dropout)
         own_B = samples.target_N[rows_B]
         candidates_C = self._candidates(own_B)
         right_BC = samples.right_targets(rows_B)[:, candidates_C]
         place_B = torch.searchsorted(candidates_C, own_B)
         loss: Tensor = self._contrast(vectors_BK, samples.targets_CK[candidates_C], place_B, right_BC)
         return loss
-
-    def _vectors(self, rows_B: Tensor) -> Tensor:
-        """Vectors (B, K) with some features of each sample hidden; of tokens the same ones in all of a sample's."""
-        features, hidden = self._samples.features, self._config.feature_dropout
-        if not (isinstance(features, TokenFeatures) and isinstance(self.projector, TokenProjector)):
-            standard_BD = self.projector.standardise(torch.from_numpy(features[rows_B.numpy()]))
-            return functional.normalize(self.projector.head(functional.dropout(standard_BD, hidden)), dim=-1)
-        chosen = features[rows_B.numpy()]
-        tokens_BTD, real_BT, summary_BE = padded_batch(chosen, int(chosen.lengths.max()))
-        seen_BD = functional.dropout(torch.ones(len(rows_B), features.dim), hidden)
-        tokens_BTD = self.projector.standardise(tokens_BTD) * seen_BD[:, None]
-        summary_BE = functional.dropout(self.projector.standardise_summary(summary_BE), hidden)
-        return functional.normalize(self.projector.head(tokens_BTD, real_BT, summary_BE), dim=-1)
 
     def _candidates(self, own_B: Tensor) -> Tensor:
         """All targets, or the batch's own and as many others as the config allows, drawn anew; in order."""
@@ -268,41 +260,45 @@ class _Training:
 
 
 @torch.no_grad()
-def _blended(projector: Projector, ridge: LinearProjector, share: float, samples: _Samples) -> Projector:
-    """A projector of which ridge regression gives `share` of the direction, both brought to one length before.
+def blended(projector: Projector, ridge: LinearProjector, share: float, pooled_ND: Tensor) -> Projector:
+    """A projector of which ridge regression gives `share` of the direction, both brought to one length on
+    these features before.
 
     A mean of two that err differently errs less than either, on small sets above all, and where the
     head has a linear path the mean is again a projector of its kind.
     """
-    standard_ND = ridge.standardise(samples.pooled)
+    standard_ND = ridge.standardise(pooled_ND)
     own, other = (each.eval().head(standard_ND).norm(dim=1).mean().clamp(min=1e-6) for each in (projector, ridge))
     blended = copy.deepcopy(projector)
     blended.blend(float((1 - share) / own), ridge.map.weight * (share / other), ridge.map.bias * (share / other))
     return blended
 
 
-def _best_share(
-    projector: Projector, ridge: LinearProjector, trained: _Samples, judged: _Samples, config: Config
+def best_share(
+    projector: Projector, ridge: LinearProjector, pooled_ND: Tensor, judged: TrainingSamples, config: Config
 ) -> float:
-    """The first that is as good as the best, as far as so few groups tell."""
-    recall = {share: _recall(_blended(projector, ridge, share, trained), judged) for share in config.ridge_shares}
-    return next(share for share in config.ridge_shares if recall[share] >= max(recall.values()) - _noise(judged))
+    """How much of the direction ridge regression should give.
+
+    The first share that is as good as the best, as far as so few groups tell.
+    """
+    recall = {share: mean_recall(blended(projector, ridge, share, pooled_ND), judged) for share in config.ridge_shares}
+    return next(share for share in config.ridge_shares if recall[share] >= max(recall.values()) - noise(judged))
 
 
-def _best_penalty(trained: _Samples, judged: _Samples) -> float:
-    solve = Ridge(trained.pooled, trained.targets_CK[trained.target_N]).solve
-    recall = {penalty: _recall(solve(penalty), judged) for penalty in PENALTIES}
+def best_penalty(regression: Ridge, judged: TrainingSamples) -> float:
+    """The L2 penalty with which regression finds most."""
+    recall = {penalty: mean_recall(regression.solve(penalty), judged) for penalty in PENALTIES}
     return max(PENALTIES, key=recall.__getitem__)
 
 
-def _projector_config(config: Config, in_dim: int, out_dim: int) -> ProjectorConfig:
+def projector_config(config: Config, in_dim: int, out_dim: int) -> ProjectorConfig:
     return parse_config({**config.options, "kind": config.kind, "in_dim": in_dim, "out_dim": out_dim})
 
 
-def _as_taken(features: Features, config: Config) -> Features:
+def as_taken(features: Features, config: Config) -> Features:
     """Features as the kind takes them: tokens as they are, or their mean and standard deviation."""
     width = features.dim if isinstance(features, TokenFeatures) else features.shape[1]
-    takes_tokens = isinstance(_projector_config(config, width, 1), TokenProjectorConfig)
+    takes_tokens = isinstance(projector_config(config, width, 1), TokenProjectorConfig)
     if isinstance(features, TokenFeatures):
         return features if takes_tokens else features.mean_std()
     if takes_tokens:
@@ -313,22 +309,16 @@ def _as_taken(features: Features, config: Config) -> Features:
     return features
 
 
-def _no_progress(_done: int, _total: int) -> None:
+def _no_progress(_done: int, _total: int, _check: Check | None) -> None:
     pass
 
 
-@contextmanager
-def _no_denormals() -> Iterator[None]:
-    """Late in training gradients and moments get so small that the CPU slows down to a twentieth."""
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
 def _choose_length(
-    training: _Training, judged: _Samples, config: Config, steps: int, progress: Callable[[int], None]
+    training: _Training,
+    judged: TrainingSamples,
+    config: Config,
+    steps: int,
+    progress: Callable[[int, Check | None], None],
 ) -> list[Check]:
     """Train, looking at recall on `judged` now and then, until it has fallen for long."""
     every = math.ceil(steps / config.checks)
@@ -336,10 +326,10 @@ def _choose_length(
     since_check: list[float] = []
     for step in range(1, steps + 1):
         since_check.append(training.step())
-        progress(step)
+        progress(step, history[-1] if history else None)
         if step % every and step != steps:
             continue
-        history.append(Check(step, float(np.mean(since_check)), _recall(training.projector, judged)))
+        history.append(Check(step, float(np.mean(since_check)), mean_recall(training.projector, judged)))
         since_check.clear()
         if len(history) - 1 - _last_good(history, _AS_GOOD) >= config.patience:
             break
@@ -353,7 +343,7 @@ def _last_good(history: list[Check], within: float) -> int:
     return max(number for number, check in enumerate(history) if check.recall >= best - within)
 
 
-def _noise(judged: _Samples) -> float:
+def noise(judged: TrainingSamples) -> float:
     """How much less recall on so few groups may be bad luck; the peak of a small slice is good luck."""
     return max(_AS_GOOD, _SPREAD / math.sqrt(len(set(judged.linked))))
 
@@ -367,22 +357,7 @@ def _batches(count: int, rows: int) -> Iterator[Tensor]:
             yield shuffled[start : start + rows]
 
 
-def _adamw(projector: Projector, contrast: losses.ContrastiveLoss, config: Config) -> torch.optim.AdamW:
-    """Only matrices decay: biases and what the loss learns have no reason to be small."""
-    matrices = [parameter for parameter in projector.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in projector.parameters() if parameter.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": [*others, *contrast.parameters()], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
-
-
-def _warm_up_then_cosine(step: int, warm_up: int, steps: int) -> float:
-    return min(1.0, (step + 1) / warm_up) * (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
-
-
-def _recall(projector: Projector, judged: _Samples) -> float:
+def mean_recall(projector: Projector, judged: TrainingSamples) -> float:
     """Mean Recall@1, 5 and 10 over both directions; right is whatever is linked."""
     vectors = projector.project(judged.features)
     targets = judged.targets_CK.numpy()
@@ -394,7 +369,7 @@ def _recall(projector: Projector, judged: _Samples) -> float:
     return float(np.mean([way[f"r@{k}"] for way in (to_target, to_item) for k in (1, 5, 10)]))
 
 
-def _validation_slice(samples: _Samples, config: Config) -> Mask:
+def _validation_slice(samples: TrainingSamples, config: Config) -> Mask:
     """Samples (N,) to validate with: whole linked groups, drawn with the config's seed."""
     components = np.array(samples.linked)
     different = np.unique(components)

@@ -22,7 +22,7 @@ def split(
     key_of: dict[int, str] = {}
     for number, key in zip(components, pair_keys, strict=True):
         key_of[number] = min(key, key_of.get(number, key))
-    tested = {number: _hash_share(key, seed) < test_fraction for number, key in key_of.items()}
+    tested = {number: hash_share(key, seed) < test_fraction for number, key in key_of.items()}
     return np.array([tested[number] for number in components], dtype=np.bool_)
 
 
@@ -43,6 +43,6 @@ def linked(*labelings: Sequence[Hashable]) -> list[int]:
     return [root(item) for item in range(len(parent))]
 
 
-def _hash_share(key: str, seed: int) -> float:
+def hash_share(key: str, seed: object) -> float:
     """A number in [0, 1) that looks random, and is the same everywhere."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:8]) / 2**64

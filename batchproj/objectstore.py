@@ -361,6 +361,14 @@ class Folder:
     def path(self, name: str) -> str:
         return f"{self._root}/{name}"
 
+    def arrow(self) -> Any:
+        """The same store for libraries that take file systems of pyarrow; `path` gives the paths in it."""
+        import pyarrow.fs
+
+        if isinstance(self._fs, LocalFileSystem):
+            return pyarrow.fs.LocalFileSystem()
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self._fs))
+
     def read(self, name: str) -> bytes:
         """Raises FileNotFoundError if it is not there."""
         path = self.path(name)

@@ -97,7 +97,7 @@ def paired_samples(collection: Collection, rows: pa.Table, modality: Modality) -
     if cached is None or not links:
         return None
     items = [number for number, _, _ in links]
-    features = _finite(from_column(cached["feature"])[items], modality)
+    features = check_finite(from_column(cached["feature"])[items], modality)
     targets = matrix(texts["vector"])[[caption for _, caption, _ in links]]
     _check_captions(targets, modality)
     pairs = [pair for _, _, pair in links]
@@ -125,7 +125,8 @@ def _cached(collection: Collection, modality: Modality) -> pa.Table | None:
         ) from error
 
 
-def _finite(features: Features, modality: Modality) -> Features:
+def check_finite(features: Features, modality: Modality) -> Features:
+    """The same features; raises UsageError where they are not finite."""
     pooled = features.mean() if isinstance(features, TokenFeatures) else features
     bad = int((~np.isfinite(pooled).all(axis=1)).sum())
     if bad:

@@ -26,6 +26,7 @@ class Bars:
         self._before: dict[str, int] = {}
         self._now: dict[str, tuple[int, int]] = {}
         self._tasks: dict[str, TaskID] = {}
+        self._notes: dict[str, str] = {}
         self._last_line = 0.0
         self._bars = Progress(
             TextColumn("  {task.description:<8}"),
@@ -60,14 +61,16 @@ class Bars:
         with self._lock:
             self._started[name], self._before[name] = time.monotonic(), before
             self._now[name] = (before, total)
+            self._notes[name] = "0.0/s"
             self._tasks[name] = self._bars.add_task(name, total=total, completed=before, rate="")
 
-    def count(self, name: str, done: int) -> None:
-        """Set a count; the plain line comes at most every few seconds."""
+    def count(self, name: str, done: int, note: str = "") -> None:
+        """Set a count; the plain line comes at most every few seconds. A note stands in the place of the rate."""
         with self._lock:
             total = self._now[name][1]
             self._now[name] = (min(done, total), total)
-            self._bars.update(self._tasks[name], completed=min(done, total), rate=f"{self._rate(name):,.1f}/s")
+            self._notes[name] = note or f"{self._rate(name):,.1f}/s"
+            self._bars.update(self._tasks[name], completed=min(done, total), rate=self._notes[name])
             if not self._live and time.monotonic() - self._last_line >= PLAIN_LINE_S:
                 self._last_line = time.monotonic()
                 line = " · ".join(self._plain(each) for each in sorted(self._now))
@@ -81,7 +84,7 @@ class Bars:
         done, total = self._now[name]
         rate = self._rate(name)
         left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        return f"{name} {done:,}/{total:,} ({rate:,.1f}/s{left})"
+        return f"{name} {done:,}/{total:,} ({self._notes[name]}{left})"
 
 
 class RunProgress:
@@ -121,13 +124,13 @@ class RunProgress:
         for modality, items in done.items():
             self._bars.count(modality, self._before.get(modality, 0) + items)
 
-    def counted(self, name: str, done: int, total: int) -> None:
-        """A count that stands by itself, such as training steps or files written."""
+    def counted(self, name: str, done: int, total: int, note: str = "") -> None:
+        """A count that stands by itself, such as training steps or files written; a note stands for its rate."""
         if self._counted != (name, total):
             self._counted = (name, total)
             self._bars.clear()
             self._bars.begin(name, done, total)
-        self._bars.count(name, done)
+        self._bars.count(name, done, note)
 
 
 class DemoScreen(RunProgress):

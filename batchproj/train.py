@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from batchproj import fit as fitting
 from batchproj import project
@@ -17,51 +16,66 @@ from batchproj.card import writable_space, write_card, write_space
 from batchproj.collection import layout
 from batchproj.comparison import Answers, HeldOut
 from batchproj.errors import UsageError
-from batchproj.pairs import Samples, held_out_pairs, paired_rows, paired_samples
+from batchproj.many_pairs import Fitted, count_rows, fit_many
+from batchproj.pairs import held_out_pairs, paired_rows, paired_samples
 from batchproj.projector import Projector
 from batchproj.report import CHANCE, NEW, REPLACED, RIDGE, compared, nothing_held_out
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import SpaceFolder, Split, open_space, to_vectors
+from batchproj.training_set import MOST_JUDGED
 
-Watch = Callable[[str, int, int], None]
+Watch = Callable[[str, int, int, str], None]
+Say = Callable[[str], None]
 
-_MOST_JUDGED = 5_000
-"""Held-out groups that are ranked: each among all others, so that time grows with the square."""
+IN_MEMORY_ROWS = 200_000
+"""Live rows with a pair; above, they stream from disk to a worker of Ray, or to as many as are asked for."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to train and how to divide the pairs; `modality` None trains all that have pairs."""
+    """What to train and how to divide the pairs; `modality` None trains all that have pairs.
+
+    With `workers` pairs stream from disk to so many workers of Ray; None decides by their number.
+    """
 
     projector: str = "mlp"
     modality: Modality | None = None
     split: Split = Split()  # noqa: RUF009 - frozen
     fit: fitting.Config = fitting.Config()  # noqa: RUF009 - frozen
+    workers: int | None = None
+    verbose: bool = False
 
 
-def train(uri: str, out: str, options: TrainOptions, watch: Watch) -> dict[str, Any]:
+def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> dict[str, Any]:
     """Train a projector into the text vectors for each modality; the contract's document.
 
-    `watch(name, done, total)` counts steps. Raises UsageError where there are no pairs to train
-    on, SpaceError for an unknown kind of projector. Nothing is written before all are trained.
+    `watch(name, done, total, note)` counts steps, `say` is told what is made ready. Raises UsageError where there are
+    no pairs to train on, SpaceError for an unknown kind of projector. Nothing is written before all are trained, but
+    for what streams from disk (`many_pairs`), which lies in a folder of its own and is removed again.
     """
     folder = writable_space(out)
     collection = Collection(uri)
     before = open_space(f"{collection.uri}/{layout.space(collection.snapshot.space)}")
-    rows = paired_rows(collection)
     modalities = _trainable(collection, options.modality)
-    held_out = held_out_pairs(rows, options.split)
     config = options.fit.model_copy(update={"kind": options.projector})
+    fit_one = _in_memory(collection, options.split)
+    if options.workers or count_rows(collection) > IN_MEMORY_ROWS:
+        fit_one = _streamed(collection, out, options, say)
     projectors: dict[Modality, Projector] = {}
     results: dict[str, Any] = {}
     for modality in modalities:
-        samples = paired_samples(collection, rows, modality)
-        if samples is None:
+        started = time.monotonic()
+        fitted = fit_one(modality, config, _noted(watch, f"{modality} steps"))
+        if fitted is None:
             continue
-        tested = np.array([pair in held_out for pair in samples.pairs], dtype=bool)
-        rival = _Rival.of(before, modality)
-        projectors[modality], results[modality] = _train_one(samples, tested, config, modality, rival, watch)
+        projectors[modality] = fitted.fit.projector
+        results[modality] = {
+            **_told(fitted, config),
+            **_judge(fitted, modality, _Rival.of(before, modality)),
+            "history": [asdict(check) for check in fitted.fit.history],
+            "seconds": round(time.monotonic() - started, 2),
+        }
     if not projectors:
         raise UsageError(
             f"no pairs of {' or '.join(modalities)} and text: files of one pair share their path up to the first "
@@ -70,6 +84,41 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch) -> dict[str, 
     write_card(folder, _card(collection, before, options, results))
     write_space(folder, Path(out).name, before, options.split, projectors)
     return {"space": out, "modality": {modality: _contract(modality, each) for modality, each in results.items()}}
+
+
+_FitOne = Callable[[Modality, fitting.Config, fitting.Progress], Fitted | None]
+
+
+def _noted(watch: Watch, name: str) -> fitting.Progress:
+    def report(done: int, total: int, check: fitting.Check | None) -> None:
+        watch(name, done, total, f"loss {check.loss:.2f}, recall {check.recall:.2f}" if check else "")
+
+    return report
+
+
+def _in_memory(collection: Collection, split: Split) -> _FitOne:
+    rows = paired_rows(collection)
+    held_out = held_out_pairs(rows, split)
+
+    def fit_one(modality: Modality, config: fitting.Config, progress: fitting.Progress) -> Fitted | None:
+        samples = paired_samples(collection, rows, modality)
+        if samples is None:
+            return None
+        tested = np.array([pair in held_out for pair in samples.pairs], dtype=bool)
+        seen, unseen = samples.where(~tested), samples.where(tested)
+        fit = fitting.fit(seen.features, seen.targets, seen.groups, config, progress)
+        baseline = fitting.ridge(seen.features, seen.targets, seen.groups, config)
+        return Fitted(fit, baseline, unseen, len(set(seen.pairs)), len(set(unseen.pairs)))
+
+    return fit_one
+
+
+def _streamed(collection: Collection, out: str, options: TrainOptions, say: Say) -> _FitOne:
+    def fit_one(modality: Modality, config: fitting.Config, progress: fitting.Progress) -> Fitted | None:
+        workers = options.workers or 1
+        return fit_many(collection, out, modality, options.split, config, workers, progress, say, options.verbose)
+
+    return fit_one
 
 
 def _trainable(collection: Collection, only: Modality | None) -> list[Modality]:
@@ -94,43 +143,26 @@ class _Rival:
         return _Rival(None if file is None else project.loads(space.folder.read(file.weights)))
 
 
-def _train_one(
-    samples: Samples,
-    tested: npt.NDArray[np.bool_],
-    config: fitting.Config,
-    modality: Modality,
-    rival: _Rival,
-    watch: Watch,
-) -> tuple[Projector, dict[str, Any]]:
-    """The projector, and its part of the card."""
-    started = time.monotonic()
-    seen, unseen = samples.where(~tested), samples.where(tested)
-    fitted = fitting.fit(
-        seen.features, seen.targets, seen.groups, config, lambda done, total: watch(f"{modality} steps", done, total)
-    )
-    baseline = fitting.ridge(seen.features, seen.targets, seen.groups, config)
-    return fitted.projector, {
+def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
+    return {
         "projector": config.kind,
         "loss": config.loss,
-        "pairs_train": len(set(seen.pairs)),
-        "pairs_test": len(set(unseen.pairs)),
-        "steps": fitted.steps,
-        "temperature": round(fitted.temperature, 4),
-        **_judge(unseen, modality, fitted.projector, baseline, rival),
-        "history": [asdict(check) for check in fitted.history],
-        "seconds": round(time.monotonic() - started, 2),
+        "pairs_train": fitted.pairs_train,
+        "pairs_test": fitted.pairs_test,
+        "steps": fitted.fit.steps,
+        "temperature": round(fitted.fit.temperature, 4),
     }
 
 
-def _judge(unseen: Samples, modality: Modality, new: Projector, baseline: Projector, rival: _Rival) -> dict[str, Any]:
-    if not unseen.pairs:
+def _judge(fitted: Fitted, modality: Modality, rival: _Rival) -> dict[str, Any]:
+    if not fitted.unseen.pairs:
         return nothing_held_out()
-    unseen = unseen.of_groups(_MOST_JUDGED)
+    unseen = fitted.unseen.of_groups(MOST_JUDGED)
     held_out: HeldOut = unseen.held_out()
     features = unseen.features[unseen.one_an_item()]
     answers: dict[str, Answers] = {
-        NEW: held_out.answers(new.project(features)),
-        RIDGE: held_out.answers(baseline.project(features)),
+        NEW: held_out.answers(fitted.fit.projector.project(features)),
+        RIDGE: held_out.answers(fitted.baseline.project(features)),
         REPLACED: held_out.answers(to_vectors(features, rival.projector)),
         CHANCE: held_out.chance(),
     }

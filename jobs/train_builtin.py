@@ -127,7 +127,8 @@ def main() -> None:
         embed(str(work / "corpus"), str(work / "all"), resolve(open_space("builtin")), Options(), watch)
         for modality, config in ((Modality.IMAGE, IMAGE), (Modality.AUDIO, AUDIO)):
             out = work / f"space-{modality}"
-            made = train(str(work / "all"), str(out), TrainOptions(modality=modality, fit=config), progress.counted)
+            options = TrainOptions(modality=modality, fit=config)
+            made = train(str(work / "all"), str(out), options, progress.counted, progress.step)
             trained |= made["modality"]
             # float16 halves the files and moves no recall figure; it is widened again when loaded
             projector = project.load(out / f"{modality}.safetensors").half()

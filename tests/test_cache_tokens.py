@@ -34,7 +34,7 @@ RECIPE = Recipe(units=Units(max_items=8))
 QUICK = fit.Config(max_steps=10, checks=2, options={"width": 16, "heads": 2})
 
 
-def ignore(name: str, done: int, total: int) -> None:
+def ignore(*_: object) -> None:
     """For training that nobody watches."""
 
 
@@ -125,7 +125,7 @@ def test_trained_on_tokens_and_embedded_again(corpus: Path, space: Path, tmp_pat
     for kind in ("transformer", "cross_attention"):
         out = tmp_path / f"trained-{kind}"
         options = TrainOptions(kind, split=Split(test_fraction=0.3), fit=QUICK)
-        made = train(str(collection), str(out), options, ignore)
+        made = train(str(collection), str(out), options, ignore, ignore)
         assert made["modality"]["image"]["projector"] == kind
         assert load(out / "image.safetensors").config.kind == kind
         report = run(corpus, collection, out)
@@ -139,7 +139,7 @@ def test_trained_on_tokens_and_embedded_again(corpus: Path, space: Path, tmp_pat
 
 def test_kinds_that_take_tokens_say_how_to_get_them(embedded: tuple[Path, Report], tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"'transformer' takes tokens.*pooled: embed with 'cache: tokens' beside"):
-        train(str(embedded[0]), str(tmp_path / "out"), TrainOptions("transformer", fit=QUICK), ignore)
+        train(str(embedded[0]), str(tmp_path / "out"), TrainOptions("transformer", fit=QUICK), ignore, ignore)
     assert not (tmp_path / "out").exists()
 
 

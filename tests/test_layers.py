@@ -23,14 +23,17 @@ LAYERS = [
     ["token_projector"],
     ["image_encoder"],
     ["source", "decode", "encode", "project"],
-    ["ridge"],
+    ["ridge", "objective"],
     ["space", "recipe", "fit"],
-    ["collection", "report"],
+    ["collection", "report", "streamed_fit"],
     ["card"],
     ["embedding", "tags"],
     ["index"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration"],
+    ["training_set"],
+    ["ray_training"],
+    ["many_pairs"],
     ["gate"],
     ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc"],
     ["repair", "forget", "promote"],
@@ -40,7 +43,12 @@ LAYERS = [
     ["cli"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
-ENGINE = {"ray": {"pipeline"}, "lancedb": {"index", "search"}, "lance": {"tags"}, "fsspec": {"objectstore"}}
+ENGINE = {
+    "ray": {"pipeline", "ray_training"},
+    "lancedb": {"index", "search"},
+    "lance": {"tags"},
+    "fsspec": {"objectstore"},
+}
 
 
 def modules() -> list[tuple[str, Path]]:

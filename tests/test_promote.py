@@ -46,7 +46,7 @@ def _in_process() -> Iterator[None]:
         yield
 
 
-def ignore(name: str, done: int, total: int) -> None:
+def ignore(*_: object) -> None:
     """For training that nobody watches."""
 
 
@@ -86,7 +86,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_card_compares_four_both_ways(collection: Path, tmp_path: Path) -> None:
-    made = train(str(collection), str(tmp_path / "space"), HALF, ignore)
+    made = train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     image = read_card(str(tmp_path / "space"))["modality"]["image"]
     assert set(image["competitors"]) == {NEW, REPLACED, RIDGE, CHANCE}
     for name, figures in image["competitors"].items():
@@ -103,7 +103,7 @@ def test_the_card_compares_four_both_ways(collection: Path, tmp_path: Path) -> N
 
 
 def test_train_json_has_the_contracts_keys(collection: Path, tmp_path: Path) -> None:
-    made = train(str(collection), str(tmp_path / "space"), HALF, ignore)
+    made = train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     contract = {"projector", "pairs_train", "pairs_test", "r@1", "r@5", "r@10", "baseline_r@10", "seconds"}
     known = {"median_rank", "chance_r@10", "steps"}
     assert set(made) == {"space", "modality"}
@@ -122,7 +122,7 @@ def test_many_held_out_groups_are_drawn_from() -> None:
 
 
 def test_another_split_of_the_replaced_space_is_said(collection: Path, tmp_path: Path) -> None:
-    train(str(collection), str(tmp_path / "space"), HALF, ignore)
+    train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     card = read_card(str(tmp_path / "space"))
     for then, flattered in ((None, False), ((0, 0.5), False), ((0, 0.7), False), ((0, 0.2), True), ((1, 0.5), True)):
         split = None if then is None else {"seed": then[0], "test_fraction": then[1]}
@@ -131,7 +131,7 @@ def test_another_split_of_the_replaced_space_is_said(collection: Path, tmp_path:
 
 
 def test_the_learning_curve_is_a_picture_that_the_card_shows(collection: Path, tmp_path: Path) -> None:
-    train(str(collection), str(tmp_path / "space"), HALF, ignore)
+    train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     assert "](image.svg)" in (tmp_path / "space/README.md").read_text()
     picture = ElementTree.parse(tmp_path / "space/image.svg")
     lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
@@ -150,7 +150,7 @@ def test_a_head_that_is_worth_nothing_is_called_so_and_not_promoted(collection: 
 
 
 def test_a_promoted_space_is_projected_from_the_cache(collection: Path, tmp_path: Path, first_run: Path) -> None:
-    train(str(collection), str(tmp_path / "space"), HALF, ignore)
+    train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     card = read_card(str(tmp_path / "space"))
     card["modality"]["image"]["shortcomings"] = []  # as if there had been something to learn
     (tmp_path / "space/card.json").write_text(json.dumps(card))
@@ -225,7 +225,7 @@ def test_pairs_that_cannot_be_trained_on(
     collection = made_of(tmp_path, tiny_space, pictures, texts, words)
     before = files(tmp_path)
     with pytest.raises(UsageError, match=said):
-        train(str(collection), str(tmp_path / "space"), HALF, ignore)
+        train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     assert files(tmp_path) == before
     assert not (tmp_path / "space").exists()
 
@@ -237,14 +237,14 @@ def test_options_that_cannot_be(collection: Path, tmp_path: Path) -> None:
         (replace(HALF, modality=Modality.AUDIO), "asked for audio"),
     ):
         with pytest.raises(UsageError, match=re.escape(said)):
-            train(str(collection), str(tmp_path / "space"), options, ignore)
+            train(str(collection), str(tmp_path / "space"), options, ignore, ignore)
     assert not (tmp_path / "space").exists()
 
 
 def test_nan_in_features(collection: Path, tmp_path: Path) -> None:
     damage_features(collection, np.nan)
     with pytest.raises(UsageError, match=r"NaN or infinity in 1 of 60 cached features of image"):
-        train(str(collection), str(tmp_path / "space"), HALF, ignore)
+        train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     assert not (tmp_path / "space").exists()
 
 
@@ -270,7 +270,7 @@ def test_features_of_another_fingerprint(collection: Path, tmp_path: Path) -> No
     fingerprint = Collection(str(collection)).snapshot.fingerprints[Modality.IMAGE].feature
     (collection / "features" / fingerprint).rename(collection / "features" / ("0" * 64))
     with pytest.raises(UsageError, match=rf"cached features of image with fingerprint {fingerprint[:12]}.*--repair"):
-        train(str(collection), str(tmp_path / "space"), HALF, ignore)
+        train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     assert not (tmp_path / "space").exists()
 
 
@@ -293,15 +293,15 @@ def test_an_out_folder_that_is_not_ours_to_write(collection: Path, tmp_path: Pat
     (tmp_path / "file").write_text("x")
     for out, said in (("mine", "holds files that are no space's (thesis.tex)"), ("file/space", "there is a file")):
         with pytest.raises(UsageError) as refusal:
-            train(str(collection), str(tmp_path / out), HALF, ignore)
+            train(str(collection), str(tmp_path / out), HALF, ignore, ignore)
         assert said in str(refusal.value)
     assert files(tmp_path / "mine") == {"thesis.tex": b"x"}
     with pytest.raises(UsageError, match="cannot be written"):
-        train(str(collection), "/proc/space", HALF, ignore)
+        train(str(collection), "/proc/space", HALF, ignore, ignore)
 
 
 def test_an_earlier_space_may_be_written_over(collection: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        train(str(collection), str(tmp_path / "space"), HALF, ignore)
+        train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     names = {"space.yaml", "card.json", "README.md", "image.safetensors", "image.svg"}
     assert {path.name for path in (tmp_path / "space").iterdir()} == names

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_here")
 QUICK = fit.Config(max_steps=20, checks=4)
 
 
-def ignore(name: str, done: int, total: int) -> None:
+def ignore(*_: object) -> None:
     """For training that nobody watches."""
 
 
@@ -40,7 +40,7 @@ def test_a_trained_space_is_projected_from_the_cache(
 ) -> None:
     collection, _ = embedded
     before = batchproj.open(str(collection)).table()
-    made = train(str(collection), str(tmp_path / "space"), options(), ignore)
+    made = train(str(collection), str(tmp_path / "space"), options(), ignore, ignore)
     (result,) = made["modality"].values()
     assert result["pairs_train"] + result["pairs_test"] == 12
     assert {"projector", "r@1", "r@5", "r@10", "baseline_r@10", "seconds"} <= set(result)
@@ -80,7 +80,7 @@ def restore_times(corpus: Path, before: object) -> None:
 
 def test_same_seed_same_weights(embedded: tuple[Path, Report], tmp_path: Path) -> None:
     for name in ("a", "b"):
-        train(str(embedded[0]), str(tmp_path / name), options("mlp"), ignore)
+        train(str(embedded[0]), str(tmp_path / name), options("mlp"), ignore, ignore)
     assert (tmp_path / "a/image.safetensors").read_bytes() == (tmp_path / "b/image.safetensors").read_bytes()
 
 
@@ -99,7 +99,7 @@ def test_after_training_only_the_held_out_pairs_are_judged(
     collection = Collection(str(embedded[0]))
     held_out = held_out_pairs(paired_rows(collection), Split(test_fraction=0.3))
     assert 0 < len(held_out) < 12
-    made = train(str(embedded[0]), str(tmp_path / "space"), options(), ignore)
+    made = train(str(embedded[0]), str(tmp_path / "space"), options(), ignore, ignore)
     assert made["modality"]["image"]["pairs_test"] == len(held_out)
     settings = Options(Recipe(units=Units(max_items=8)))
     embed(str(corpus), str(embedded[0]), resolve(open_space(str(tmp_path / "space"))), settings, Watch())
@@ -113,9 +113,9 @@ def test_nothing_to_train_is_one_line_and_writes_nothing(
     embedded: tuple[Path, Report], tmp_path: Path, corpus: Path, tiny_space: Path
 ) -> None:
     with pytest.raises(UsageError, match="asked for audio"):
-        train(str(embedded[0]), str(tmp_path / "space"), TrainOptions(modality=Modality.AUDIO), ignore)
+        train(str(embedded[0]), str(tmp_path / "space"), TrainOptions(modality=Modality.AUDIO), ignore, ignore)
     with pytest.raises(UsageError, match="no projector kind 'linaer'"):
-        train(str(embedded[0]), str(tmp_path / "space"), options("linaer"), ignore)
+        train(str(embedded[0]), str(tmp_path / "space"), options("linaer"), ignore, ignore)
     assert not (tmp_path / "space").exists()
 
 

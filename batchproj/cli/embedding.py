@@ -161,6 +161,12 @@ def train(
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
     loss: Annotated[str, typer.Option(help="What is trained by: info_nce or sigmoid.")] = "info_nce",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Stream the pairs from disk to so many workers of Ray Train; without, only many pairs do.", min=1
+        ),
+    ] = None,
     promote: Annotated[
         bool, typer.Option("--promote", help="Bring the collection to the new space, unless its report speaks against.")
     ] = False,
@@ -180,9 +186,9 @@ def train(
     from batchproj.train import train as run_train
 
     config = validate(fit.Config, {"seed": seed, "loss": loss}, "train")
-    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), config)
+    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, verbose)
     with console(verbose) as stream, RunProgress(stream) as progress:
-        result = run_train(collection, out, options, progress.counted)
+        result = run_train(collection, out, options, progress.counted, progress.step)
         watch = Watch(progress.step, progress.totals, progress.progress)
         report = run_promote(collection, out, watch, verbose) if promote else None
     if as_json:

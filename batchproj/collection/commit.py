@@ -51,7 +51,10 @@ FROM (SELECT * FROM manifest WHERE {in_shard}) m
 ORDER BY key
 """
 
-SHARD_ITEMS = 250_000
+ROW_GROUP = 65_536
+"""Rows of the manifest's file that are written at once: what Parquet remembers of small groups adds up."""
+
+SHARD_ITEMS = 100_000
 """Items that are joined and sorted at once for the manifest: DuckDB cannot spill everything it holds."""
 
 
@@ -145,7 +148,7 @@ def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> dict[str, st
     with ExitStack() as stack:
         writer = None
         for in_shard in _shards("item", target.listed):
-            for batch in plan.batches(_MANIFEST.format(in_shard=in_shard)):
+            for batch in plan.batches(_MANIFEST.format(in_shard=in_shard), ROW_GROUP):
                 writer = writer or stack.enter_context(pq.ParquetWriter(local, batch.schema, compression="zstd"))
                 writer.write_batch(batch)
         if writer is None:

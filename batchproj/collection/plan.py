@@ -24,7 +24,7 @@ from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
 
-MEMORY_LIMIT = "512MB"
+MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
 
 _TABLES = """
@@ -252,11 +252,11 @@ class Plan:
         found: list[tuple[Any, ...]] = self.db.sql(query).fetchall()
         return found
 
-    def batches(self, query: str) -> Iterator[pa.RecordBatch]:
-        """Stream a query's rows on a cursor of its own, so that others may run meanwhile."""
+    def batches(self, query: str, rows: int = BATCH_ROWS) -> Iterator[pa.RecordBatch]:
+        """Stream a query's result, so many rows at a time, on a cursor of its own: others may run meanwhile."""
         cursor = self.db.cursor()
         try:
-            yield from cursor.sql(query).to_arrow_reader(BATCH_ROWS)
+            yield from cursor.sql(query).to_arrow_reader(rows)
         finally:
             cursor.close()
 
