@@ -66,6 +66,16 @@ def write_space(
     folder.write("space.yaml", yaml.safe_dump(space.model_dump(exclude_none=True), sort_keys=False).encode())
 
 
+def write_reverse(folder: Folder, projectors: Mapping[Modality, Projector]) -> None:
+    """Projectors from the space's vectors into features of encoders: they make no space, and stand by themselves."""
+    for modality, projector in projectors.items():
+        folder.write(reverse_file(modality), projector.to_bytes())
+
+
+def reverse_file(modality: str) -> str:
+    return f"{modality}.reverse.safetensors"
+
+
 def write_card(folder: Folder, card: dict[str, Any]) -> None:
     """`card.json` for programs, `README.md` for people, and a learning curve for each modality."""
     for modality, trained in card["modality"].items():
@@ -97,6 +107,7 @@ def _markdown(card: dict[str, Any]) -> str:
         "figures are of the held-out pairs alone. Small print under a figure: its 95 % bootstrap interval, pairs "
         "drawn with replacement. Mean recall: the mean of Recall@1, 5 and 10 both ways.",
         *_caveat(card),
+        *_direction(card),
         "",
         *_overview(card["modality"]),
     ]
@@ -114,6 +125,16 @@ def _caveat(card: dict[str, Any]) -> list[str]:
         "",
         f"The projector replaced, of space `{card['replaced_space']}`, was trained with another split and may have "
         "seen some of these pairs: its figures may flatter it.",
+    ]
+
+
+def _direction(card: dict[str, Any]) -> list[str]:
+    if not card["reverse"]:
+        return []
+    return [
+        "",
+        "These go the other way, from the space's vectors to an encoder's own features (unit length, tokens by their "
+        "mean): what is judged is text projected there, among the features of the items.",
     ]
 
 

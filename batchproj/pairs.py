@@ -35,7 +35,7 @@ class Samples:
     captions. `items` is the number of a sample's item.
     """
 
-    features: Features
+    features: Features | Array
     targets: Array
     pairs: list[str]
     groups: list[str]
@@ -58,6 +58,14 @@ class Samples:
         mask = np.zeros(len(self.items), np.bool_)
         mask[np.unique(self.items, return_index=True)[1]] = True
         return mask
+
+    def reversed(self) -> Samples:
+        """Captions' vectors (N, K) with the unit features (N, D) of their items: the other way round."""
+        pooled = self.features.mean() if isinstance(self.features, TokenFeatures) else self.features
+        features = np.asarray(pooled, np.float32)
+        lengths = np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        _, captions = np.unique(self.targets, axis=0, return_inverse=True)
+        return Samples(self.targets, features / lengths, self.pairs, self.groups, captions.tolist())
 
     def held_out(self) -> HeldOut:
         """What projectors are judged on: these items, in order of `one_an_item`, and their different captions."""

@@ -13,11 +13,17 @@ NEW, REPLACED, RIDGE, CHANCE = "new", "replaced", "ridge", "chance"
 _NAMES = {REPLACED: "the projector it replaces", RIDGE: "ridge regression", CHANCE: "chance"}
 
 
-def compared(modality: Modality, held_out: HeldOut, answers: dict[str, Answers]) -> dict[str, Any]:
-    """The part of the card on who answers how; `answers` by competitor, NEW and CHANCE among them."""
+def compared(
+    modality: Modality, held_out: HeldOut, answers: dict[str, Answers], reverse: bool = False
+) -> dict[str, Any]:
+    """The part of the card on who answers how; `answers` by competitor, NEW and CHANCE among them.
+
+    With `reverse` the items of `held_out` are texts, and its captions are items of the modality.
+    """
     rivals = [name for name in answers if name != NEW]
     gains = {rival: held_out.gain(answers[NEW], answers[rival]) for rival in rivals}
-    figures = {name: _figures(modality, held_out, each) for name, each in answers.items()}
+    ways = (f"text->{modality}", f"{modality}->text")[:: -1 if reverse else 1]
+    figures = {name: _figures(ways, held_out, each) for name, each in answers.items()}
     recall = {name: each["mean_recall"]["value"] for name, each in figures.items()}
     return {
         "competitors": figures,
@@ -33,11 +39,10 @@ def nothing_held_out() -> dict[str, Any]:
     return {"competitors": {}, "gain_over": {}, "verdict": [said], "shortcomings": [said]}
 
 
-def _figures(modality: Modality, held_out: HeldOut, answers: Answers) -> dict[str, Any]:
+def _figures(ways: tuple[str, ...], held_out: HeldOut, answers: Answers) -> dict[str, Any]:
     recalls = held_out.recalls(answers)
     figures: dict[str, Any] = {}
-    ways = [(f"text->{modality}", answers.to_item), (f"{modality}->text", answers.to_text)]
-    for number, (way, hits) in enumerate(ways):
+    for number, (way, hits) in enumerate(zip(ways, (answers.to_item, answers.to_text), strict=True)):
         own = recalls[3 * number : 3 * number + 3]
         figures[way] = {
             "n": len(hits),

@@ -302,10 +302,13 @@ class Embedder:
         return to_vectors(features, self._projector)
 
 
-def to_vectors(features: Features, projector: Projector | None) -> npt.NDArray[np.float32]:
+def to_vectors(features: Features | npt.NDArray[np.float32], projector: Projector | None) -> npt.NDArray[np.float32]:
     """Project cached features of N segments to unit vectors (N, K); without a projector only normalise."""
     if projector is not None:
         return projector.project(features)
-    wide = features.mean() if isinstance(features, TokenFeatures) else features.astype(np.float32)
+    wide: npt.NDArray[np.float32] = (
+        features.mean() if isinstance(features, TokenFeatures) else features.astype(np.float32)
+    )
     norms: npt.NDArray[np.float32] = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.divide(wide, norms, out=np.full_like(wide, np.nan), where=norms > 0)
+    unit: npt.NDArray[np.float32] = np.divide(wide, norms, out=np.full_like(wide, np.nan), where=norms > 0)
+    return unit

@@ -12,7 +12,7 @@ import numpy as np
 
 from batchproj import fit as fitting
 from batchproj import project
-from batchproj.card import writable_space, write_card, write_space
+from batchproj.card import writable_space, write_card, write_reverse, write_space
 from batchproj.collection import layout
 from batchproj.comparison import Answers, HeldOut
 from batchproj.errors import UsageError
@@ -23,6 +23,7 @@ from batchproj.report import CHANCE, NEW, REPLACED, RIDGE, compared, nothing_hel
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import SpaceFolder, Split, open_space, to_vectors
+from batchproj.token_projector import TokenProjectorConfig
 from batchproj.training_set import MOST_JUDGED
 
 Watch = Callable[[str, int, int, str], None]
@@ -36,7 +37,8 @@ IN_MEMORY_ROWS = 200_000
 class TrainOptions:
     """What to train and how to divide the pairs; `modality` None trains all that have pairs.
 
-    With `workers` pairs stream from disk to so many workers of Ray; None decides by their number.
+    With `workers` pairs stream from disk to so many workers of Ray; None decides by their number. `reverse` trains
+    from the text vectors into the modality's own features instead.
     """
 
     projector: str = "mlp"
@@ -44,6 +46,7 @@ class TrainOptions:
     split: Split = Split()  # noqa: RUF009 - frozen
     fit: fitting.Config = fitting.Config()  # noqa: RUF009 - frozen
     workers: int | None = None
+    reverse: bool = False
     verbose: bool = False
 
 
@@ -54,13 +57,15 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
     no pairs to train on, SpaceError for an unknown kind of projector. Nothing is written before all are trained, but
     for what streams from disk (`many_pairs`), which lies in a folder of its own and is removed again.
     """
+    if options.reverse:
+        _check_reverse(options)
     folder = writable_space(out)
     collection = Collection(uri)
     before = open_space(f"{collection.uri}/{layout.space(collection.snapshot.space)}")
     modalities = _trainable(collection, options.modality)
     config = options.fit.model_copy(update={"kind": options.projector})
-    fit_one = _in_memory(collection, options.split)
-    if options.workers or count_rows(collection) > IN_MEMORY_ROWS:
+    fit_one = _in_memory(collection, options.split, options.reverse)
+    if not options.reverse and (options.workers or count_rows(collection) > IN_MEMORY_ROWS):
         fit_one = _streamed(collection, out, options, say)
     projectors: dict[Modality, Projector] = {}
     results: dict[str, Any] = {}
@@ -72,7 +77,7 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
         projectors[modality] = fitted.fit.projector
         results[modality] = {
             **_told(fitted, config),
-            **_judge(fitted, modality, _Rival.of(before, modality)),
+            **_judge(fitted, modality, None if options.reverse else _Rival.of(before, modality)),
             "history": [asdict(check) for check in fitted.fit.history],
             "seconds": round(time.monotonic() - started, 2),
         }
@@ -82,8 +87,21 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
             "dot, such as a/frog.png and a/frog.txt"
         )
     write_card(folder, _card(collection, before, options, results))
-    write_space(folder, Path(out).name, before, options.split, projectors)
+    if options.reverse:
+        write_reverse(folder, projectors)
+    else:
+        write_space(folder, Path(out).name, before, options.split, projectors)
     return {"space": out, "modality": {modality: _contract(modality, each) for modality, each in results.items()}}
+
+
+def _check_reverse(options: TrainOptions) -> None:
+    if options.workers:
+        raise UsageError("--reverse trains in memory: expected no --workers")
+    config = fitting.projector_config(options.fit.model_copy(update={"kind": options.projector}), 1, 1)
+    if isinstance(config, TokenProjectorConfig):
+        raise UsageError(
+            f"--reverse starts from text vectors, which are pooled: expected linear or mlp, not {config.kind}"
+        )
 
 
 _FitOne = Callable[[Modality, fitting.Config, fitting.Progress], Fitted | None]
@@ -96,7 +114,7 @@ def _noted(watch: Watch, name: str) -> fitting.Progress:
     return report
 
 
-def _in_memory(collection: Collection, split: Split) -> _FitOne:
+def _in_memory(collection: Collection, split: Split, reverse: bool) -> _FitOne:
     rows = paired_rows(collection)
     held_out = held_out_pairs(rows, split)
 
@@ -104,6 +122,8 @@ def _in_memory(collection: Collection, split: Split) -> _FitOne:
         samples = paired_samples(collection, rows, modality)
         if samples is None:
             return None
+        if reverse:
+            samples = samples.reversed()
         tested = np.array([pair in held_out for pair in samples.pairs], dtype=bool)
         seen, unseen = samples.where(~tested), samples.where(tested)
         fit = fitting.fit(seen.features, seen.targets, seen.groups, config, progress)
@@ -154,7 +174,8 @@ def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
     }
 
 
-def _judge(fitted: Fitted, modality: Modality, rival: _Rival) -> dict[str, Any]:
+def _judge(fitted: Fitted, modality: Modality, rival: _Rival | None) -> dict[str, Any]:
+    """Without a rival it is a reverse projector, which replaces none."""
     if not fitted.unseen.pairs:
         return nothing_held_out()
     unseen = fitted.unseen.of_groups(MOST_JUDGED)
@@ -163,10 +184,10 @@ def _judge(fitted: Fitted, modality: Modality, rival: _Rival) -> dict[str, Any]:
     answers: dict[str, Answers] = {
         NEW: held_out.answers(fitted.fit.projector.project(features)),
         RIDGE: held_out.answers(fitted.baseline.project(features)),
-        REPLACED: held_out.answers(to_vectors(features, rival.projector)),
+        **({} if rival is None else {REPLACED: held_out.answers(to_vectors(features, rival.projector))}),
         CHANCE: held_out.chance(),
     }
-    return compared(modality, held_out, answers)
+    return compared(modality, held_out, answers, reverse=rival is None)
 
 
 def _card(
@@ -179,6 +200,7 @@ def _card(
         "replaced_space": before.space.name,
         "replaced_split": None if before.space.split is None else before.space.split.model_dump(),
         "split": options.split.model_dump(),
+        "reverse": options.reverse,
         "modality": results,
     }
 

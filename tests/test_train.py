@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import yaml
 
 import batchproj
-from batchproj import fit
+from batchproj import fit, project
 from batchproj.embed import Options, Report, Watch, embed, usual_space
 from batchproj.errors import CollectionError, UsageError
 from batchproj.evaluate import evaluate
-from batchproj.pairs import held_out_pairs, paired_rows
+from batchproj.pairs import Samples, held_out_pairs, matrix, paired_rows
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
 from batchproj.search import Collection
@@ -82,6 +84,39 @@ def test_same_seed_same_weights(embedded: tuple[Path, Report], tmp_path: Path) -
     for name in ("a", "b"):
         train(str(embedded[0]), str(tmp_path / name), options("mlp"), ignore, ignore)
     assert (tmp_path / "a/image.safetensors").read_bytes() == (tmp_path / "b/image.safetensors").read_bytes()
+
+
+def test_a_reverse_projector_finds_features_by_text(embedded: tuple[Path, Report], tmp_path: Path) -> None:
+    out = tmp_path / "reverse"
+    made = train(str(embedded[0]), str(out), replace(options(), reverse=True), ignore, ignore)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
+        "card.json",
+        "image.reverse.safetensors",
+        "image.svg",
+    ]
+    assert made["modality"]["image"]["pairs_train"] + made["modality"]["image"]["pairs_test"] == 12
+    collection = Collection(str(embedded[0]))
+    texts = collection.table().filter(pc.equal(collection.table()["modality"], "text"))
+    features = project.load(out / "image.reverse.safetensors").project(matrix(texts["vector"]))
+    assert features.shape == (12, 24)
+    card = json.loads((out / "card.json").read_text())["modality"]["image"]
+    assert set(card["competitors"]) == {"new", "ridge", "chance"}
+    assert "the other way" in (out / "README.md").read_text()
+    with pytest.raises(UsageError, match="expected linear or mlp, not transformer"):
+        train(str(embedded[0]), str(out), replace(options("transformer"), reverse=True), ignore, ignore)
+
+
+def test_reversed_samples_ask_for_the_items_of_their_captions() -> None:
+    features = np.array([[3, 0], [0, 2], [0, 2]], np.float16)
+    captions = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1]], np.float32)
+    samples = Samples(features, captions, ["a", "b", "b"], ["0", "1", "1"], [0, 1, 1]).reversed()
+    np.testing.assert_array_equal(samples.features, captions)
+    np.testing.assert_array_equal(samples.targets, [[1, 0], [0, 1], [0, 1]])
+    held_out = samples.held_out()
+    assert (len(held_out.item_groups), len(held_out.captions)) == (3, 2)  # texts, different items
+    perfect = held_out.answers(np.array([[1, 0], [0, 1], [0, 1]], np.float32)[samples.one_an_item()])
+    assert perfect.to_item[:, 0].tolist() == [1, 1]
 
 
 def test_evaluate_counts_held_out_pairs_both_ways(embedded: tuple[Path, Report]) -> None:

@@ -170,13 +170,17 @@ def train(
     promote: Annotated[
         bool, typer.Option("--promote", help="Bring the collection to the new space, unless its report speaks against.")
     ] = False,
+    reverse: Annotated[
+        bool,
+        typer.Option("--reverse", help="The other way: from the text space into the encoder's own features."),
+    ] = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
     """Fit projectors into the text space on a collection's pairs; held-out pairs judge them."""
     chosen = parse_modality(modality)
     from batchproj import fit
-    from batchproj.card import read_card
+    from batchproj.card import read_card, reverse_file
     from batchproj.config import validate
     from batchproj.embed import Watch
     from batchproj.progress import RunProgress
@@ -186,7 +190,9 @@ def train(
     from batchproj.train import train as run_train
 
     config = validate(fit.Config, {"seed": seed, "loss": loss}, "train")
-    options = TrainOptions(projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, verbose)
+    options = TrainOptions(
+        projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, reverse, verbose
+    )
     with console(verbose) as stream, RunProgress(stream) as progress:
         result = run_train(collection, out, options, progress.counted, progress.step)
         watch = Watch(progress.step, progress.totals, progress.progress)
@@ -197,6 +203,9 @@ def train(
     _print_training(result, read_card(out))
     if report is not None:
         _print_report(report, collection)
+    elif reverse:
+        files = ", ".join(reverse_file(modality) for modality in result["modality"])
+        print(f"Use it in Python: batchproj.project.load(Path('{out}') / NAME).project(vectors), NAME one of {files}")
     else:
         print(f"Use it: batchproj embed SOURCE {collection} --space {out}")
 
