@@ -11,7 +11,8 @@ Data flows top to bottom:
     tags, index                            which version of the Lance table readers see; its rows
     pipeline                               all units through Ray Data
     changes, switch                        what a source holds now; the one step that readers see
-    fit, comparison, report, card          projectors trained, judged, and what is said of them
+    objective, fit, comparison, report, card    projectors trained in memory, judged, and what is said of them
+    training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
     gate                                   whether a space may take the place of the live one
     embed, search, train, evaluate         what people do
     demo, cli                              how they do it

@@ -21,7 +21,10 @@ from batchproj.schema import Modality
 from batchproj.space import ProjectorFile, Space, SpaceFolder, Split
 
 CARD = "card.json"
-_OURS = re.compile(r"space\.yaml|README\.md|card\.json|.+\.safetensors|.+\.svg")
+SCRATCH = "training"
+"""What a training that streams keeps there until it is done; a killed one has left it to be gone on with."""
+
+_OURS = re.compile(rf"space\.yaml|README\.md|card\.json|.+\.safetensors|.+\.svg|{SCRATCH}")
 
 
 def writable_space(out: str) -> Folder:

@@ -21,7 +21,7 @@ def failpoint(name: str) -> None:
     wanted, _, rest = os.environ.get(VARIABLE, "").partition(":")
     if wanted != name:
         return
-    if rest.endswith("s"):
+    if ":" not in rest:
         time.sleep(float(rest.removesuffix("s")))
         return
     nth, _, folder = rest.partition(":")

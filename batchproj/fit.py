@@ -126,7 +126,7 @@ def fit(
     with torch.random.fork_rng(devices=[]), no_denormals():
         training = _Training(trained, config, steps)
         history = _choose_length(training, judged, config, steps, lambda done, check: report(done, 2 * steps, check))
-        length = history[_last_good(history, noise(judged))].step
+        length = history[_last_good(history, _noise(judged))].step
         final = _Training(samples, config, length)
         for done in range(1, length + 1):
             final.step()
@@ -282,7 +282,7 @@ def best_share(
     The first share that is as good as the best, as far as so few groups tell.
     """
     recall = {share: mean_recall(blended(projector, ridge, share, pooled_ND), judged) for share in config.ridge_shares}
-    return next(share for share in config.ridge_shares if recall[share] >= max(recall.values()) - noise(judged))
+    return next(share for share in config.ridge_shares if recall[share] >= max(recall.values()) - _noise(judged))
 
 
 def best_penalty(regression: Ridge, judged: TrainingSamples) -> float:
@@ -343,7 +343,7 @@ def _last_good(history: list[Check], within: float) -> int:
     return max(number for number, check in enumerate(history) if check.recall >= best - within)
 
 
-def noise(judged: TrainingSamples) -> float:
+def _noise(judged: TrainingSamples) -> float:
     """How much less recall on so few groups may be bad luck; the peak of a small slice is good luck."""
     return max(_AS_GOOD, _SPREAD / math.sqrt(len(set(judged.linked))))
 

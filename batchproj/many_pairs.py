@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import torch
 
 from batchproj import ray_training, training_set
+from batchproj.card import SCRATCH
 from batchproj.collection import layout
 from batchproj.collection.unit import read_rows
-from batchproj.errors import UsageError
+from batchproj.errors import SpaceError, UsageError
 from batchproj.fit import (
-    Check,
     Config,
     Fit,
+    Progress,
     TrainingSamples,
     as_taken,
     best_penalty,
@@ -40,19 +41,18 @@ from batchproj.space import Split
 from batchproj.token_features import TokenFeatures
 from batchproj.training_set import TrainingSet
 
-Watch = Callable[[int, int, Check | None], None]
 Say = Callable[[str], None]
 
-SCRATCH = "training"
-"""Folder below the new space's: shards and checkpoints, gone when training is done."""
-
+FEWEST_PAIRS = 4
 MANY_ROWS = 50_000
-BATCH_ROWS = 1_024
-FEATURE_DROPOUT = 0.2
-"""For sets of MANY_ROWS samples: what is hidden of small ones against overfitting is missed there."""
+FOR_MANY = {"batch_rows": 1_024, "feature_dropout": 0.2}
+"""Defaults from so many samples on: what is hidden of small sets against overfitting is missed there."""
+
+SHUFFLED_ROWS, SHUFFLED_BYTES = 16_384, 256 * 2**20
+"""Samples that a worker draws from: shards are shuffled within, and their units were drawn at random."""
 
 FEWEST_PASSES = 4
-"""Over all samples, however many there are."""
+"""Over all samples, whatever `max_steps` says: so many are never seen otherwise."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fit_many(
     split: Split,
     config: Config,
     workers: int,
-    watch: Watch,
+    watch: Progress,
     say: Say,
     verbose: bool = False,
 ) -> Fitted | None:
@@ -86,17 +86,27 @@ def fit_many(
 
     Shards and checkpoints lie in `out` meanwhile, so on a cluster it has to be where all nodes reach. `watch(step,
     steps, check)` tells how it gets on. The same seed, pairs and number of workers give the same weights on CPU with
-    one worker. Raises UsageError where pairs cannot be trained on, BatchprojError if training fails.
+    one worker. Raises UsageError where pairs cannot be trained on, SpaceError for an unknown kind of projector,
+    BatchprojError if training fails.
     """
+    projector_config(config, 1, 1)  # before the long work
     folder = Folder(f"{out}/{SCRATCH}")
-    with tempfile.TemporaryDirectory(prefix="batchproj-train-") as scratch:
-        pairs = _training_set(collection, modality, split, config, folder, Path(scratch), say)
-    if pairs is None:
-        return None
-    with ray_session(verbose):
-        fitted = fit_set(pairs, config, folder, workers, watch)
-    Folder(out).remove([f"{SCRATCH}/{name}" for name, _ in folder.files()])  # and the folder, which is empty then
+    try:
+        with tempfile.TemporaryDirectory(prefix="batchproj-train-") as scratch:
+            pairs = _training_set(collection, modality, split, config, folder, Path(scratch), say)
+        if pairs is None:
+            return None
+        with ray_session(verbose):
+            fitted = fit_set(pairs, config, folder, workers, watch)
+    except (UsageError, SpaceError):  # another try would not go on with it
+        _clean(out, folder)
+        raise
+    _clean(out, folder)
     return fitted
+
+
+def _clean(out: str, folder: Folder) -> None:
+    Folder(out).remove([f"{SCRATCH}/{name}" for name, _ in folder.files()])  # and the folder, which is empty then
 
 
 def _training_set(
@@ -126,21 +136,25 @@ def _captions(collection: Collection) -> Iterator[pa.RecordBatch]:
 
 def _judged(pairs: TrainingSet, config: Config) -> TrainingSamples:
     validation = pairs.validation
-    if len(set(validation.groups)) < 2:
+    if len(set(validation.groups)) < 2 or pairs.pairs_train < FEWEST_PAIRS:
         raise UsageError(
-            f"{pairs.pairs_train} pairs to train on are too few to divide: expected some ten at least; add pairs"
+            f"{pairs.pairs_train} pairs to train on are too few to divide: expected at least {FEWEST_PAIRS} that are "
+            "not linked; add pairs with texts of their own"
         )
     features = as_taken(validation.features, config)
     return TrainingSamples.of(features, validation.targets, validation.groups)
 
 
-def fit_set(pairs: TrainingSet, config: Config, folder: Folder, workers: int, watch: Watch) -> Fitted:
+def fit_set(pairs: TrainingSet, config: Config, folder: Folder, workers: int, watch: Progress) -> Fitted:
     """Fit a projector to the shards in `folder`; needs a `ray_session`. The rest is as in `fit_many`."""
     judged = _judged(pairs, config)
+    if workers > pairs.samples:
+        raise UsageError(f"{workers} workers for {pairs.samples} samples: expected fewer")
     if pairs.samples >= MANY_ROWS:
-        config = config.model_copy(update={"feature_dropout": FEATURE_DROPOUT})
+        fitting = {name: value for name, value in FOR_MANY.items() if name not in config.model_fields_set}
+        config = config.model_copy(update=fitting)
     takes_tokens = isinstance(judged.features, TokenFeatures)
-    rows = min(BATCH_ROWS if pairs.samples >= MANY_ROWS else config.batch_rows, pairs.samples)
+    rows = min(config.batch_rows, pairs.samples)
     steps = min(config.max_steps, config.epochs * max(1, pairs.samples // rows))
     steps = max(steps, math.ceil(FEWEST_PASSES * pairs.samples / rows))
     cores = torch.get_num_threads()
@@ -154,6 +168,8 @@ def fit_set(pairs: TrainingSet, config: Config, folder: Folder, workers: int, wa
         in_dim=pairs.in_dim,
         pooled=not takes_tokens,
         threads=max(1, cores // workers),
+        shuffled_rows=max(rows, min(SHUFFLED_ROWS, SHUFFLED_BYTES // pairs.sample_bytes)),
+        data=pairs.digest,
     )
     projector, history, length, temperature = ray_training.train(
         run, folder, pairs.shards, workers, lambda step, check: watch(step, steps, check)

@@ -1,4 +1,4 @@
-"""Units of work through Ray Data; the one module that knows Ray.
+"""Units of work through Ray Data; beside `ray_training` the one module that knows Ray.
 
     per modality:  unit -> read (tasks) -> embed (actor pool) -> write (tasks) -> receipt
                    all branches joined by `union` into one execution
@@ -192,7 +192,7 @@ def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], des
 
     task, modality = pool
     settings = job.recipe.pools.get(modality, Pool()) if modality else Pool()
-    nodes = _node_cpus(with_gpu=settings.gpus > 0)
+    nodes = node_cpus(with_gpu=settings.gpus > 0)
     workers, threads = pool_size(settings, len(job.members), max(1, int(sum(nodes))))
     rows = [{"unit": unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -238,7 +238,7 @@ def reserved_cpus(nodes: list[float], workers: int) -> float:
     return max(fitting, default=0.01)
 
 
-def _node_cpus(with_gpu: bool) -> list[float]:
+def node_cpus(with_gpu: bool) -> list[float]:
     """Logical CPUs of every node that may run such work: a head node often offers none."""
     import ray
 

@@ -16,6 +16,8 @@ def promote(uri: str, space: str, watch: Watch, verbose: bool = False) -> Report
 
     Raises UsageError, with nothing written to the collection, if the card names a shortcoming.
     """
+    if read_card(space).get("reverse"):
+        raise UsageError(f"{space} holds projectors of train --reverse, no space to bring a collection to")
     found = [
         f"{modality} is {said}"
         for modality, trained in read_card(space)["modality"].items()

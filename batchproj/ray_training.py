@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -26,21 +27,17 @@ from batchproj.errors import BatchprojError
 from batchproj.fit import Check, Config, TrainingSamples
 from batchproj.objective import no_denormals
 from batchproj.objectstore import Folder
+from batchproj.pipeline import node_cpus, reserved_cpus
 from batchproj.projector import Projector
-from batchproj.streamed_fit import Batch, StreamedTraining
+from batchproj.streamed_fit import Batch, Objective, StreamedTraining
 from batchproj.training_set import from_bytes, tokens_from_bytes, unit
 
 OnCheck = Callable[[int, Check | None], None]
-
-SHUFFLED_ROWS = 16_384
-"""Samples that a worker draws from: shards are shuffled within, and their units were drawn at random."""
 
 READ_AHEAD = 512 * 2**20
 """Bytes of shards in Ray's object store; without a limit it would take all that is left of it."""
 
 READ_CPUS = 0.1
-CPU_HEADROOM = 0.5
-"""Logical CPUs kept free of trainers: a read that finds no room would be waited for for ever."""
 
 POLL_S = 0.5
 CHECKPOINT = "training.pt"
@@ -59,6 +56,8 @@ class Run:
     in_dim: int
     pooled: bool
     threads: int
+    shuffled_rows: int  # that a worker draws from
+    data: str  # digest of the samples
 
 
 def train(
@@ -75,21 +74,16 @@ def train(
     from ray.train.torch import TorchTrainer
 
     filesystem = folder.arrow()
-    gpus = ray.cluster_resources().get("GPU", 0) >= workers
-    cpus = max(0.1, (ray.cluster_resources().get("CPU", 1) - CPU_HEADROOM) / workers)
-    desk = ray.remote(num_cpus=0)(_Desk).remote()
+    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=False), workers))
+    desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     options = ray.data.ExecutionOptions(
         preserve_order=True, resource_limits=ray.data.ExecutionResources(object_store_memory=READ_AHEAD)
     )
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": run, "desk": desk},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus,
-            resources_per_worker={"CPU": min(1.0, cpus), **({"GPU": 1} if gpus else {})},
-        ),
-        datasets={"train": _samples(folder, shards)},
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        datasets={"train": _samples(folder, shards, desk)},
         dataset_config=ray.train.DataConfig(execution_options=options),
         run_config=ray.train.RunConfig(
             name=_name(run, shards, workers),
@@ -100,50 +94,73 @@ def train(
         ),
     )
     try:
-        with _polling(desk, on_check):
+        with _own_interrupts(), _polling(desk, on_check):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise BatchprojError(
-            f"training failed: {str(error).strip().splitlines()[-1]}; run the same command again"
-        ) from error
+        failure: BatchprojError | None = ray.get(desk.failure.remote())
+        said = str(error).strip().splitlines()[-1]
+        raise failure or BatchprojError(f"training failed: {said}; run the same command again") from error
     finally:
         ray.kill(desk)
     return _finished(result.checkpoint, run)
 
 
-def _samples(folder: Folder, shards: list[str]) -> Any:
+@contextlib.contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train puts a handler of its own in the place of ours for SIGINT, leaves it there, and exits with 0."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ours = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        signal.signal(signal.SIGINT, ours)
+        signal.raise_signal(signal.SIGINT)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
+def _samples(folder: Folder, shards: list[str], desk: Any) -> Any:
     """All shards in their order, a block each; read as everything of ours is, with patience and few CPUs."""
     import ray.data
 
     names = ray.data.from_items([{"name": name} for name in shards], override_num_blocks=len(shards))
-    return names.map_batches(_Shard(folder), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
+    return names.map_batches(_Shard(folder, desk), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
 
 
 class _Shard:
     """Task: the samples of one shard."""
 
-    def __init__(self, folder: Folder) -> None:
-        self._folder = folder
+    def __init__(self, folder: Folder, desk: Any) -> None:
+        self._folder, self._desk = folder, desk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self._folder.read(batch["name"][0].as_py())))
+        try:
+            return pq.read_table(pa.BufferReader(self._folder.read(batch["name"][0].as_py())))
+        except BatchprojError as error:
+            self._desk.fail.remote(error)  # on its way through Ray it would lose its type
+            raise
 
 
 def _finished(checkpoint: Any, run: Run) -> tuple[Projector, list[Check], int, float]:
-    training = _training(run)
-    with checkpoint.as_directory() as directory:
+    with checkpoint.as_directory() as directory, torch.random.fork_rng(devices=[]):
+        training = _training(run)
         training.resume((Path(directory) / CHECKPOINT).read_bytes())
     projector, step, temperature = training.best()
-    return projector, training.progress.history, step, temperature
+    return projector, training.position.history, step, temperature
 
 
 def _name(run: Run, shards: list[str], workers: int) -> str:
     """Runs of one name are one run: whatever decides the outcome is in it."""
-    told = [run.config.model_dump(), run.steps, run.batch_rows, hashlib.sha256(run.start).hexdigest(), shards, workers]
+    judged = hashlib.sha256(run.judged.targets_CK.numpy().tobytes()).hexdigest()
+    start = hashlib.sha256(run.start).hexdigest()
+    told = [run.config.model_dump(), run.steps, run.batch_rows, start, judged, run.data, shards, workers]
     return f"run-{hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]}"
 
 
-def _training(run: Run, wrap: Callable[[Any], torch.nn.Module] = lambda objective: objective) -> StreamedTraining:
+def _training(run: Run, wrap: Callable[[Objective], torch.nn.Module] = lambda objective: objective) -> StreamedTraining:
     return StreamedTraining(project.loads(run.start), run.config, run.steps, wrap)
 
 
@@ -156,17 +173,16 @@ def _work(told: dict[str, Any]) -> None:
     context = ray.train.get_context()
     torch.set_num_threads(run.threads)
     torch.manual_seed(run.config.seed + context.get_world_rank())
-    # the queue and what is standardised by are the same on every worker without being sent
-    training = _training(
-        run, lambda each: ray.train.torch.prepare_model(each, parallel_strategy_kwargs={"forward_sync_buffers": False})
-    )
+    training = _training(run, ray.train.torch.prepare_model)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             training.resume((Path(directory) / CHECKPOINT).read_bytes())
+        if (rank := context.get_world_rank()) > 0:  # what is random there is that of the first
+            torch.manual_seed(run.config.seed + rank + training.position.step)
     with no_denormals():
         while not training.done:
-            for batch in _batches(run, training.progress.epoch, training.progress.batch):
+            for batch in _batches(run, training.position.epoch, training.position.batch):
                 training.step(batch)
                 _tell(training, run, told["desk"], is_first=context.get_world_rank() == 0)
                 if training.done:
@@ -178,7 +194,7 @@ def _work(told: dict[str, Any]) -> None:
 def _tell(training: StreamedTraining, run: Run, desk: Any, is_first: bool) -> None:
     import ray.train
 
-    step = training.progress.step
+    step = training.position.step
     if not training.is_check:
         if is_first:
             desk.put.remote(step, None)
@@ -204,7 +220,7 @@ def _batches(run: Run, epoch: int, done: int) -> Iterator[Batch]:
         batch_size=run.batch_rows,
         batch_format="pyarrow",
         drop_last=True,
-        local_shuffle_buffer_size=SHUFFLED_ROWS,
+        local_shuffle_buffer_size=run.shuffled_rows,
         local_shuffle_seed=run.config.seed + epoch,
     )
     for number, table in enumerate(tables):
@@ -235,6 +251,13 @@ class _Desk:
     def __init__(self) -> None:
         self._step = 0
         self._check: Check | None = None
+        self._failure: BatchprojError | None = None
+
+    def fail(self, error: BatchprojError) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> BatchprojError | None:
+        return self._failure
 
     def put(self, step: int, check: Check | None) -> None:
         self._step, self._check = step, check or self._check

@@ -83,7 +83,7 @@ def _workers() -> int:
 
 
 @dataclass
-class Progress:
+class Position:
     """Where a run is: what a checkpoint has to say beside the weights."""
 
     step: int = 0
@@ -106,7 +106,7 @@ class StreamedTraining:
         wrap: Callable[[Objective], torch.nn.Module] = lambda objective: objective,
     ) -> None:
         self.objective = Objective(projector, config)
-        self.progress = Progress()
+        self.position = Position()
         self.steps = steps
         self._every = math.ceil(steps / config.checks)
         self._model = wrap(self.objective)
@@ -119,12 +119,12 @@ class StreamedTraining:
 
     @property
     def done(self) -> bool:
-        return self.progress.step >= self.steps
+        return self.position.step >= self.steps
 
     @property
     def is_check(self) -> bool:
         """Whether it is time to look at the validation slice."""
-        return self.done or self.progress.step % self._every == 0
+        return self.done or self.position.step % self._every == 0
 
     def step(self, batch: Batch) -> float:
         self._model.train()
@@ -133,33 +133,33 @@ class StreamedTraining:
         loss.backward()
         self._optimizer.step()
         self._schedule.step()
-        self.progress.step += 1
-        self.progress.batch += 1
+        self.position.step += 1
+        self.position.batch += 1
         self._losses.append(loss.item())
         return self._losses[-1]
 
     def next_epoch(self) -> None:
-        self.progress.epoch += 1
-        self.progress.batch = 0
+        self.position.epoch += 1
+        self.position.batch = 0
 
     def check(self, judged: TrainingSamples) -> Check:
         """Recall on the validation slice as it is now; called by one worker only."""
         found = Check(
-            self.progress.step,
+            self.position.step,
             sum(self._losses) / max(1, len(self._losses)),
             mean_recall(self.objective.projector, judged),
         )
         self._losses.clear()
-        self.progress.history.append(found)
-        if found.recall >= max(check.recall for check in self.progress.history):
+        self.position.history.append(found)
+        if found.recall >= max(check.recall for check in self.position.history):
             self._best = {name: each.detach().clone() for name, each in self.objective.state_dict().items()}
         return found
 
     def best(self) -> tuple[Projector, int, float]:
         """The projector that found most, after how many steps that was, and its temperature."""
         self.objective.load_state_dict(self._best)
-        best = max(check.recall for check in self.progress.history)
-        step = max(check.step for check in self.progress.history if check.recall == best)
+        best = max(check.recall for check in self.position.history)
+        step = max(check.step for check in self.position.history if check.recall == best)
         return self.objective.projector.eval(), step, self.objective.contrast.temperature
 
     def to_bytes(self) -> bytes:
@@ -173,7 +173,7 @@ class StreamedTraining:
                 "schedule": self._schedule.state_dict(),
                 "best": self._best,
                 "random": torch.get_rng_state(),
-                "progress": asdict(self.progress),
+                "position": asdict(self.position),
             },
             sink,
         )
@@ -188,5 +188,5 @@ class StreamedTraining:
         self._schedule.load_state_dict(state["schedule"])
         self._best = state["best"]
         torch.set_rng_state(state["random"])
-        kept = state["progress"]
-        self.progress = Progress(**{**kept, "history": [Check(**each) for each in kept["history"]]})
+        kept = state["position"]
+        self.position = Position(**{**kept, "history": [Check(**each) for each in kept["history"]]})

@@ -33,18 +33,26 @@ class Tags:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
 
+    def all(self) -> tuple[int | None, dict[str, int]]:
+        """The version readers see, None before the first run, and kept runs with the version of each: at one moment."""
+        with lance_faults(self._folder.uri):
+            tags = {tag: int(each["version"]) for tag, each in self._table().tags.list().items()}
+        prefix = layout.run_tag("")
+        runs = {tag.removeprefix(prefix): version for tag, version in tags.items() if tag.startswith(prefix)}
+        return tags.get(layout.LIVE), runs
+
     def runs(self) -> dict[str, int]:
         """Kept runs and the version of each."""
-        prefix = layout.run_tag("")
-        return {tag.removeprefix(prefix): version for tag, version in self._all().items() if tag.startswith(prefix)}
+        return self.all()[1]
 
     def live(self) -> int | None:
         """The version readers see; None before the first run."""
-        return self._all().get(layout.LIVE)
+        return self.all()[0]
 
     def versions(self) -> set[int]:
         """The versions that any tag names."""
-        return set(self._all().values())
+        live, runs = self.all()
+        return {*runs.values(), *([live] if live is not None else [])}
 
     def keep(self, run: str, version: int) -> None:
         """Keep a version for good, under its run's name."""
@@ -72,10 +80,6 @@ class Tags:
             except (OSError, RuntimeError, ValueError):  # made, but the answer was lost: Lance tried again
                 if tags.list().get(tag, {}).get("version") != version:
                     raise
-
-    def _all(self) -> dict[str, int]:
-        with lance_faults(self._folder.uri):
-            return {tag: int(each["version"]) for tag, each in self._table().tags.list().items()}
 
     def _table(self) -> Any:
         return lance_table(self._folder)
@@ -108,9 +112,8 @@ def live_version(folder: Folder) -> tuple[int, str] | None:
     """The version readers see and the run that made it; None before the first run."""
     if not folder.exists(f"{layout.TABLE}.lance"):
         return None
-    tags = Tags(folder)
     try:
-        version, runs = tags.live(), tags.runs()
+        version, runs = Tags(folder).all()
     except ValueError as error:
         if "was not found" not in str(error):
             raise

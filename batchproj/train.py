@@ -60,13 +60,16 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
     if options.reverse:
         _check_reverse(options)
     folder = writable_space(out)
+    if options.reverse and folder.exists("space.yaml"):
+        raise UsageError(f"--out {out} holds a space, whose card would be lost; choose an empty or a new folder")
     collection = Collection(uri)
     before = open_space(f"{collection.uri}/{layout.space(collection.snapshot.space)}")
     modalities = _trainable(collection, options.modality)
     config = options.fit.model_copy(update={"kind": options.projector})
-    fit_one = _in_memory(collection, options.split, options.reverse)
     if not options.reverse and (options.workers or count_rows(collection) > IN_MEMORY_ROWS):
         fit_one = _streamed(collection, out, options, say)
+    else:
+        fit_one = _in_memory(collection, options.split, options.reverse)
     projectors: dict[Modality, Projector] = {}
     results: dict[str, Any] = {}
     for modality in modalities:

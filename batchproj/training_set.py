@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from batchproj.collection.plan import raise_if_full
 from batchproj.errors import UsageError
 from batchproj.features import Features, from_column
 from batchproj.linking import hash_share
@@ -39,9 +41,12 @@ Say = Callable[[str], None]
 
 MEMORY_LIMIT = "256MB"
 SHARD_ROWS, SHARD_BYTES = 16_384, 64 * 2**20
+SIDE_SAMPLES = 20_000
+"""Samples of either side that are judged by; a group may have any number."""
+
 MOST_JUDGED = 5_000
 """Held-out groups that are ranked: each among all others, so that time grows with the square."""
-MOST_VALIDATING = 2_000
+FEWEST_VALIDATING, MOST_VALIDATING = 2, 2_000
 BATCH_ROWS = 65_536
 
 _TABLES = """
@@ -92,6 +97,8 @@ class TrainingSet:
     is_tokens: bool
     in_dim: int
     out_dim: int
+    sample_bytes: int  # mean of a sample to train on
+    digest: str  # of all samples
 
 
 def build(
@@ -111,7 +118,8 @@ def build(
     the cache (`schema.feature_schema`). The same inputs give the same files. Raises UsageError where
     all captions are equal or features are not finite.
     """
-    with duckdb.connect(str(scratch / "pairs.duckdb"), config={"memory_limit": MEMORY_LIMIT, "threads": 2}) as db:
+    settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
+    with _disk_faults(scratch), duckdb.connect(str(scratch / "pairs.duckdb"), config=settings) as db:
         db.execute("SET enable_progress_bar = false")
         first, *rest = [each for each in _TABLES.split(";") if each.strip()]
         db.execute(first, [str(manifest)])
@@ -129,6 +137,15 @@ def build(
                 writer.add(read_features(name), links)
                 say(f"{modality}: {writer.samples:,} pairs of an item and a caption made ready")
             return writer.finish(pairs_train, pairs_test)
+
+
+@contextmanager
+def _disk_faults(scratch: Path) -> Iterator[None]:
+    try:
+        yield
+    except (duckdb.Error, OSError) as error:
+        raise_if_full(error, scratch.parent)
+        raise
 
 
 def _load_captions(db: Any, captions: Iterable[pa.RecordBatch], targets: _Targets, say: Say) -> None:
@@ -172,13 +189,17 @@ def _divide(db: Any, modality: Modality, split: Split, validation_fraction: floa
     db.execute(
         f"""
         CREATE TABLE groups AS
-        WITH counts AS (SELECT count(*) FILTER (test < {split.test_fraction}) AS tested, count(*) AS every FROM shares)
+        WITH counts AS (SELECT count(*) FILTER (test < {split.test_fraction}) AS tested, count(*) AS every FROM shares),
+        ranked AS (
+            SELECT *, row_number() OVER (PARTITION BY test < {split.test_fraction} ORDER BY other, label) AS place
+            FROM shares)
         SELECT label, row_number() OVER (ORDER BY label) AS number,
             CASE WHEN test < {split.test_fraction} THEN
                      CASE WHEN other * tested < {MOST_JUDGED} THEN 'test' END
+                 WHEN place <= {FEWEST_VALIDATING} THEN 'validate'
                  WHEN other < {validation_fraction} AND other * (every - tested) < {MOST_VALIDATING} THEN 'validate'
                  ELSE 'train' END AS side
-        FROM shares, counts
+        FROM ranked, counts
         """
     )
     counts = dict(
@@ -204,8 +225,6 @@ class _Targets:
         self._path = path
         self._dim = 0
         self.count = 0
-        self._first: Array | None = None
-        self._differ = False
 
     def __enter__(self) -> _Targets:
         self._file = self._path.open("w+b")
@@ -218,15 +237,9 @@ class _Targets:
         vectors = column.flatten().to_numpy().reshape(-1, column.type.list_size).astype(np.float32)
         if not len(vectors):
             return
-        self._first = vectors[0].copy() if self._first is None else self._first
-        self._differ = self._differ or bool((vectors != self._first).any())
         self._dim = vectors.shape[1]
         self._file.write(vectors.astype(np.float16).tobytes())
         self.count += len(vectors)
-
-    @property
-    def all_equal(self) -> bool:
-        return self.count > 1 and not self._differ
 
     def __getitem__(self, numbers: list[int]) -> list[bytes]:
         self._file.flush()
@@ -261,12 +274,10 @@ class _Writer:
         self._like: Features | None = None
         self._items = 0
         self._shards: list[str] = []
+        self._bytes = 0
+        self._digest = hashlib.sha256()
+        self._captions: set[bytes] = set()  # two of them tell that not all are equal
         self.samples = 0
-        if targets.all_equal:
-            raise UsageError(
-                f"all captions of {targets.count:,} texts are equal: there is nothing to tell items of {modality} "
-                "apart by; give each item a text of its own"
-            )
 
     def add(self, cached: pa.Table, links: list[dict[str, Any]]) -> None:
         """One file of features and its samples: rows of `_SAMPLES`."""
@@ -280,9 +291,10 @@ class _Writer:
         features = check_finite(from_column(cached["feature"])[rows], self._modality)
         self._like = features[:1]
         targets = self._targets[[link["caption"] for _, link in found]]
+        self._captions = set(list(self._captions | set(targets))[:2])
         sides = np.array([link["side"] for _, link in found])
         for side, kept in self._sides.items():
-            if not (chosen := np.flatnonzero(sides == side).tolist()):
+            if not (chosen := np.flatnonzero(sides == side).tolist()[: SIDE_SAMPLES - len(kept.items)]):
                 continue
             kept.features.append(_copied(features, chosen))
             kept.targets += [targets[number] for number in chosen]
@@ -321,7 +333,10 @@ class _Writer:
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="none")
         name = f"{self._modality}-{len(self._shards):06d}.parquet"
-        self._folder.write(name, sink.getvalue())
+        data = sink.getvalue()
+        self._digest.update(data)
+        self._bytes += table.nbytes
+        self._folder.write(name, data)
         self._shards.append(name)
         self._waiting = []
 
@@ -330,6 +345,11 @@ class _Writer:
             self._write()
         if self._like is None:
             return None
+        if self.samples > 1 and len(self._captions) == 1:
+            raise UsageError(
+                f"all captions of the pairs of {self._modality} are equal: there is nothing to tell items apart by; "
+                "give each item a text of its own"
+            )
         if self._moments is None:
             raise UsageError(f"no pair of {self._modality} is left to train on beside those that are held out")
         is_tokens = isinstance(self._like, TokenFeatures)
@@ -344,6 +364,8 @@ class _Writer:
             is_tokens=is_tokens,
             in_dim=self._like.dim if isinstance(self._like, TokenFeatures) else self._like.shape[1],
             out_dim=self._moments.target_mean.shape[0],
+            sample_bytes=self._bytes // self.samples,
+            digest=self._digest.hexdigest(),
         )
 
     def _samples(self, name: str) -> Samples:

@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from runs import wait_for
 from test_training_set import Corpus
 
-from batchproj.errors import UsageError
+from batchproj.collection.ledger import Report
+from batchproj.errors import SpaceError, UsageError
 from batchproj.fit import Check, Config
 from batchproj.many_pairs import Fitted, fit_set
 from batchproj.objectstore import Folder
+from batchproj.space import Split
+from batchproj.train import TrainOptions, train
 from batchproj.training_set import TrainingSet
 
 SMALL = Config(
@@ -93,6 +97,23 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path: 
     undisturbed = fit_set(pairs, longer, shards(tmp_path), 1, ignore)
     assert resumed.fit.history == undisturbed.fit.history
     assert resumed.fit.projector.to_bytes() == undisturbed.fit.projector.to_bytes()
+
+
+def test_the_command_streams_and_leaves_nothing_behind(embedded: tuple[Path, Report], tmp_path: Path) -> None:
+    out = tmp_path / "space"
+    (out / "training").mkdir(parents=True)
+    (out / "training/image-000007.parquet").write_bytes(b"of a run that was killed")
+    options = TrainOptions("linear", split=Split(test_fraction=0.3), fit=SMALL, workers=1)
+    with pytest.raises(SpaceError, match="no projector kind 'linaer'"):
+        train(str(embedded[0]), str(out), replace(options, projector="linaer"), ignore, ignore)
+    with pytest.raises(UsageError, match="takes tokens and these features are pooled"):
+        train(str(embedded[0]), str(out), replace(options, projector="transformer"), ignore, ignore)
+    assert not (out / "training").exists()
+    made = train(str(embedded[0]), str(out), options, ignore, ignore)
+    in_memory = train(str(embedded[0]), str(tmp_path / "memory"), replace(options, workers=None), ignore, ignore)
+    for name in ("pairs_train", "pairs_test", "chance_r@10"):
+        assert made["modality"]["image"][name] == in_memory["modality"]["image"][name]
+    assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "memory").iterdir()}
 
 
 def test_too_few_pairs_are_refused(tmp_path: Path) -> None:

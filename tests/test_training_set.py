@@ -180,7 +180,7 @@ def test_no_pair_is_none_and_equal_captions_are_refused(tmp_path: Path) -> None:
     assert corpus.build(tmp_path / "a", captions=iter(())) is None
     assert corpus.build(tmp_path / "b", modality=Modality.AUDIO) is None
     corpus.targets[:] = corpus.targets[0]
-    with pytest.raises(UsageError, match="all captions of 40 texts are equal"):
+    with pytest.raises(UsageError, match="all captions of the pairs of image are equal"):
         corpus.build(tmp_path / "c")
     corpus = Corpus(tmp_path, 40)
     corpus.features[7] = np.nan

@@ -172,11 +172,7 @@ class Plan:
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self.db.close()
         self._folder.cleanup()
-        if isinstance(error, (duckdb.Error, OSError)) and "no space left" in str(error).lower():
-            raise TryLater(
-                f"no space left for temporary files under {self.scratch.parent}; make room or set TMPDIR, "
-                "and run the same command again"
-            ) from error
+        raise_if_full(error, self.scratch.parent)
 
     @property
     def scratch(self) -> Path:
@@ -305,6 +301,14 @@ class Plan:
                 ),
                 inputs,
             )
+
+
+def raise_if_full(error: BaseException | None, folder: Path) -> None:
+    """A full disk of DuckDB's or ours as TryLater; anything else is left as it is."""
+    if isinstance(error, (duckdb.Error, OSError)) and "no space left" in str(error).lower():
+        raise TryLater(
+            f"no space left for temporary files under {folder}; make room or set TMPDIR, and run the same command again"
+        ) from error
 
 
 # what an item may turn out to be when it is read: contents that are embedded already, and where
