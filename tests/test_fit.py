@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from batchproj.errors import SpaceError, UsageError
-from batchproj.fit import Config, Fit, fit, ridge
+from batchproj.fit import Check, Config, Fit, fit, ridge
 from batchproj.linking import split
 from batchproj.recall import retrieval
 from batchproj.token_features import TokenFeatures
@@ -179,11 +179,14 @@ def test_stops_early_where_nothing_can_be_learnt() -> None:
 
 
 def test_progress_reaches_its_total() -> None:
-    seen: list[tuple[int, int]] = []
-    fit(*pairs_of_spaces(30, noise=0.1), Config(epochs=2), lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert len({total for _, total in seen}) == 1
-    assert seen[-1][0] == seen[-1][1]
+    seen: list[tuple[int, int, Check | None]] = []
+    fit(*pairs_of_spaces(30, noise=0.1), Config(epochs=2), lambda *told: seen.append(told))
+    assert [done for done, *_ in seen] == sorted(done for done, *_ in seen)
+    assert len({total for _, total, _ in seen}) == 1
+    done, total, check = seen[-1]
+    assert done == total
+    assert check is not None
+    assert 0 <= check.recall <= 1
 
 
 def test_too_few_pairs_are_refused() -> None:
