@@ -170,11 +170,11 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
     branches = [_branch(job, pool, group, desk, len(groups)) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
-        with _polling(desk, on_news):
+        with polling(desk.news, on_news):
             for row in results.iter_rows():
                 yield Receipt.model_validate_json(row["receipt"])
     except Exception as error:
-        raise _failure(desk) or error from error
+        raise failure(desk) or error from error
 
 
 def _by_pool(job: Job, units: list[Unit]) -> dict[tuple[Task, Modality | None], list[Unit]]:
@@ -248,8 +248,8 @@ def node_cpus(with_gpu: bool) -> list[float]:
 
 
 @contextlib.contextmanager
-def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
-    """Pass on what the workers report while the body runs."""
+def polling(look: Any, on_news: Callable[[Any], None]) -> Iterator[None]:
+    """Pass on what a method of a desk, an actor, gives, now and then while the body runs and once after it."""
     import ray
 
     stop = threading.Event()
@@ -257,7 +257,7 @@ def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
     def poll() -> None:
         while not stop.wait(POLL_S):
             with contextlib.suppress(ray.exceptions.RayError):  # a progress line is not worth a run
-                on_news(ray.get(desk.news.remote(), timeout=DESK_S))
+                on_news(ray.get(look.remote(), timeout=DESK_S))
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -267,7 +267,7 @@ def _polling(desk: Any, on_news: OnNews) -> Iterator[None]:
         stop.set()
         thread.join()
     with contextlib.suppress(ray.exceptions.RayError):
-        on_news(ray.get(desk.news.remote(), timeout=DESK_S))
+        on_news(ray.get(look.remote(), timeout=DESK_S))
 
 
 def label(unit: Unit) -> str:
@@ -317,13 +317,13 @@ def _reporting(job: Job, desk: Any) -> Iterator[None]:
             raise
 
 
-def _failure(desk: Any) -> BatchprojError | None:
+def failure(desk: Any) -> BatchprojError | None:
     """The error of ours that a worker ended with, if it was one."""
     import ray
 
     with contextlib.suppress(ray.exceptions.RayError):
-        failure: BatchprojError | None = ray.get(desk.failure.remote(), timeout=DESK_S)
-        return failure
+        found: BatchprojError | None = ray.get(desk.failure.remote(), timeout=DESK_S)
+        return found
     return None
 
 

@@ -27,7 +27,7 @@ from batchproj.errors import BatchprojError
 from batchproj.fit import Check, Config, TrainingSamples
 from batchproj.objective import no_denormals
 from batchproj.objectstore import Folder
-from batchproj.pipeline import node_cpus, reserved_cpus
+from batchproj.pipeline import READ_CPUS, failure, node_cpus, polling, reserved_cpus
 from batchproj.projector import Projector
 from batchproj.streamed_fit import Batch, Objective, StreamedTraining
 from batchproj.training_set import from_bytes, tokens_from_bytes, unit
@@ -37,9 +37,6 @@ OnCheck = Callable[[int, Check | None], None]
 READ_AHEAD = 512 * 2**20
 """Bytes of shards in Ray's object store; without a limit it would take all that is left of it."""
 
-READ_CPUS = 0.1
-
-POLL_S = 0.5
 CHECKPOINT = "training.pt"
 
 
@@ -75,6 +72,7 @@ def train(
 
     filesystem = folder.arrow()
     cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=False), workers))
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     options = ray.data.ExecutionOptions(
         preserve_order=True, resource_limits=ray.data.ExecutionResources(object_store_memory=READ_AHEAD)
@@ -94,12 +92,11 @@ def train(
         ),
     )
     try:
-        with _own_interrupts(), _polling(desk, on_check):
+        with _own_interrupts(), polling(desk.look, lambda told: on_check(*told)):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        failure: BatchprojError | None = ray.get(desk.failure.remote())
         said = str(error).strip().splitlines()[-1]
-        raise failure or BatchprojError(f"training failed: {said}; run the same command again") from error
+        raise failure(desk) or BatchprojError(f"training failed: {said}; run the same command again") from error
     finally:
         ray.kill(desk)
     return _finished(result.checkpoint, run)
@@ -264,24 +261,3 @@ class _Desk:
 
     def look(self) -> tuple[int, Check | None]:
         return self._step, self._check
-
-
-@contextlib.contextmanager
-def _polling(desk: Any, on_check: OnCheck) -> Iterator[None]:
-    import ray
-
-    stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(POLL_S):
-            with contextlib.suppress(ray.exceptions.RayError):  # a progress line is not worth a run
-                on_check(*ray.get(desk.look.remote(), timeout=3))
-
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()

@@ -33,9 +33,6 @@ class Batch:
     captions: Tensor
     groups: Tensor
 
-    def __len__(self) -> int:
-        return len(self.targets)
-
 
 class Objective(torch.nn.Module):
     """Projector and loss as one module, so that gradients of both are averaged over workers."""

@@ -1,4 +1,4 @@
-"""The pairs of one modality as files to train from, made in one pass: memory does not grow with their number.
+"""The pairs of one modality as files to train from, made in one pass and never all in memory.
 
 Keys are joined by an on-disk DuckDB; features are read one file of the cache at a time, in an order
 drawn by the seed, and written as shards of samples, shuffled within. What is held out, and the slice
