@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import duckdb
+from pydantic import ValidationError
 
 from batchproj import retry
-from batchproj.collection import layout
+from batchproj.collection import layout, manifest
 from batchproj.collection.plan import Counts, Plan
-from batchproj.collection.snapshot import Fingerprints, Snapshot
+from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.errors import SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
@@ -62,8 +62,9 @@ def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say:
         _load_live(plan, folder, live)
         for run in Tags(folder).runs():
             if run > live.run:
-                with suppress(FileNotFoundError, duckdb.Error):  # collected meanwhile, or damaged: only a saving
-                    plan.load_later(_manifest(plan, folder, run))
+                # collected meanwhile, or damaged: only a saving
+                with suppress(FileNotFoundError, ValidationError, duckdb.Error):
+                    plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
     return plan.decide(live.limits if live else None)
 
@@ -76,14 +77,12 @@ def compare_with_itself(plan: Plan, folder: Folder, live: Snapshot, without: str
 
 
 def _load_live(plan: Plan, folder: Folder, live: Snapshot) -> None:
-    plan.load_manifest(_manifest(plan, folder, live.run))
+    plan.load_manifest(_manifest(plan, folder, live))
     plan.know_features(live.features)
 
 
-def _manifest(plan: Plan, folder: Folder, run: str) -> Path:
-    local = plan.scratch / f"{run}.parquet"
-    folder.download(layout.manifest(run), local)
-    return local
+def _manifest(plan: Plan, folder: Folder, snapshot: Snapshot) -> str:
+    return manifest.rows(manifest.fetch(folder, snapshot, plan.scratch))
 
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:

@@ -4,7 +4,7 @@
     compare    the listing against the live manifest                        nothing is written
     units      read, decode, encode, project; each with a done-record       resumed by the next attempt
     parts      live parts that lose items, written again without them
-    manifest   what became of every listed item
+    manifest   what became of every listed item, as far as the run changed it
     table      a new version of the Lance table, counted, indexed, searched
     snapshot   the exact list of files
     switch     commit record, run tag, live tag                             the first step that shows
@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from batchproj import retry
 from batchproj.changes import check_places, compare, compare_with_itself, fingerprints_of, mass_delete
-from batchproj.collection import commit, layout, ledger
+from batchproj.collection import commit, layout, ledger, manifest
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.plan import Counts, Plan
@@ -36,7 +36,7 @@ from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_i
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
-from batchproj.index import VectorTable, live_snapshot
+from batchproj.index import VectorTable, is_written_anew, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
@@ -375,18 +375,24 @@ def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Opt
     changes = commit.next_parts(plan, folder, live, receipts, options.rebuild)
     failpoint("commit.parts")
     parts = [*changes.kept, *changes.added]
+    is_anew = is_written_anew(live, run.target, changes)
     snapshot = run.target.model_copy(
         update={
             "parts": parts,
             "rows": sum(part.rows for part in parts),
             "features": commit.live_features(plan, live, receipts),
-            "digests": commit.write_manifest(plan, folder, run.target),
+            "manifest": manifest.write(plan, folder, run.target, None if is_anew else live),
+            "quarantine": manifest.write_quarantine(plan, folder, run.target),
         }
     )
     failpoint("commit.manifest")
     version = table.apply(live, snapshot, changes, commit.removed_items(plan), options.recipe.index)
     with lance_faults(folder.uri):
-        commit.check_keys(plan, table.keys(version))
+        before = None if is_anew else run.lease.version
+        if before is None:
+            commit.check_keys(plan, table.ids(version))
+        else:
+            commit.check_keys(plan, table.ids(version, without=before), table.ids(before, without=version))
     failpoint("commit.checked")
     run.lease.confirm()
     write_snapshot(folder, snapshot)

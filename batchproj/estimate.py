@@ -24,7 +24,7 @@ from rich.filesize import decimal
 from batchproj import retry
 from batchproj.calibration import Calibrator, Sample
 from batchproj.changes import check_places, compare, fingerprints_of, mass_delete
-from batchproj.collection import ledger
+from batchproj.collection import ledger, manifest
 from batchproj.collection.lease import head
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Snapshot, read_snapshot
@@ -300,7 +300,14 @@ class _Estimate:
         )[0][0]
         rewritten = {name for (name,) in self._plan.rows(_REWRITTEN)}
         again = sum(part.bytes for part in self._live.parts if part.name in rewritten) if self._live else 0
-        return round(made + projected * self._vector_bytes() + again + self._counts.listed * MANIFEST_BYTES)
+        return round(made + projected * self._vector_bytes() + again + self._manifest_items(rewritten) * MANIFEST_BYTES)
+
+    def _manifest_items(self, rewritten: set[str]) -> int:
+        """Items that the run writes into the manifest: those it changes, and those whose part gets another name."""
+        renamed = sum(part.rows for part in self._live.parts if part.name in rewritten) if self._live else 0
+        counts = self._counts
+        changed = counts.listed - counts.unchanged - counts.quarantined + counts.deleted + renamed
+        return counts.listed if manifest.is_whole(self._live, changed) else changed
 
     def token_bytes(self) -> dict[str, int]:
         """As measured on the sample; modalities that keep pooled features are left out."""

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 from rich.filesize import decimal
 
-from batchproj.collection import layout
+from batchproj.collection import layout, manifest
 from batchproj.collection.snapshot import Snapshot
 from batchproj.collection.unit import read_rows
 from batchproj.errors import BatchprojError, CollectionError, UsageError
@@ -27,7 +27,7 @@ SIMILAR = 0.8
 """Jaro-Winkler similarity from which on a file name may be the one that was meant."""
 
 _NEAREST = f"""
-SELECT uri FROM read_parquet(?) WHERE jaro_winkler_similarity(parse_filename(uri), ?) >= {SIMILAR}
+SELECT uri FROM ({{rows}}) WHERE jaro_winkler_similarity(parse_filename(uri), ?) >= {SIMILAR}
 ORDER BY jaro_winkler_similarity(parse_filename(uri), ?) DESC, jaro_winkler_similarity(uri, ?) DESC, uri LIMIT {NEAREST}
 """
 
@@ -97,16 +97,15 @@ def explain(collection_uri: str, item_uri: str) -> Explanation:
 
 def _manifest_row(folder: Folder, live: Snapshot, uri: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="batchproj-explain-") as scratch, duckdb.connect() as db:
-        local = str(Path(scratch) / "manifest.parquet")
-        folder.download(layout.manifest(live.run), Path(local))
-        found = db.sql("SELECT * FROM read_parquet(?) WHERE item = ?", params=[local, item_id(uri)]).to_arrow_table()
+        rows = manifest.rows(manifest.fetch(folder, live, Path(scratch)))
+        found = db.sql(f"SELECT * FROM ({rows}) WHERE item = ?", params=[item_id(uri)]).to_arrow_table()
         if found.num_rows:
             row: dict[str, Any] = found.to_pylist()[0]
             return row
         if folder.exists(f"{layout.FORGOTTEN}/{item_id(uri)}"):
             raise UsageError(f"{uri} was forgotten: nothing of it is left in {folder.uri}, it is not embedded again")
         name = uri.rpartition("/")[2]
-        nearest = [near for (near,) in db.execute(_NEAREST, [local, name, name, uri]).fetchall()]
+        nearest = [near for (near,) in db.execute(_NEAREST.format(rows=rows), [name, name, uri]).fetchall()]
     hint = f"nearest are {', '.join(nearest)}" if nearest else f"expected an item of {live.source}"
     raise UsageError(f"run {live.run} of {folder.uri} has no item {uri}; {hint}")
 

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from batchproj.changes import compare_with_itself
-from batchproj.collection import commit, layout, ledger
+from batchproj.collection import commit, layout, ledger, manifest
 from batchproj.collection.lease import Lease
 from batchproj.collection.ledger import Entry
 from batchproj.collection.plan import Plan
@@ -145,14 +145,15 @@ def _write(
             "parts": changes.kept,
             "rows": sum(part.rows for part in changes.kept),
             "features": commit.live_features(plan, live.model_copy(update={"features": features}), []),
-            "digests": commit.write_manifest(plan, folder, target),
+            "manifest": manifest.write(plan, folder, target, live=None),  # earlier files hold the item
+            "quarantine": manifest.write_quarantine(plan, folder, target),
         }
     )
     failpoint("forget.files")
     table = VectorTable(folder)
     table.apply(live, snapshot, changes, commit.removed_items(plan), Index())
     version = table.drop_deleted()
-    commit.check_keys(plan, table.keys(version))
+    commit.check_keys(plan, table.ids(version))
     failpoint("forget.table")
     write_snapshot(folder, snapshot)
     return snapshot, version
@@ -181,7 +182,8 @@ def _features_without(plan: Plan, folder: Folder, live: Snapshot, item: str, hel
 def _files(live: Snapshot) -> set[str]:
     """The Parquet files that a run consists of; all others go."""
     features = {layout.features(file.fingerprint, file.name) for file in live.features}
-    return {*(layout.part(part.name) for part in live.parts), *features, *live.digests}
+    manifests = {layout.manifest(file.name) for file in live.manifest}
+    return {*(layout.part(part.name) for part in live.parts), *features, *manifests, layout.quarantine(live.run)}
 
 
 def _traces(folder: Folder, item: str, uri: str, needed: set[str] | None = None) -> tuple[list[str], int]:

@@ -56,6 +56,7 @@ class _Kept:
     """What stays: runs, and whatever their snapshots and the units of an unfinished run refer to."""
 
     versions: dict[str, int]
+    manifests: set[str]
     parts: set[str]
     features: set[tuple[str, str]]
     spaces: set[str]
@@ -68,8 +69,10 @@ class _Kept:
         if path.name.startswith("."):  # of a write that was killed
             return False
         match path.parts[0]:
+            case "snapshots" if path.suffix == ".parquet":
+                return path.name.partition(".")[0] in self.manifests
             case "snapshots" | "quarantine":
-                return path.name.partition(".")[0] in self.versions
+                return path.stem in self.versions
             case "parquet":
                 return path.stem in self.parts | self.begun
             case "features":
@@ -122,7 +125,7 @@ class _Collector:
                     self._garbage[top].append(name)
                     self._bytes += size
         self._table_files = self._unneeded_of_table()
-        written = {name.partition(".")[0] for name in folder.names("snapshots")}
+        written = {name.removesuffix(".json") for name in folder.names("snapshots") if name.endswith(".json")}
         self._dropped = sorted((written | set(self._tags.runs())) - set(self._kept.versions) - self._kept.unfinished)
 
     def told(self, applied: bool) -> Collected:
@@ -167,6 +170,7 @@ class _Collector:
         kept = [live, *(self._read(run) for run in others[: keep - 1])]
         return _Kept(
             versions={snapshot.run: tagged[snapshot.run] for snapshot in kept},
+            manifests={file.name for snapshot in kept for file in snapshot.manifest},
             parts={part.name for snapshot in kept for part in snapshot.parts},
             features={(file.fingerprint, file.name) for snapshot in kept for file in snapshot.features},
             spaces={snapshot.space for snapshot in kept},

@@ -40,6 +40,15 @@ SCAN_ROWS = 4_096
 SELF_QUERIES = 16
 """New rows that must find themselves before a run may become visible."""
 
+_IDS = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "item")])
+
+
+def is_written_anew(live: Snapshot | None, target: Snapshot, changes: Changes) -> bool:
+    """Whether the table is written from all parts, and not the live version changed."""
+    return (
+        live is None or live.dim != target.dim or changes.rebuild or changes.removed_items > REBUILD_SHARE * live.listed
+    )
+
 
 class VectorTable:
     """The collection's Lance table, for writers."""
@@ -68,12 +77,7 @@ class VectorTable:
     def _changed_table(
         self, live: Snapshot | None, target: Snapshot, changes: Changes, removed: Iterable[list[str]]
     ) -> Any:
-        if (
-            live is None
-            or live.dim != target.dim
-            or changes.rebuild
-            or changes.removed_items > REBUILD_SHARE * live.listed
-        ):
+        if is_written_anew(live, target, changes):
             rows = self._stream(target.parts, target.dim)
             return self._db.create_table(layout.TABLE, data=rows, schema=rows.schema, mode="overwrite")
         table = self._db.open_table(layout.TABLE)
@@ -111,9 +115,12 @@ class VectorTable:
                     f"a row of {layout.part(part.name)} is not found by its own vector; nothing was made visible, rerun"
                 )
 
-    def keys(self, version: int) -> pa.RecordBatchReader:
-        """The column `id` of a version, as a stream."""
-        return self._version(version).scanner(columns=["id"]).to_reader()
+    def ids(self, version: int, without: int | None = None) -> pa.RecordBatchReader:
+        """Columns `id` and `item` of a version, but for the fragments that the version `without` has as well."""
+        shared = {fragment.key for fragment in self.fragments(without)} if without is not None else set()
+        own = [fragment for fragment in self.fragments(version) if fragment.key not in shared]
+        batches = (batch for fragment in own for batch in fragment.batches(_IDS.names))
+        return pa.RecordBatchReader.from_batches(_IDS, batches)
 
     def _version(self, version: int) -> Any:
         table = self._db.open_table(layout.TABLE)
@@ -190,9 +197,9 @@ class Fragment:
         self.has_deleted = fragment.num_deletions > 0
         self.key = json.dumps([[file.path for file in fragment.data_files()], fragment.deletion_file()])
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         """Its rows without those marked as deleted; raises what Lance raises if a file is damaged."""
-        yield from self._fragment.scanner(batch_size=SCAN_ROWS).to_reader()
+        yield from self._fragment.scanner(columns=columns, batch_size=SCAN_ROWS).to_reader()
 
     def holds(self, condition: str) -> bool:
         """Whether any row fulfils an SQL condition."""

@@ -15,7 +15,7 @@ import torch
 
 from batchproj import ray_training, training_set
 from batchproj.card import SCRATCH
-from batchproj.collection import layout
+from batchproj.collection import layout, manifest
 from batchproj.collection.unit import read_rows
 from batchproj.errors import SpaceError, UsageError
 from batchproj.fit import (
@@ -113,8 +113,7 @@ def _training_set(
     collection: Collection, modality: Modality, split: Split, config: Config, folder: Folder, scratch: Path, say: Say
 ) -> TrainingSet | None:
     source, snapshot = Folder(collection.uri), collection.snapshot
-    manifest = scratch / "manifest.parquet"
-    source.download(layout.manifest(snapshot.run), manifest)
+    items = manifest.rows(manifest.fetch(source, snapshot, scratch))
     fingerprint = snapshot.fingerprints[modality].feature
     digests = {file.name: file.sha256 for file in snapshot.features}
 
@@ -122,7 +121,7 @@ def _training_set(
         return read_rows(source, layout.features(fingerprint, name), digests[name])
 
     return training_set.build(
-        manifest, _captions(collection), read, modality, split, config.validation_fraction, folder, scratch, say
+        items, _captions(collection), read, modality, split, config.validation_fraction, folder, scratch, say
     )
 
 

@@ -49,10 +49,9 @@ MOST_JUDGED = 5_000
 FEWEST_VALIDATING, MOST_VALIDATING = 2, 2_000
 BATCH_ROWS = 65_536
 
-_TABLES = """
+_ITEMS = """
 CREATE TABLE items AS SELECT item, pair, content_id, modality, features
-    FROM read_parquet(?) WHERE status = 'embedded' AND pair IS NOT NULL;
-CREATE TABLE captions (caption BIGINT, pair VARCHAR);
+    FROM ({items}) WHERE status = 'embedded' AND pair IS NOT NULL
 """
 
 # whatever shares a pair or a content is linked, and so is all that is linked through it: the least key of all is
@@ -102,7 +101,7 @@ class TrainingSet:
 
 
 def build(
-    manifest: Path,
+    items: str,
     captions: Iterable[pa.RecordBatch],
     read_features: ReadFeatures,
     modality: Modality,
@@ -114,17 +113,15 @@ def build(
 ) -> TrainingSet | None:
     """Write the shards; None without any pair.
 
-    `captions` streams columns `pair` and `vector` of the live texts, `read_features` gives a file of
-    the cache (`schema.feature_schema`). The same inputs give the same files. Raises UsageError where
-    all captions are equal or features are not finite.
+    `items` is SQL of the manifest's rows, `captions` streams columns `pair` and `vector` of the live
+    texts, `read_features` gives a file of the cache (`schema.feature_schema`). The same inputs give the
+    same files. Raises UsageError where all captions are equal or features are not finite.
     """
     settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
     with _disk_faults(scratch), duckdb.connect(str(scratch / "pairs.duckdb"), config=settings) as db:
         db.execute("SET enable_progress_bar = false")
-        first, *rest = [each for each in _TABLES.split(";") if each.strip()]
-        db.execute(first, [str(manifest)])
-        for statement in rest:
-            db.execute(statement)
+        db.execute(_ITEMS.format(items=items))
+        db.execute("CREATE TABLE captions (caption BIGINT, pair VARCHAR)")
         with _Targets(scratch / "targets.f16") as targets:
             _load_captions(db, captions, targets, say)
             _link(db)

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from batchproj import retry
-from batchproj.collection import layout, ledger
+from batchproj.collection import layout, ledger, manifest
 from batchproj.collection.lease import Record, head
 from batchproj.collection.plan import MEMORY_LIMIT
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
@@ -262,34 +262,44 @@ class _Check:
         with self._named("snapshot", layout.snapshot(run), [run]):
             snapshot = read_snapshot(self._folder, run)
             self._files += 1
-            for name, sha256 in snapshot.digests.items():
-                self._listed_file(snapshot, name, sha256)
+            self._lists(snapshot)
             return snapshot
         return None
 
-    def _listed_file(self, snapshot: Snapshot, name: str, sha256: str) -> None:
-        kind: Kind = "manifest" if name == layout.manifest(snapshot.run) else "quarantine"
-        local = Path(self._scratch.name) / "listed.parquet"
-        with self._named(kind, name, [snapshot.run]):
-            self._folder.download(name, local)
-            self._files += 1
-            self._bytes += local.stat().st_size
+    def _lists(self, snapshot: Snapshot) -> None:
+        """Its manifest and quarantine, the first against what the snapshot says."""
+        run = snapshot.run
+        found = [self._list("manifest", layout.manifest(file.name), file, run) for file in snapshot.manifest]
+        if snapshot.quarantine is not None:
+            self._list("quarantine", layout.quarantine(run), snapshot.quarantine, run)
+        files = [file for file in found if file is not None]
+        if len(files) == len(found) and (problem := self._misfit(snapshot, manifest.rows(files))):
+            self._damage("snapshot", layout.snapshot(run), [run], problem)
+
+    def _list(self, kind: Kind, name: str, promised: Part, run: str) -> Path | None:
+        """Download a file once, whatever number of runs share it; None if it is damaged."""
+        local = Path(self._scratch.name) / name.replace("/", "-")
+        with self._named(kind, name, [run]):
+            if not local.exists():
+                self._folder.download(name, local)
+                self._files += 1
+                self._bytes += local.stat().st_size
             with local.open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found != sha256:
-                self._damage(kind, name, [snapshot.run], _other_bytes(found, sha256))
-            elif kind == "manifest" and (problem := self._misfit(snapshot, local)):
-                self._damage("snapshot", layout.snapshot(snapshot.run), [snapshot.run], problem)
+            if found == promised.sha256:
+                return local
+            self._damage(kind, name, [run], _other_bytes(found, promised.sha256))
+        return None
 
-    def _misfit(self, snapshot: Snapshot, manifest: Path) -> str | None:
+    def _misfit(self, snapshot: Snapshot, items: str) -> str | None:
         """In what a snapshot and its manifest, whose bytes are right, contradict each other."""
-        query = "SELECT count(*), coalesce(sum(segments) FILTER (status = 'embedded'), 0) FROM read_parquet(?)"
-        counted = self._db.execute(query, [str(manifest)]).fetchall()[0]
+        query = f"SELECT count(*), coalesce(sum(segments) FILTER (status = 'embedded'), 0) FROM ({items})"
+        counted = self._db.execute(query).fetchall()[0]
         if counted != (snapshot.listed, snapshot.rows):
             return f"says {snapshot.listed} items and {snapshot.rows} rows, its manifest {counted[0]} and {counted[1]}"
         for column, files in (("part", snapshot.parts), ("features", snapshot.features)):
-            query = f"SELECT DISTINCT {column} FROM read_parquet(?) WHERE {column} IS NOT NULL"
-            named = {name for (name,) in self._db.execute(query, [str(manifest)]).fetchall()}
+            query = f"SELECT DISTINCT {column} FROM ({items}) WHERE {column} IS NOT NULL"
+            named = {name for (name,) in self._db.execute(query).fetchall()}
             if named != {file.name for file in files}:
                 return f"does not name the same {column} files as its manifest"
         return None

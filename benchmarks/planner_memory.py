@@ -1,9 +1,11 @@
 """Peak memory of the planner alone for synthetic listings: `python benchmarks/planner_memory.py 20000 1000000`.
 
-Each size runs twice, in fresh processes: a first run, and a rerun in which 0.1 % of the objects changed: list,
-load the live manifest, decide, cut into units, write the next manifest and compare the table's keys. Prints
-VmHWM of /proc and seconds as one JSON document. DuckDB may use up to `plan.MEMORY_LIMIT`; beyond that it spills
-to disk.
+Each size runs three times, in fresh processes: a first run; a rerun in which 0.1 % of the objects changed, which
+adds to the manifest; and one that changed as much and writes the manifest whole. A rerun is: list, load the live
+manifest, decide, cut into units, write the next manifest and compare the keys of the table, those of the changed
+fragments or all. Prints VmHWM of /proc and seconds, of which `listing_s` are for this script to make up a listing
+and `commit_s` for manifest and keys, as one JSON document. DuckDB may use up to `plan.MEMORY_LIMIT`; beyond that it
+spills to disk.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from batchproj.collection.commit import check_keys, write_manifest
+from batchproj.collection import manifest
+from batchproj.collection.commit import check_keys
 from batchproj.collection.plan import Plan
-from batchproj.collection.snapshot import Fingerprints, Snapshot
+from batchproj.collection.snapshot import Fingerprints, Part, Snapshot
 from batchproj.decode.limits import Limits
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality, listing_schema
@@ -70,37 +73,56 @@ def live_manifest(items: int, file: Path) -> None:
         writer.close()
 
 
-def planned(items: int, manifest: str | None) -> dict[str, float]:
+def commit_changes(plan: Plan, collection: Folder, items: int, whole: bool) -> None:
+    """The part of a commit that knows of items: manifest, quarantine, keys."""
+    plan.db.execute(
+        "INSERT INTO outcome BY NAME SELECT item, 'embedded' AS status, 'text' AS modality, "
+        "item AS content_id, 1 AS segments, 'unit' AS unit, 'unit' AS features FROM plan WHERE action = 'changed'; "
+        "CREATE TABLE final AS SELECT * FROM outcome; CREATE TABLE renamed (old VARCHAR, new VARCHAR); "
+        "CREATE TABLE removed AS SELECT item, part FROM manifest JOIN final USING (item)"
+    )
+    first = Snapshot(
+        run="000001",
+        parent=None,
+        source="s",
+        space="s",
+        dim=1,
+        fingerprints=FINGERPRINTS,
+        listed=items,
+        manifest=[Part(name="000001", rows=items, bytes=1, sha256="")],
+    )
+    target = first.model_copy(update={"run": "000002", "parent": "000001"})
+    manifest.write(plan, collection, target, None if whole else first)
+    manifest.write_quarantine(plan, collection, target)
+    written = pads.dataset(str(manifest.file_of(plan)))
+    ids = {"id": pads.field("item"), "item": pads.field("item")}
+    now, before = (written.scanner(columns=ids, batch_size=8_192, batch_readahead=2).to_reader() for _ in range(2))
+    check_keys(plan, now, None if whole else before)
+
+
+def planned(items: int, live: str | None, whole: bool) -> dict[str, float]:
     started = time.monotonic()
     with Plan(FINGERPRINTS, Limits()) as plan, tempfile.TemporaryDirectory() as collection:
         for start in range(0, items, PAGE):
-            plan.add_listing(page(start, min(start + PAGE, items), changed=manifest is not None))
+            plan.add_listing(page(start, min(start + PAGE, items), changed=live is not None))
         listed_s = time.monotonic() - started
-        if manifest:
-            plan.load_manifest(Path(manifest))
+        if live:
+            plan.load_manifest(manifest.rows([Path(live)]))
         plan.decide()
         units = [unit for unit, _ in plan.cut("000001", "embed", plan.to_embed(), 512, 64 * 2**20)]
-        if manifest:
-            plan.db.execute(
-                "INSERT INTO outcome BY NAME SELECT item, 'embedded' AS status, 'text' AS modality, "
-                "item AS content_id, 1 AS segments, 'unit' AS unit, 'unit' AS features "
-                "FROM plan WHERE action = 'changed'; "
-                "CREATE TABLE final AS SELECT * FROM outcome; CREATE TABLE renamed (old VARCHAR, new VARCHAR)"
-            )
-            target = Snapshot(
-                run="000002", parent="000001", source="s", space="s", dim=1, fingerprints=FINGERPRINTS, listed=items
-            )
-            write_manifest(plan, Folder(collection), target)
-            written = pads.dataset(str(plan.scratch / "manifest.parquet"))
-            ids = written.scanner(columns={"id": pads.field("item")}, batch_size=8_192, batch_readahead=2)
-            check_keys(plan, ids.to_reader())
+        commit_started = time.monotonic()
+        if live:
+            commit_changes(plan, Folder(collection), items, whole)
+        commit_s = time.monotonic() - commit_started
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return {
         "items": items,
         "to_embed": sum(unit.items for unit in units),
         "units": len(units),
         "peak_mib": round(int(peak.split()[1]) / 1024, 1),
+        "whole": whole,
         "listing_s": round(listed_s, 1),
+        "commit_s": round(commit_s, 1),
         "all_s": round(time.monotonic() - started, 1),
     }
 
@@ -110,11 +132,11 @@ def main() -> None:
     measured = []
     for items in sizes:
         with tempfile.TemporaryDirectory() as folder:
-            manifest = Path(folder) / "manifest.parquet"
-            live_manifest(items, manifest)
-            for live in (None, str(manifest)):
+            file = Path(folder) / "manifest.parquet"
+            live_manifest(items, file)
+            for live, whole in ((None, True), (str(file), False), (str(file), True)):
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-                    measured.append(pool.submit(planned, items, live).result())
+                    measured.append(pool.submit(planned, items, live, whole).result())
     print(json.dumps(measured))
 
 

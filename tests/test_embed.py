@@ -7,6 +7,7 @@ import pydoc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import fsspec
 import numpy as np
@@ -18,7 +19,7 @@ from conftest import write_picture, write_words
 import batchproj
 from batchproj import embed as module_embed
 from batchproj import objectstore
-from batchproj.collection import commit, layout, lease
+from batchproj.collection import commit, layout, lease, manifest
 from batchproj.collection.ledger import Report
 from batchproj.collection.plan import Plan
 from batchproj.collection.unit import Receipt, Unit, finish, read_inputs
@@ -378,7 +379,7 @@ def test_interrupted_table_writes_are_undone(corpus: Path, tiny_space: Path, emb
     ("module", "name"),
     [
         ("batchproj.collection.commit", "next_parts"),
-        ("batchproj.collection.commit", "write_manifest"),
+        ("batchproj.collection.manifest", "write"),
         ("batchproj.index.VectorTable", "apply"),
         ("batchproj.embed", "write_snapshot"),
         ("batchproj.collection.ledger", "write_entry"),
@@ -492,7 +493,7 @@ def test_a_manifest_written_in_shards_is_the_same(
     corpus: Path, tiny_space: Path, embedded: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection, _ = embedded
-    monkeypatch.setattr(commit, "SHARD_ITEMS", 5)
+    monkeypatch.setattr(manifest, "SHARD_ITEMS", 5)
     write_words(corpus / "d0/item0.txt", 100)
     (corpus / "d1/item1.png").unlink()
     report = embed(corpus, collection, tiny_space)
@@ -506,15 +507,22 @@ def test_a_manifest_written_in_shards_is_the_same(
     assert embed(corpus, collection, tiny_space).commit is None
 
 
-@pytest.mark.parametrize("step", ["next_parts", "write_manifest", "check_keys"])
+@pytest.mark.parametrize(
+    ("module", "step"), [(commit, "next_parts"), (manifest, "write_quarantine"), (commit, "check_keys")]
+)
 def test_a_run_that_was_taken_over_while_it_committed_shows_nothing_and_writes_nothing_more(
-    step: str, corpus: Path, tiny_space: Path, embedded: tuple[Path, Report], monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    step: str,
+    corpus: Path,
+    tiny_space: Path,
+    embedded: tuple[Path, Report],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     collection, _ = embedded
     before = vectors(collection, corpus)
     folder = Folder(str(collection))
     (corpus / "d1/item1.png").unlink()
-    done = getattr(commit, step)
+    done = getattr(module, step)
 
     def taken_over_afterwards(*arguments: object) -> object:
         result = done(*arguments)
@@ -525,7 +533,7 @@ def test_a_run_that_was_taken_over_while_it_committed_shows_nothing_and_writes_n
         return result
 
     with monkeypatch.context() as patched:
-        patched.setattr(commit, step, taken_over_afterwards)
+        patched.setattr(module, step, taken_over_afterwards)
         with pytest.raises(TryLater, match="taken over"):
             embed(corpus, collection, tiny_space)
     assert vectors(collection, corpus) == before

@@ -7,6 +7,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from batchproj.collection import manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import parquet_bytes
@@ -34,8 +35,8 @@ def listing(keys: dict[str, str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=listing_schema())
 
 
-def manifest(path: Path, rows: list[dict[str, str | None]]) -> Path:
-    """A live manifest; each row gives key, version and what differs from an embedded text."""
+def rows_of(path: Path, rows: list[dict[str, str | None]]) -> str:
+    """SQL of a live manifest; each row gives key, version and what differs from an embedded text."""
     full = [
         {
             "item": item_id(f"file:///d/{row['key']}"),
@@ -55,7 +56,7 @@ def manifest(path: Path, rows: list[dict[str, str | None]]) -> Path:
         for row in rows
     ]
     path.write_bytes(parquet_bytes(pa.Table.from_pylist(full)))
-    return path
+    return manifest.rows([path])
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_every_item_gets_one_action(plan: Plan, tmp_path: Path) -> None:
             "vector_fp": None,
         },
     ]
-    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.load_manifest(rows_of(tmp_path / "m.parquet", rows))
     counts = plan.decide()
     assert counts == Counts(new=1, changed=1, encode=2, project=1, unchanged=1, quarantined=2, deleted=1)
     assert counts.listed == 8
@@ -93,7 +94,7 @@ def test_every_item_gets_one_action(plan: Plan, tmp_path: Path) -> None:
 
 def test_a_second_look_at_the_same_listing_finds_nothing(plan: Plan, tmp_path: Path) -> None:
     plan.add_listing(listing({"a.txt": "1", "b.txt": "1"}))
-    plan.load_manifest(manifest(tmp_path / "m.parquet", [{"key": k, "version": "1"} for k in ("a.txt", "b.txt")]))
+    plan.load_manifest(rows_of(tmp_path / "m.parquet", [{"key": k, "version": "1"} for k in ("a.txt", "b.txt")]))
     assert plan.decide().nothing_to_do
 
 
@@ -148,7 +149,7 @@ def test_projecting_again_reads_each_cached_file_once(plan: Plan, tmp_path: Path
     rows: list[dict[str, str | None]] = [
         {"key": key, "version": "1", "vector_fp": "older", "features": f"u{n % 2}"} for n, key in enumerate(keys)
     ]
-    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.load_manifest(rows_of(tmp_path / "m.parquet", rows))
     assert plan.decide() == Counts(project=40)
     units = [unit for unit, _ in plan.cut("000002", "project", plan.to_project(), 4, 1_000)]
     assert sorted((unit.cached, unit.items) for unit in units) == [("u0", 20), ("u1", 20)]
@@ -181,7 +182,7 @@ def test_what_an_object_may_turn_out_to_be_is_found_by_name_version_and_size(pla
         {"key": "same.txt", "version": "1", "content_id": "c-same", "features": "u3"},
         {"key": "older.txt", "version": "1", "content_id": "c-older", "feature_fp": "older"},
     ]
-    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.load_manifest(rows_of(tmp_path / "m.parquet", rows))
     counts = plan.decide()
     assert (counts.new, counts.changed, counts.unchanged, counts.deleted, counts.moved) == (2, 1, 1, 2, 1)
     everything = [("c-moved", "u2"), ("c-same", "u3"), ("c-touched", "u1")]  # all are of one size
@@ -196,7 +197,7 @@ def test_a_size_that_many_contents_share_says_nothing(plan: Plan, tmp_path: Path
         {"key": f"{number}.txt", "version": "1", "content_id": f"c{number}"} for number in range(20)
     ]
     rows.append({"key": "touched.txt", "version": "1", "content_id": "c-touched"})
-    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.load_manifest(rows_of(tmp_path / "m.parquet", rows))
     plan.decide()
     assert known(plan) == {"touched.txt": [("c-touched", "u1")]}
 
@@ -210,7 +211,7 @@ def test_damaged_files_are_made_again_from_what_is_left(plan: Plan, tmp_path: Pa
         {"key": "both.txt", "version": "1", "part": "bad-part", "features": "bad-features"},
         {"key": "fine.txt", "version": "1"},
     ]
-    plan.load_manifest(manifest(tmp_path / "m.parquet", rows))
+    plan.load_manifest(rows_of(tmp_path / "m.parquet", rows))
     plan.redo(["parquet/bad-part.parquet", "features/fp/bad-features.parquet"])
     assert plan.decide() == Counts(project=1, encode=2, unchanged=1)
 
@@ -227,7 +228,7 @@ def test_what_was_too_large_is_tried_again_under_other_limits(tmp_path: Path) ->
     for limits in (Limits(), Limits(text_bytes=5)):
         with Plan({Modality.TEXT: TEXT}, limits) as plan:
             plan.add_listing(listing({"a.txt": "1"}))
-            plan.load_manifest(manifest(tmp_path / "m.parquet", [row]))
+            plan.load_manifest(rows_of(tmp_path / "m.parquet", [row]))
             found.append(plan.decide(live=Limits()))
     assert found == [Counts(quarantined=1), Counts(retry=1)]
 

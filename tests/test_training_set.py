@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from batchproj import training_set
+from batchproj.collection.manifest import rows as rows_of
 from batchproj.errors import UsageError
 from batchproj.features import to_column
 from batchproj.linking import split
@@ -69,7 +70,7 @@ class Corpus:
         folder.mkdir(exist_ok=True)
         told = {"read_features": self.read, "captions": self.captions(), "modality": Modality.IMAGE, **changes}
         return build(
-            self.manifest,
+            rows_of([self.manifest]),
             split=how,
             validation_fraction=0.2,
             folder=Folder(str(folder / "shards")),

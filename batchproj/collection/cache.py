@@ -6,24 +6,25 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from batchproj.collection import layout
+from batchproj.collection import layout, manifest
 from batchproj.collection.snapshot import Snapshot
 from batchproj.collection.unit import UNREADABLE, read_parquet, read_rows
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
+_ITEMS = "SELECT item, pair, features FROM ({rows}) WHERE status = 'embedded' AND modality = ?"
+
 
 def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.Table | None:
     """Cached features (`schema.feature_schema`) of the items that are live; None without any."""
     with tempfile.TemporaryDirectory() as scratch:
-        local = Path(scratch) / "manifest.parquet"
-        folder.download(layout.manifest(snapshot.run), local)
-        embedded = (pc.field("status") == "embedded") & (pc.field("modality") == str(modality))
-        items = pq.read_table(local, columns=["item", "pair", "features"], filters=embedded)
+        rows = manifest.rows(manifest.fetch(folder, snapshot, Path(scratch)))
+        with duckdb.connect() as db:
+            items = db.sql(_ITEMS.format(rows=rows), params=[str(modality)]).to_arrow_table()
     fingerprint = snapshot.fingerprints[modality].feature
     digests = {file.name: file.sha256 for file in snapshot.features}
     files = []

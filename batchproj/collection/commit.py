@@ -1,4 +1,4 @@
-"""Finished units -> the next snapshot: counts checked, parts rewritten, manifest merged.
+"""Finished units -> the next snapshot: counts checked, parts rewritten, keys compared.
 
 Nothing here is visible to a reader: that is the switch of the Lance tag, done by the caller last.
 """
@@ -8,22 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from batchproj.collection import layout
+from batchproj.collection import layout, manifest
 from batchproj.collection.plan import Plan
 from batchproj.collection.snapshot import FeatureFile, Part, Snapshot
 from batchproj.collection.unit import Receipt, read_outcome, read_rows, write_part
 from batchproj.errors import BatchprojError
 from batchproj.objectstore import Folder
 
-_CHUNK = 1_000
+_CHUNK = 16_384
+"""Items that leave the table by one statement: each statement reads the column `item` of the whole table."""
 
 _FINAL = """
 CREATE TABLE final AS SELECT * FROM outcome WHERE status <> 'deferred';
@@ -35,27 +33,10 @@ SELECT m.item, m.part FROM manifest m JOIN gone USING (item) WHERE m.part IS NOT
 CREATE TABLE renamed (old VARCHAR, new VARCHAR);
 """
 
-_MANIFEST = """
-SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, f.status, f.reason, f.detail, f.stage,
-    f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
-    CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
-FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE {in_shard}) f USING (item)
-    LEFT JOIN space s ON s.modality = f.modality
-UNION ALL
-SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.status, m.reason, m.detail, m.stage,
-    m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
-    coalesce(r.new, m.part) AS part, m.features
-FROM (SELECT * FROM manifest WHERE {in_shard}) m
-    JOIN (SELECT item FROM plan WHERE action IN ('unchanged', 'quarantined') AND {in_shard}) p USING (item)
-    LEFT JOIN renamed r ON r.old = m.part
-ORDER BY key
+_IDS = """
+SELECT CASE WHEN segments = 1 THEN item ELSE item || '-' || number END AS id FROM
+    (SELECT item, segments, unnest(range(segments)) AS number FROM {embedded} WHERE status = 'embedded')
 """
-
-ROW_GROUP = 65_536
-"""Rows of the manifest's file that are written at once: what Parquet remembers of small groups adds up."""
-
-SHARD_ITEMS = 100_000
-"""Items that are joined and sorted at once for the manifest: DuckDB cannot spill everything it holds."""
 
 
 @dataclass(frozen=True)
@@ -136,41 +117,8 @@ def _without_removed(plan: Plan, folder: Folder, part: Part) -> Part | None:
 
 def removed_items(plan: Plan) -> Iterator[list[str]]:
     """Items whose rows must leave the Lance table, in chunks."""
-    for batch in plan.batches("SELECT item FROM removed ORDER BY item"):
-        items = batch["item"].to_pylist()
-        for start in range(0, len(items), _CHUNK):
-            yield items[start : start + _CHUNK]
-
-
-def write_manifest(plan: Plan, folder: Folder, target: Snapshot) -> dict[str, str]:
-    """Write the manifest and the quarantine table of a run; the sha256 of both, by name."""
-    local = _manifest_file(plan)
-    with ExitStack() as stack:
-        writer = None
-        for in_shard in _shards("item", target.listed):
-            for batch in plan.batches(_MANIFEST.format(in_shard=in_shard), ROW_GROUP):
-                writer = writer or stack.enter_context(pq.ParquetWriter(local, batch.schema, compression="zstd"))
-                writer.write_batch(batch)
-        if writer is None:
-            plan.db.execute(f"COPY ({_MANIFEST.format(in_shard='true')}) TO '{local}' (FORMAT parquet)")
-    items = plan.rows(f"SELECT count(*) FROM read_parquet('{local}')")[0][0]
-    if items != target.listed:
-        raise BatchprojError(f"{target.listed} items listed, {items} in the manifest; nothing was made visible, rerun")
-    bad = plan.scratch / "quarantine.parquet"
-    plan.db.execute(
-        f"COPY (SELECT item, uri, modality, reason, detail, stage, source_version, '{target.run}' AS run "
-        f"FROM read_parquet('{local}') WHERE status = 'quarantined' ORDER BY uri) "
-        f"TO '{bad}' (FORMAT parquet, COMPRESSION zstd)"
-    )
-    written = {layout.manifest(target.run): local, layout.quarantine(target.run): bad}
-    for name, file in written.items():
-        folder.upload(file, name)
-    return {name: _digest(file) for name, file in written.items()}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    for batch in plan.batches("SELECT item FROM removed ORDER BY item", _CHUNK):
+        yield batch["item"].to_pylist()
 
 
 def live_features(plan: Plan, live: Snapshot | None, receipts: list[Receipt]) -> list[FeatureFile]:
@@ -186,22 +134,25 @@ def live_features(plan: Plan, live: Snapshot | None, receipts: list[Receipt]) ->
     return [*kept, *(file for file in made if file.name in referred)]
 
 
-def check_keys(plan: Plan, table: pa.RecordBatchReader) -> None:
-    """The ids of the Lance table are exactly those that the manifest promises, each once.
+def check_keys(plan: Plan, now: pa.RecordBatchReader, before: pa.RecordBatchReader | None = None) -> None:
+    """The ids of the Lance table are exactly those of the Parquet parts, each once.
 
-    `table` streams the column `id`; the comparison is DuckDB's, within its memory limit.
+    Both readers stream columns `id` and `item`. Without `before`, `now` is the whole table and is
+    compared with a whole manifest. Otherwise both leave out what the live and the new version have in
+    common: these rows were compared when the live run was made, and the others must be those of before
+    without what was removed and with what was added. Together with the count of all rows, which the
+    table has checked, that leaves no row too few or too many. The comparison is DuckDB's, within its
+    memory limit.
     """
-    plan.db.register("table_ids", table)
-    plan.db.execute("CREATE OR REPLACE TABLE found AS SELECT id FROM table_ids")
-    plan.db.unregister("table_ids")
-    plan.db.execute(
-        "CREATE OR REPLACE TABLE promised AS "
-        "SELECT CASE WHEN segments = 1 THEN item ELSE item || '-' || number END AS id FROM "
-        f"(SELECT item, segments, unnest(range(segments)) AS number FROM read_parquet('{_manifest_file(plan)}') "
-        "WHERE status = 'embedded')"
-    )
+    _load_ids(plan, "found", now)
+    if before is None:
+        embedded, kept = f"read_parquet('{manifest.file_of(plan)}')", ""
+    else:
+        _load_ids(plan, "before", before)
+        embedded, kept = "final", "UNION ALL SELECT id FROM before ANTI JOIN removed USING (item)"
+    plan.db.execute(f"CREATE OR REPLACE TABLE promised AS {_IDS.format(embedded=embedded)} {kept}")
     count = plan.rows("SELECT count(*) FROM promised")[0][0]
-    for in_shard in _shards("id", count):
+    for in_shard in manifest.shards("id", count):
         wrong = plan.rows(
             "SELECT coalesce(f.id, p.id), count(f.id), count(p.id) "
             f"FROM (SELECT id FROM found WHERE {in_shard}) f FULL JOIN (SELECT id FROM promised WHERE {in_shard}) p "
@@ -215,11 +166,9 @@ def check_keys(plan: Plan, table: pa.RecordBatchReader) -> None:
             )
 
 
-def _shards(column: str, rows: int) -> list[str]:
-    """Conditions that divide rows by the hash of a column into pieces that fit into memory."""
-    shards = rows // SHARD_ITEMS + 1
-    return [f"hash({column}) % {shards} = {number}" for number in range(shards)]
-
-
-def _manifest_file(plan: Plan) -> Path:
-    return plan.scratch / "manifest.parquet"
+def _load_ids(plan: Plan, table: str, ids: pa.RecordBatchReader) -> None:
+    plan.db.register("incoming", ids)
+    try:
+        plan.db.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT id, item FROM incoming")
+    finally:
+        plan.db.unregister("incoming")

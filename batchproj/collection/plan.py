@@ -191,17 +191,17 @@ class Plan:
         finally:
             self.db.unregister("incoming")
 
-    def load_manifest(self, file: Path) -> None:
-        """Load the live snapshot's manifest from a local Parquet file."""
-        self.db.execute("INSERT INTO manifest BY NAME SELECT * FROM read_parquet(?)", [str(file)])
+    def load_manifest(self, rows: str) -> None:
+        """Load the live snapshot's manifest, given as SQL of its rows."""
+        self.db.execute(f"INSERT INTO manifest BY NAME {rows}")
 
     def know_features(self, files: Iterable[FeatureFile]) -> None:
         """The digests of the live run's files of features, for the units that start from them."""
         self._digests |= {file.name: file.sha256 for file in files}
 
-    def load_later(self, file: Path) -> None:
+    def load_later(self, rows: str) -> None:
         """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
-        self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM read_parquet(?)", [str(file)])
+        self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM ({rows})")
 
     def list_manifest(self, without: str | None = None) -> None:
         """Take the loaded manifest, all of it or without one item, for the listing."""

@@ -13,7 +13,7 @@ from batchproj.schema import Modality
 
 
 class Part(BaseModel):
-    """A Parquet file of vectors; `sha256` is of its bytes."""
+    """A Parquet file, of vectors if nothing else is said; `sha256` is of its bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
@@ -41,8 +41,8 @@ class Fingerprints(BaseModel):
 class Snapshot(BaseModel):
     """`snapshots/<run>.json`. `listed` counts items; `rows` counts vectors, one per segment.
 
-    `digests` are the sha256 of the other files written for the run, by name: with `parts` and
-    `features` they say of every byte of the run what it has to be.
+    `manifest` are the files of its manifest, each under the name of the run that wrote it, the whole one
+    first. Together the lists say of every byte of the run what it has to be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +57,8 @@ class Snapshot(BaseModel):
     limits: Limits = Limits()
     parts: list[Part] = []
     features: list[FeatureFile] = []
-    digests: dict[str, str] = {}
+    manifest: list[Part] = []
+    quarantine: Part | None = None
 
 
 def read_snapshot(folder: Folder, run: str) -> Snapshot:

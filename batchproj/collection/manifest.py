@@ -1,0 +1,167 @@
+"""What became of every listed item: one whole Parquet file, then a file of what each later run changed.
+
+The newest row of an item counts; one with the status `gone` says that the item left. So a commit
+writes what its run changed and not what the collection holds. Once the changes add up to a tenth of
+the items, or to too many files, the next run writes a whole file again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from batchproj.collection import layout
+from batchproj.collection.plan import Plan
+from batchproj.collection.snapshot import Part, Snapshot
+from batchproj.errors import BatchprojError
+from batchproj.objectstore import Folder
+
+CHANGED_SHARE = 0.1
+"""Changes that are more than this share of the items cost readers more than a whole file costs one writer."""
+
+MOST_FILES = 64
+
+ROW_GROUP = 65_536
+"""Rows that are written at once: what Parquet remembers of small groups adds up."""
+
+SHARD_ITEMS = 100_000
+"""Items that are joined and sorted at once: DuckDB cannot spill everything it holds."""
+
+_DONE = """
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, f.status, f.reason, f.detail, f.stage,
+    f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
+    CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
+FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE {in_shard}) f USING (item)
+    LEFT JOIN space s ON s.modality = f.modality
+"""
+
+_KEPT = """
+SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.status, m.reason, m.detail, m.stage,
+    m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
+    coalesce(r.new, m.part) AS part, m.features
+FROM (SELECT * FROM manifest WHERE {in_shard}) m
+    JOIN (SELECT item FROM plan WHERE action IN ('unchanged', 'quarantined') AND {in_shard}) p USING (item)
+    LEFT JOIN renamed r ON r.old = m.part
+"""
+
+_WHOLE = f"{_DONE} UNION ALL {_KEPT} ORDER BY key"
+
+_CHANGES = f"""
+{_DONE} UNION ALL {_KEPT} WHERE r.new IS NOT NULL
+UNION ALL BY NAME SELECT item, 'gone' AS status FROM gone WHERE {{in_shard}}
+ORDER BY key, item
+"""
+
+_HOW_MANY = """
+SELECT (SELECT count(*) FROM final) + (SELECT count(*) FROM gone)
+    + (SELECT count(*) FROM manifest m JOIN renamed r ON r.old = m.part)
+"""
+
+_QUARANTINE = """
+SELECT item, uri, modality, reason, detail, stage, source_version, '{run}' AS run FROM (
+    SELECT f.item, l.uri, f.modality, f.reason, f.detail, f.stage, l.source_version
+    FROM final f JOIN listing l USING (item) WHERE f.status = 'quarantined'
+    UNION ALL
+    SELECT m.item, m.uri, m.modality, m.reason, m.detail, m.stage, m.source_version
+    FROM manifest m JOIN plan p USING (item) WHERE m.status = 'quarantined' AND p.action = 'quarantined')
+ORDER BY uri
+"""
+
+# what the items of the new manifest are, by the file that was written and the manifest before it
+_ITEMS_AFTER = """
+SELECT (SELECT count(*) FROM manifest)
+    + count(*) FILTER (n.status <> 'gone' AND m.item IS NULL) - count(*) FILTER (n.status = 'gone')
+FROM read_parquet('{file}') n LEFT JOIN manifest m USING (item)
+"""
+
+
+def fetch(folder: Folder, snapshot: Snapshot, scratch: Path) -> list[Path]:
+    """Download a run's manifest; the files, the whole one first."""
+    files = []
+    for file in snapshot.manifest:
+        local = scratch / f"{file.name}.manifest.parquet"
+        if not local.exists():  # runs share files
+            folder.download(layout.manifest(file.name), local)
+        files.append(local)
+    return files
+
+
+def rows(files: list[Path]) -> str:
+    """SQL of the items that are there, given the manifest's files, the whole one first."""
+    whole, *changes = files
+    if not changes:
+        return f"SELECT * FROM read_parquet('{whole}')"
+    numbered = " UNION ALL ".join(
+        f"SELECT *, {number} AS number FROM read_parquet('{file}')" for number, file in enumerate(changes)
+    )
+    return (
+        f"WITH changes AS ({numbered}), "
+        "newest AS (SELECT item, max(number) AS number FROM changes GROUP BY item) "
+        f"SELECT * FROM read_parquet('{whole}') ANTI JOIN newest USING (item) UNION ALL BY NAME "
+        "SELECT * EXCLUDE (number) FROM changes JOIN newest USING (item, number) WHERE status <> 'gone'"
+    )
+
+
+def is_whole(live: Snapshot | None, changed: int) -> bool:
+    """Whether a run that changes so many items of the live one writes a whole file."""
+    if live is None or len(live.manifest) >= MOST_FILES:
+        return True
+    before = sum(file.rows for file in live.manifest[1:])
+    return before + changed > CHANGED_SHARE * live.listed
+
+
+def write(plan: Plan, folder: Folder, target: Snapshot, live: Snapshot | None) -> list[Part]:
+    """Write what the run adds to the live manifest, all of it if `live` is None; the files of the new one.
+
+    Needs the plan after `commit.check_complete` and `commit.next_parts`. Raises BatchprojError if the
+    new manifest has not as many items as were listed.
+    """
+    changed = plan.rows(_HOW_MANY)[0][0]
+    before = None if is_whole(live, changed) else live
+    local = file_of(plan)
+    _write_sorted(plan, _CHANGES if before else _WHOLE, changed if before else target.listed, local)
+    query = _ITEMS_AFTER.format(file=local) if before else f"SELECT count(*) FROM read_parquet('{local}')"
+    items = plan.rows(query)[0][0]
+    if items != target.listed:
+        raise BatchprojError(f"{target.listed} items listed, {items} in the manifest; nothing was made visible, rerun")
+    return [*(before.manifest if before else []), _upload(folder, layout.manifest(target.run), target.run, local)]
+
+
+def write_quarantine(plan: Plan, folder: Folder, target: Snapshot) -> Part:
+    """Write the table of all items in quarantine after the run."""
+    local = plan.scratch / "quarantine.parquet"
+    query = _QUARANTINE.format(run=target.run)
+    plan.db.execute(f"COPY ({query}) TO '{local}' (FORMAT parquet, COMPRESSION zstd)")
+    return _upload(folder, layout.quarantine(target.run), target.run, local)
+
+
+def file_of(plan: Plan) -> Path:
+    """The file that `write` has written, here."""
+    return plan.scratch / "manifest.parquet"
+
+
+def shards(column: str, rows: int) -> list[str]:
+    """Conditions that divide rows by the hash of a column into pieces that fit into memory."""
+    number_of = rows // SHARD_ITEMS + 1
+    return [f"hash({column}) % {number_of} = {number}" for number in range(number_of)]
+
+
+def _write_sorted(plan: Plan, query: str, rows: int, local: Path) -> None:
+    with ExitStack() as stack:
+        writer = None
+        for in_shard in shards("item", rows):
+            for batch in plan.batches(query.format(in_shard=in_shard), ROW_GROUP):
+                writer = writer or stack.enter_context(pq.ParquetWriter(local, batch.schema, compression="zstd"))
+                writer.write_batch(batch)
+        if writer is None:
+            plan.db.execute(f"COPY ({query.format(in_shard='true')}) TO '{local}' (FORMAT parquet)")
+
+
+def _upload(folder: Folder, name: str, run: str, local: Path) -> Part:
+    folder.upload(local, name)
+    with local.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    return Part(name=run, rows=pq.read_metadata(local).num_rows, bytes=local.stat().st_size, sha256=sha256)
