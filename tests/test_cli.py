@@ -134,7 +134,9 @@ def test_help_has_an_example_for_every_command() -> None:
         assert f"Example: batchproj {command}" in " ".join(run(command, "--help").stdout.split())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
+)
 def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:

@@ -142,7 +142,12 @@ def fresh(story: Story, tiny_space: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("point", "which"),
-    [("unit.features", "first"), ("unit.part", "middle"), ("unit.outcome", "last"), ("unit.done", "first")],
+    [
+        pytest.param("unit.features", "first", marks=pytest.mark.long),
+        ("unit.part", "middle"),
+        pytest.param("unit.outcome", "last", marks=pytest.mark.long),
+        ("unit.done", "first"),
+    ],
 )
 def test_a_worker_killed_at_a_step_of_a_unit_costs_no_run(
     point: str, which: str, story: Story, fresh: tuple[pa.Table, int], tiny_space: Path, tmp_path: Path

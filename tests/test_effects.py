@@ -69,7 +69,7 @@ def projected_space(tiny_clip: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "objects", [pytest.param(1_000, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
+    "objects", [pytest.param(300, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
 )
 def test_many_objects_and_three_changes(
     objects: int, s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path, ray_here: None

@@ -108,6 +108,7 @@ def test_twenty_seconds_away_are_a_pause_that_is_talked_about(
     assert vectors(bucket) == undisturbed
 
 
+@pytest.mark.long
 def test_longer_away_than_the_patience_is_exit_75_and_the_rerun_goes_on(
     bucket: str, tiny_space: Path, proxy: Proxy, undisturbed: dict[str, list[float]]
 ) -> None:
@@ -126,6 +127,7 @@ def test_longer_away_than_the_patience_is_exit_75_and_the_rerun_goes_on(
     assert vectors(bucket) == undisturbed
 
 
+@pytest.mark.long
 def test_one_answer_in_twenty_is_busy(
     bucket: str, tiny_space: Path, proxy: Proxy, undisturbed: dict[str, list[float]]
 ) -> None:
@@ -148,6 +150,7 @@ def test_lost_answers_of_the_commit_are_no_second_commit(
     assert [record.kind for record in records(Folder(f"{bucket}/c"), 10)] == ["lease", "commit"]
 
 
+@pytest.mark.long
 def test_an_object_that_changes_while_it_is_embedded_is_not_mixed_up(
     bucket: str, s3_endpoint: str, tiny_space: Path, proxy: Proxy, undisturbed: dict[str, list[float]]
 ) -> None:
@@ -182,7 +185,9 @@ def test_a_store_without_put_if_absent_is_refused_unless_one_writes_alone(
     assert not Folder(f"{bucket}/c").exists("store.json")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_run_that_waits_for_its_store_can_be_stopped(
     number: signal.Signals, code: int, bucket: str, tiny_space: Path, proxy: Proxy
 ) -> None:
@@ -222,7 +227,10 @@ def twice_on_a_small_disk(disk: Path, first: int, then: int, command: list[str])
     return [Ended(int(each["code"]), each["out"], each["said"]) for each in read]
 
 
-@pytest.mark.parametrize(("room", "commits"), [(40_000, False), (84_000, True)], ids=["units", "table"])
+@pytest.mark.parametrize(
+    ("room", "commits"),
+    [pytest.param(40_000, False, id="units", marks=pytest.mark.long), pytest.param(84_000, True, id="table")],
+)
 def test_a_full_disk_is_exit_75_and_the_rerun_goes_on(
     room: int, commits: bool, tiny_space: Path, tmp_path: Path
 ) -> None:
