@@ -12,7 +12,7 @@ from batchproj import retry
 from batchproj.collection import layout, manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
-from batchproj.errors import SourceError, UsageError
+from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
 from batchproj.source.objects import list_items
@@ -63,7 +63,7 @@ def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say:
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
-                with suppress(FileNotFoundError, ValidationError, duckdb.Error):
+                with suppress(FileNotFoundError, CollectionError, ValidationError, duckdb.Error):
                     plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
     return plan.decide(live.limits if live else None)

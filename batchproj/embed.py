@@ -374,6 +374,7 @@ def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Opt
     run.lease.confirm()
     changes = commit.next_parts(plan, folder, live, receipts, options.rebuild)
     failpoint("commit.parts")
+    run.lease.confirm()
     parts = [*changes.kept, *changes.added]
     is_anew = is_written_anew(live, run.target, changes)
     snapshot = run.target.model_copy(
@@ -388,10 +389,11 @@ def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Opt
     failpoint("commit.manifest")
     version = table.apply(live, snapshot, changes, commit.removed_items(plan), options.recipe.index)
     with lance_faults(folder.uri):
-        before = None if is_anew else run.lease.version
-        if before is None:
+        if is_anew:
             commit.check_keys(plan, table.ids(version))
         else:
+            before = run.lease.version
+            assert before is not None, "there is a live run"
             commit.check_keys(plan, table.ids(version, without=before), table.ids(before, without=version))
     failpoint("commit.checked")
     run.lease.confirm()

@@ -67,6 +67,10 @@ SELECT part FROM (
 GROUP BY part HAVING bool_or(lost) AND NOT bool_and(lost)
 """
 
+_RENAMED = f"""
+SELECT count(*) FROM manifest JOIN ({_REWRITTEN}) USING (part) JOIN plan USING (item) WHERE action = 'unchanged'
+"""
+
 
 class Calibration(BaseModel):
     """What the sampled objects of a modality took, one worker doing one after another."""
@@ -300,12 +304,12 @@ class _Estimate:
         )[0][0]
         rewritten = {name for (name,) in self._plan.rows(_REWRITTEN)}
         again = sum(part.bytes for part in self._live.parts if part.name in rewritten) if self._live else 0
-        return round(made + projected * self._vector_bytes() + again + self._manifest_items(rewritten) * MANIFEST_BYTES)
+        return round(made + projected * self._vector_bytes() + again + self._manifest_items() * MANIFEST_BYTES)
 
-    def _manifest_items(self, rewritten: set[str]) -> int:
+    def _manifest_items(self) -> int:
         """Items that the run writes into the manifest: those it changes, and those whose part gets another name."""
-        renamed = sum(part.rows for part in self._live.parts if part.name in rewritten) if self._live else 0
         counts = self._counts
+        renamed = self._plan.rows(_RENAMED)[0][0]
         changed = counts.listed - counts.unchanged - counts.quarantined + counts.deleted + renamed
         return counts.listed if manifest.is_whole(self._live, changed) else changed
 

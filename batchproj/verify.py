@@ -135,6 +135,7 @@ class _Check:
         self._db.execute("SET enable_progress_bar = false")
         self._db.execute(_TABLES)
         self._damaged: list[Damage] = []
+        self._digests: dict[str, str] = {}
         self._files = self._bytes = self._rows = 0
 
     def __enter__(self) -> Self:
@@ -280,25 +281,26 @@ class _Check:
         """Download a file once, whatever number of runs share it; None if it is damaged."""
         local = Path(self._scratch.name) / name.replace("/", "-")
         with self._named(kind, name, [run]):
-            if not local.exists():
+            if name not in self._digests:
                 self._folder.download(name, local)
                 self._files += 1
                 self._bytes += local.stat().st_size
-            with local.open("rb") as opened:
-                found = hashlib.file_digest(opened, "sha256").hexdigest()
-            if found == promised.sha256:
+                with local.open("rb") as opened:
+                    self._digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+            if self._digests[name] == promised.sha256:
                 return local
-            self._damage(kind, name, [run], _other_bytes(found, promised.sha256))
+            self._damage(kind, name, [run], _other_bytes(self._digests[name], promised.sha256))
         return None
 
     def _misfit(self, snapshot: Snapshot, items: str) -> str | None:
         """In what a snapshot and its manifest, whose bytes are right, contradict each other."""
-        query = f"SELECT count(*), coalesce(sum(segments) FILTER (status = 'embedded'), 0) FROM ({items})"
+        self._db.execute(f"CREATE OR REPLACE TABLE items AS SELECT status, segments, part, features FROM ({items})")
+        query = "SELECT count(*), coalesce(sum(segments) FILTER (status = 'embedded'), 0) FROM items"
         counted = self._db.execute(query).fetchall()[0]
         if counted != (snapshot.listed, snapshot.rows):
             return f"says {snapshot.listed} items and {snapshot.rows} rows, its manifest {counted[0]} and {counted[1]}"
         for column, files in (("part", snapshot.parts), ("features", snapshot.features)):
-            query = f"SELECT DISTINCT {column} FROM ({items}) WHERE {column} IS NOT NULL"
+            query = f"SELECT DISTINCT {column} FROM items WHERE {column} IS NOT NULL"
             named = {name for (name,) in self._db.execute(query).fetchall()}
             if named != {file.name for file in files}:
                 return f"does not name the same {column} files as its manifest"

@@ -17,7 +17,7 @@ from in_process import OPTIONS, quiet, run, vectors, without_ray
 from batchproj.collection import manifest
 from batchproj.collection.snapshot import Snapshot
 from batchproj.embed import Options
-from batchproj.errors import BatchprojError
+from batchproj.errors import BatchprojError, CollectionError
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.gc import gc
@@ -223,6 +223,27 @@ def test_damage_to_a_file_is_damage_to_every_run_that_builds_on_it(
     assert rollback(str(collection), None, quiet) == ("000002", "000001")
     assert run(corpus, collection, tiny_space).run == "000003"
     assert [file.name for file in live(collection).manifest] == ["000001", "000003"]
+    assert verify(str(collection), quiet).of("000003") == []
+
+
+def test_a_manifest_with_other_bytes_is_refused_before_anything_follows_from_it(
+    corpus: Path, tiny_space: Path, tmp_path: Path
+) -> None:
+    collection = tmp_path / "c"
+    run(corpus, collection, tiny_space)
+    write_words(corpus / "d9/new.txt", 200)
+    run(corpus, collection, tiny_space)
+    changes = collection / "snapshots/000002.manifest.parquet"
+    pq.write_table(pq.read_table(changes).slice(0, 0), changes)  # sound Parquet, of an attempt that lost its lease
+    write_words(corpus / "d9/newer.txt", 201)
+    for use in (
+        lambda: run(corpus, collection, tiny_space),
+        lambda: explain(str(collection), str(corpus / "d9/new.txt")),
+    ):
+        with pytest.raises(CollectionError, match=r"snapshots/000002.manifest.parquet of .* is damaged; .* verify"):
+            use()
+    assert rollback(str(collection), None, quiet) == ("000002", "000001")
+    assert run(corpus, collection, tiny_space).rows == 26
     assert verify(str(collection), quiet).of("000003") == []
 
 

@@ -144,13 +144,17 @@ def check_keys(plan: Plan, now: pa.RecordBatchReader, before: pa.RecordBatchRead
     table has checked, that leaves no row too few or too many. The comparison is DuckDB's, within its
     memory limit.
     """
-    _load_ids(plan, "found", now)
-    if before is None:
-        embedded, kept = f"read_parquet('{manifest.file_of(plan)}')", ""
-    else:
-        _load_ids(plan, "before", before)
-        embedded, kept = "final", "UNION ALL SELECT id FROM before ANTI JOIN removed USING (item)"
-    plan.db.execute(f"CREATE OR REPLACE TABLE promised AS {_IDS.format(embedded=embedded)} {kept}")
+    _load(plan, "found", "id", now)
+    embedded = "final" if before else f"read_parquet('{manifest.file_of(plan)}')"
+    plan.db.execute(f"CREATE OR REPLACE TABLE promised AS {_IDS.format(embedded=embedded)}")
+    if before:
+        _load(plan, "before", "id, item", before)
+        count = plan.rows("SELECT count(*) FROM before")[0][0]
+        for in_shard in manifest.shards("item", count):
+            plan.db.execute(
+                f"INSERT INTO promised SELECT id FROM (SELECT id, item FROM before WHERE {in_shard}) "
+                f"ANTI JOIN (SELECT item FROM removed WHERE {in_shard}) USING (item)"
+            )
     count = plan.rows("SELECT count(*) FROM promised")[0][0]
     for in_shard in manifest.shards("id", count):
         wrong = plan.rows(
@@ -166,9 +170,9 @@ def check_keys(plan: Plan, now: pa.RecordBatchReader, before: pa.RecordBatchRead
             )
 
 
-def _load_ids(plan: Plan, table: str, ids: pa.RecordBatchReader) -> None:
-    plan.db.register("incoming", ids)
+def _load(plan: Plan, table: str, columns: str, rows: pa.RecordBatchReader) -> None:
+    plan.db.register("incoming", rows)
     try:
-        plan.db.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT id, item FROM incoming")
+        plan.db.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT {columns} FROM incoming")
     finally:
         plan.db.unregister("incoming")

@@ -1,8 +1,9 @@
 """What became of every listed item: one whole Parquet file, then a file of what each later run changed.
 
 The newest row of an item counts; one with the status `gone` says that the item left. So a commit
-writes what its run changed and not what the collection holds. Once the changes add up to a tenth of
-the items, or to too many files, the next run writes a whole file again.
+writes a row for each item that its run changed, or whose part it wrote again under another name, and
+not for each that the collection holds. Once the changes add up to a tenth of the items, or to too
+many files, the next run writes a whole file again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from batchproj.collection import layout
 from batchproj.collection.plan import Plan
 from batchproj.collection.snapshot import Part, Snapshot
-from batchproj.errors import BatchprojError
+from batchproj.errors import BatchprojError, CollectionError
 from batchproj.objectstore import Folder
 
 CHANGED_SHARE = 0.1
@@ -57,7 +58,7 @@ ORDER BY key, item
 
 _HOW_MANY = """
 SELECT (SELECT count(*) FROM final) + (SELECT count(*) FROM gone)
-    + (SELECT count(*) FROM manifest m JOIN renamed r ON r.old = m.part)
+    + (SELECT count(*) FROM manifest m JOIN renamed r ON r.old = m.part ANTI JOIN removed ON removed.item = m.item)
 """
 
 _QUARANTINE = """
@@ -79,14 +80,30 @@ FROM read_parquet('{file}') n LEFT JOIN manifest m USING (item)
 
 
 def fetch(folder: Folder, snapshot: Snapshot, scratch: Path) -> list[Path]:
-    """Download a run's manifest; the files, the whole one first."""
+    """Download a run's manifest; the files, the whole one first.
+
+    Raises CollectionError if one is gone or has other bytes than the snapshot says: what a run does
+    follows from it, and later commits compare only what they change.
+    """
     files = []
     for file in snapshot.manifest:
         local = scratch / f"{file.name}.manifest.parquet"
         if not local.exists():  # runs share files
-            folder.download(layout.manifest(file.name), local)
+            try:
+                folder.download(layout.manifest(file.name), local)
+            except FileNotFoundError as error:
+                raise _lost(folder, file.name, "missing") from error
+        if _digest(local) != file.sha256:
+            raise _lost(folder, file.name, "damaged")
         files.append(local)
     return files
+
+
+def _lost(folder: Folder, run: str, what: str) -> CollectionError:
+    return CollectionError(
+        f"{layout.manifest(run)} of {folder.uri} is {what}; see which runs need it with: batchproj verify "
+        f"{folder.uri}, and go back to one that does not with: batchproj rollback, or embed into a new collection"
+    )
 
 
 def rows(files: list[Path]) -> str:
@@ -117,7 +134,7 @@ def write(plan: Plan, folder: Folder, target: Snapshot, live: Snapshot | None) -
     """Write what the run adds to the live manifest, all of it if `live` is None; the files of the new one.
 
     Needs the plan after `commit.check_complete` and `commit.next_parts`. Raises BatchprojError if the
-    new manifest has not as many items as were listed.
+    new manifest has not as many items as were listed, or its file not as many rows as the run has changes.
     """
     changed = plan.rows(_HOW_MANY)[0][0]
     before = None if is_whole(live, changed) else live
@@ -127,6 +144,8 @@ def write(plan: Plan, folder: Folder, target: Snapshot, live: Snapshot | None) -
     items = plan.rows(query)[0][0]
     if items != target.listed:
         raise BatchprojError(f"{target.listed} items listed, {items} in the manifest; nothing was made visible, rerun")
+    if before and (rows := pq.read_metadata(local).num_rows) != changed:
+        raise BatchprojError(f"{changed} items changed, {rows} in the manifest; nothing was made visible, rerun")
     return [*(before.manifest if before else []), _upload(folder, layout.manifest(target.run), target.run, local)]
 
 
@@ -162,6 +181,9 @@ def _write_sorted(plan: Plan, query: str, rows: int, local: Path) -> None:
 
 def _upload(folder: Folder, name: str, run: str, local: Path) -> Part:
     folder.upload(local, name)
-    with local.open("rb") as opened:
-        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    return Part(name=run, rows=pq.read_metadata(local).num_rows, bytes=local.stat().st_size, sha256=sha256)
+    return Part(name=run, rows=pq.read_metadata(local).num_rows, bytes=local.stat().st_size, sha256=_digest(local))
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
