@@ -374,7 +374,7 @@ def _commit(run: _Run, table: VectorTable, receipts: list[Receipt], options: Opt
     run.lease.confirm()
     changes = commit.next_parts(plan, folder, live, receipts, options.rebuild)
     failpoint("commit.parts")
-    run.lease.confirm()
+    run.lease.confirm()  # writing parts takes long, and later runs will build on the manifest
     parts = [*changes.kept, *changes.added]
     is_anew = is_written_anew(live, run.target, changes)
     snapshot = run.target.model_copy(

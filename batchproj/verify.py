@@ -13,7 +13,6 @@ is only seen that their files are there: Lance keeps no digests of them, and a r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import tempfile
@@ -36,7 +35,7 @@ from batchproj.collection import layout, ledger, manifest
 from batchproj.collection.lease import Record, head
 from batchproj.collection.plan import MEMORY_LIMIT
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
-from batchproj.collection.unit import digest
+from batchproj.collection.unit import digest, file_digest
 from batchproj.errors import CollectionError, TryLater, UsageError
 from batchproj.index import Fragment, VectorTable
 from batchproj.objectstore import Folder
@@ -285,8 +284,7 @@ class _Check:
                 self._folder.download(name, local)
                 self._files += 1
                 self._bytes += local.stat().st_size
-                with local.open("rb") as opened:
-                    self._digests[name] = hashlib.file_digest(opened, "sha256").hexdigest()
+                self._digests[name] = file_digest(local)
             if self._digests[name] == promised.sha256:
                 return local
             self._damage(kind, name, [run], _other_bytes(self._digests[name], promised.sha256))

@@ -15,7 +15,7 @@ from conftest import write_picture, write_words
 from in_process import OPTIONS, quiet, run, vectors, without_ray
 
 from batchproj.collection import manifest
-from batchproj.collection.snapshot import Snapshot
+from batchproj.collection.snapshot import Part, Snapshot
 from batchproj.embed import Options
 from batchproj.errors import BatchprojError, CollectionError
 from batchproj.explain import explain
@@ -152,8 +152,8 @@ def test_a_wrong_key_among_the_new_rows_is_seen(
     write_words(corpus / "d9/new.txt", 200)
     rows = VectorTable._rows
 
-    def misnamed(self: VectorTable, part: object) -> pa.Table:
-        table = rows(self, part)  # type: ignore[arg-type]
+    def misnamed(self: VectorTable, part: Part) -> pa.Table:
+        table = rows(self, part)
         field = table.schema.field("id")
         return table.set_column(0, field, pa.array(["another"] * table.num_rows, field.type))
 

@@ -8,7 +8,6 @@ many files, the next run writes a whole file again.
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from batchproj.collection import layout
 from batchproj.collection.plan import Plan
 from batchproj.collection.snapshot import Part, Snapshot
+from batchproj.collection.unit import file_digest
 from batchproj.errors import BatchprojError, CollectionError
 from batchproj.objectstore import Folder
 
@@ -93,7 +93,7 @@ def fetch(folder: Folder, snapshot: Snapshot, scratch: Path) -> list[Path]:
                 folder.download(layout.manifest(file.name), local)
             except FileNotFoundError as error:
                 raise _lost(folder, file.name, "missing") from error
-        if _digest(local) != file.sha256:
+        if file_digest(local) != file.sha256:
             raise _lost(folder, file.name, "damaged")
         files.append(local)
     return files
@@ -181,9 +181,4 @@ def _write_sorted(plan: Plan, query: str, rows: int, local: Path) -> None:
 
 def _upload(folder: Folder, name: str, run: str, local: Path) -> Part:
     folder.upload(local, name)
-    return Part(name=run, rows=pq.read_metadata(local).num_rows, bytes=local.stat().st_size, sha256=_digest(local))
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return Part(name=run, rows=pq.read_metadata(local).num_rows, bytes=local.stat().st_size, sha256=file_digest(local))

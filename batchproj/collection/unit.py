@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -96,6 +97,11 @@ def write_features(folder: Folder, fingerprint: str, name: str, rows: pa.Table) 
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def finish(folder: Folder, receipt: Receipt, outcome: pa.Table) -> Receipt:
