@@ -13,8 +13,9 @@ Data flows top to bottom:
     changes, switch                        what a source holds now; the one step that readers see
     objective, fit, comparison, report, card    projectors trained in memory, judged, and what is said of them
     training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
+    texts, agreement, bridge_report, bridge    texts in two encoders, an adapter between them, what it is worth
     gate                                   whether a space may take the place of the live one
-    embed, search, train, evaluate         what people do
+    embed, search, train, adapter, evaluate    what people do
     demo, cli                              how they do it
 """
 

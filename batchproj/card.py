@@ -182,10 +182,11 @@ def _table(competitors: dict[str, Any]) -> list[str]:
     for name, figures in competitors.items():
         recalls = [figures[way][f"r@{k}"] for way in ways for k in CUTOFFS] + [figures["mean_recall"]]
         gap = "-" if figures["modality_gap"] is None else f"{figures['modality_gap']:.2f}"
-        cells = [name, *map(_cell, recalls), *(f"{figures[way]['median_rank']:g}" for way in ways), gap]
+        cells = [name, *map(cell, recalls), *(f"{figures[way]['median_rank']:g}" for way in ways), gap]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
 
 
-def _cell(figure: dict[str, float]) -> str:
+def cell(figure: dict[str, float]) -> str:
+    """A figure of a card in a Markdown table, its interval below in small print."""
     return f"{figure['value']:.3f}<br><sub>{figure['low']:.2f} to {figure['high']:.2f}</sub>"

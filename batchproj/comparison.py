@@ -7,7 +7,7 @@ recall*: the mean of Recall@1, 5 and 10 both ways, for Recall@10 alone is flat o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,10 +102,7 @@ class HeldOut:
 
     def _resampled(self, answers: Answers) -> Floats:
         """(draws, 7): the recalls when as many groups are drawn with replacement, a thousand times."""
-        random = np.random.default_rng(_SEED)
-        count = self.groups
-        draws = (np.bincount(random.integers(count, size=count), minlength=count) * 1.0 for _ in range(_RESAMPLES))
-        return np.stack([self._recalls(answers, weights_G) for weights_G in draws])
+        return np.stack([self._recalls(answers, weights_G) for weights_G in _draws(self.groups)])
 
     def _recalls(self, answers: Answers, weights_G: npt.NDArray[np.floating]) -> Floats:
         captions_C, items_I = self._numbers
@@ -119,6 +116,22 @@ class HeldOut:
         number = {group: number for number, group in enumerate(dict.fromkeys(self.caption_groups))}
         captions, items = (np.array([number[g] for g in own]) for own in (self.caption_groups, self.item_groups))
         return captions, items
+
+
+def means(values_QV: Floats, groups: Sequence[str]) -> list[Interval]:
+    """The mean over all questions of each column; for its interval the groups of questions are drawn whole."""
+    _, group_Q = np.unique(np.asarray(groups), return_inverse=True)
+    weights = (weights_G[group_Q] for weights_G in _draws(int(group_Q.max()) + 1))
+    drawn = np.stack([weights_Q @ values_QV / weights_Q.sum() for weights_Q in weights])
+    low, high = np.percentile(drawn, _INTERVAL, axis=0)
+    return [Interval(*map(float, each)) for each in zip(values_QV.mean(axis=0), low, high, strict=True)]
+
+
+def _draws(count: int) -> Iterator[Floats]:
+    """How often each of so many groups (G,) is drawn when as many are drawn with replacement; a thousand times."""
+    random = np.random.default_rng(_SEED)
+    for _ in range(_RESAMPLES):
+        yield np.bincount(random.integers(count, size=count), minlength=count).astype(np.float64)
 
 
 def _hits(ranks_Q: npt.NDArray[np.int64]) -> Floats:

@@ -122,6 +122,7 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
     another run holds the collection.
     """
     started = time.monotonic()
+    space.refuse_if_bridge()
     retry.configure(options.recipe.retry_s)
     with retry.watch_pauses(watch.step):
         return _embed(source, Folder(collection), space, options, watch, started)

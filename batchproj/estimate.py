@@ -151,6 +151,7 @@ def make_plan(
 
     Raises SourceError or UsageError as `embed` does, TryLater if storage is away.
     """
+    space.refuse_if_bridge()
     retry.configure(recipe.retry_s)
     folder = Folder(collection)
     fingerprints = fingerprints_of(space)

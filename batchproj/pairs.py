@@ -96,7 +96,7 @@ def paired_samples(collection: Collection, rows: pa.Table, modality: Modality) -
     texts = rows.filter(pc.equal(rows["modality"], str(Modality.TEXT)))
     for number, pair in enumerate(texts["pair"].to_pylist()):
         captions.setdefault(pair, []).append(number)
-    cached = _cached(collection, modality)
+    cached = cached_features(collection, modality)
     links = [
         (number, caption, pair)
         for number, pair in enumerate(cached["pair"].to_pylist() if cached is not None else [])
@@ -120,7 +120,11 @@ def matrix(column: pa.ChunkedArray) -> Array:
     return rows
 
 
-def _cached(collection: Collection, modality: Modality) -> pa.Table | None:
+def cached_features(collection: Collection, modality: Modality) -> pa.Table | None:
+    """Features of the live items of a modality (`schema.feature_schema`), None without any; all in memory.
+
+    Raises UsageError where they are missing or damaged.
+    """
     try:
         return live_features(Folder(collection.uri), collection.snapshot, modality)
     except TryLater:

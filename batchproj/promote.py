@@ -18,6 +18,8 @@ def promote(uri: str, space: str, watch: Watch, verbose: bool = False) -> Report
     """
     if read_card(space).get("reverse"):
         raise UsageError(f"{space} holds projectors of train --reverse, no space to bring a collection to")
+    if "adapts" in read_card(space):
+        raise UsageError(f"{space} is a bridge of train --adapter, for queries; no space to bring a collection to")
     found = [
         f"{modality} is {said}"
         for modality, trained in read_card(space)["modality"].items()

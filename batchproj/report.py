@@ -27,8 +27,11 @@ def compared(
     recall = {name: each["mean_recall"]["value"] for name, each in figures.items()}
     return {
         "competitors": figures,
-        "gain_over": {rival: _interval(gain) for rival, gain in gains.items()},
-        "verdict": [_verdict(rival, gain, held_out) for rival, gain in gains.items()],
+        "gain_over": {rival: rounded(gain) for rival, gain in gains.items()},
+        "verdict": [
+            told(_NAMES[rival], gain, "mean recall", f"{held_out.groups:,} held-out pairs")
+            for rival, gain in gains.items()
+        ],
         "shortcomings": _shortcomings(held_out, gains, recall),
     }
 
@@ -46,24 +49,26 @@ def _figures(ways: tuple[str, ...], held_out: HeldOut, answers: Answers) -> dict
         own = recalls[3 * number : 3 * number + 3]
         figures[way] = {
             "n": len(hits),
-            **{f"r@{k}": _interval(recall) for k, recall in zip(CUTOFFS, own, strict=True)},
+            **{f"r@{k}": rounded(recall) for k, recall in zip(CUTOFFS, own, strict=True)},
             "median_rank": round(answers.median_ranks[number], 1),
         }
     gap = None if answers.modality_gap is None else round(answers.modality_gap, 4)
-    return {**figures, "mean_recall": _interval(recalls[-1]), "modality_gap": gap}
+    return {**figures, "mean_recall": rounded(recalls[-1]), "modality_gap": gap}
 
 
-def _interval(figure: Interval) -> dict[str, float]:
+def rounded(figure: Interval) -> dict[str, float]:
+    """A figure as cards keep it."""
     return {name: round(getattr(figure, name), 4) for name in ("value", "low", "high")}
 
 
-def _verdict(rival: str, gain: Interval, held_out: HeldOut) -> str:
-    difference = f"mean recall {gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
+def told(rival: str, gain: Interval, what: str, by: str) -> str:
+    """In plain words whether the new one is better in `what` than a rival, as far as `by` tells."""
+    difference = f"{what} {gain.value:+.3f} (95 % interval {gain.low:+.3f} to {gain.high:+.3f})"
     if gain.low > 0:
-        return f"better than {_NAMES[rival]}: {difference}"
+        return f"better than {rival}: {difference}"
     if gain.high < 0:
-        return f"worse than {_NAMES[rival]}: {difference}"
-    return f"not told apart from {_NAMES[rival]} by {held_out.groups:,} held-out pairs: {difference}"
+        return f"worse than {rival}: {difference}"
+    return f"not told apart from {rival} by {by}: {difference}"
 
 
 def _shortcomings(held_out: HeldOut, gains: dict[str, Interval], recall: dict[str, float]) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow.dataset as pads
 
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
+from batchproj.collection.snapshot import Snapshot
 from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
@@ -26,7 +27,17 @@ from batchproj.index import open_live
 from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
-from batchproj.space import Embedder, ResolvedSpace, SpaceFolder, Split, open_space, resolve
+from batchproj.space import (
+    Embedder,
+    Member,
+    ResolvedSpace,
+    Space,
+    SpaceFolder,
+    Split,
+    open_space,
+    resolve,
+    resolve_only,
+)
 from batchproj.tags import live_run
 
 MAX_K = 1_000
@@ -63,6 +74,7 @@ class Collection:
         self._folder = Folder(uri)
         self._threads = threads
         self._embedders: dict[Modality, Embedder] = {}
+        self._bridges: dict[str, Embedder] = {}
         found = open_live(self._folder)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
@@ -104,24 +116,32 @@ class Collection:
         k: int = 10,
         modality: str | None = None,
         where: Sequence[str] = (),
+        space: str | None = None,
     ) -> list[Hit]:
         """The `k` rows nearest to a text, an image file or a sound file, best first.
 
-        `where` holds conditions `column=value` on the columns of the collection. Raises UsageError
-        for a query that cannot be embedded and CollectionError if the models are not the table's.
+        `where` holds conditions `column=value` on the columns of the collection. `space` is a bridge
+        that `train --adapter` made from another text encoder into this collection's text vectors: it
+        embeds the text, the collection's own encoders embed files. Raises UsageError for a query that
+        cannot be embedded and CollectionError if the models, or the bridge, are not the table's.
         """
         self._condition(k, modality, where)  # what is wrong with these need not wait for a model
-        return self.nearest(self.embed_query(text, image, audio), k, modality, where)
+        return self.nearest(self.embed_query(text, image, audio, space), k, modality, where)
 
     def embed_query(
-        self, text: str | None = None, image: str | Path | None = None, audio: str | Path | None = None
+        self,
+        text: str | None = None,
+        image: str | Path | None = None,
+        audio: str | Path | None = None,
+        space: str | None = None,
     ) -> npt.NDArray[np.float32]:
         """The query's vector (K,) float32; several segments of a long query are averaged."""
         given = [(m, v) for m, v in ((Modality.TEXT, text), (Modality.IMAGE, image), (Modality.AUDIO, audio)) if v]
         if len(given) != 1:
             raise UsageError("give one query: a text, --image FILE or --audio FILE")
         modality, value = given[0]
-        embedder = self.embedder(modality)
+        bridge = None if space is None else self._bridge(space)
+        embedder = self.embedder(modality) if bridge is None or modality is not Modality.TEXT else bridge
         try:
             data = str(value).encode() if modality is Modality.TEXT else _read_query(str(value), modality)
             segments: list[Segment] = decode(data, modality, embedder.spec, Limits())
@@ -133,17 +153,29 @@ class Collection:
     def embedder(self, modality: Modality) -> Embedder:
         """Encoder and projector of a modality, loaded once; refused unless they made the table."""
         if modality not in self._embedders:
-            member = self.space.members.get(modality)
-            if member is None:
-                raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
-            live = self.snapshot.fingerprints[modality].vector
-            if member.vector_fp != live:
-                raise CollectionError(
-                    f"the {modality} encoder at hand has fingerprint {member.vector_fp[:12]}, the table was made with "
-                    f"{live[:12]}; use the batchproj version that made it, or embed again"
-                )
-            self._embedders[modality] = member.load(self._threads)
+            self._embedders[modality] = self.member(modality).load(self._threads)
         return self._embedders[modality]
+
+    def member(self, modality: Modality) -> Member:
+        """A modality of the collection's space; raises CollectionError unless it is what made the table."""
+        member = self.space.members.get(modality)
+        if member is None:
+            raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
+        live = self.snapshot.fingerprints[modality].vector
+        if member.vector_fp != live:
+            raise CollectionError(
+                f"the {modality} encoder at hand has fingerprint {member.vector_fp[:12]}, the table was made with "
+                f"{live[:12]}; use the batchproj version that made it, or embed again"
+            )
+        return member
+
+    def _bridge(self, space: str) -> Embedder:
+        """Text encoder and adapter of a bridge, loaded once; refused unless it leads to the table's text vectors."""
+        if space not in self._bridges:
+            opened = open_space(space)
+            _check_bridge(space, opened.space, self.snapshot)
+            self._bridges[space] = resolve_only(opened, Modality.TEXT).load(self._threads)
+        return self._bridges[space]
 
     def nearest(
         self,
@@ -203,6 +235,21 @@ def runs_of(uri: str) -> tuple[list[dict[str, Any]], str | None]:
 def _ledger(folder: Folder) -> list[dict[str, Any]]:
     entries = (read_entry(folder, run) for run in numbers(folder))
     return [entry.model_dump(mode="json") for entry in entries if entry is not None]
+
+
+def _check_bridge(where: str, space: Space, live: Snapshot) -> None:
+    if space.adapts is None or space.text is None:
+        raise UsageError(
+            f"--space {where} is no bridge: a collection is searched in its own space, and with another one only "
+            "through what train --adapter has written; leave --space out"
+        )
+    own = live.fingerprints.get(Modality.TEXT)
+    if own is None or own.vector != space.adapts or space.dim != live.dim:
+        raise CollectionError(
+            f"--space {where} leads to text vectors with fingerprint {space.adapts[:12]}, this collection's have "
+            f"{own.vector[:12] if own else 'none'}: search without --space, or train a bridge to this collection's "
+            "own space: batchproj train NEW_COLLECTION --adapter OLD_SPACE --out BRIDGE"
+        )
 
 
 def _read_query(path: str, modality: Modality) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,12 +69,17 @@ class Split(BaseModel):
 
 
 class Space(BaseModel):
-    """A space file; the README has an example."""
+    """A space file; the README has an example.
+
+    adapts: of a bridge that `train --adapter` made, the fingerprint of the text vectors it leads to: its text encoder
+    answers queries to a table of those, and makes no table of its own.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "space"
     dim: int = Field(gt=0)
     split: Split | None = None
+    adapts: str | None = None
     text: MemberFile | None = None
     image: MemberFile | None = None
     audio: MemberFile | None = None
@@ -156,6 +161,14 @@ class Member:
     def load_projector(self) -> Projector | None:
         return None if self.projector is None else project.loads(self.projector)
 
+    def encoder_file(self) -> dict[str, Any]:
+        """The encoder as a space file names it, its weights pinned."""
+        return {**self.config.model_dump(exclude_none=True), "digest": self.model_digest}
+
+    def with_projector(self, weights: bytes, dim: int) -> Member:
+        """The same encoder, with a projector into `dim` dimensions."""
+        return replace(self, projector=weights, vector_doc=_vector_doc(self.feature_doc, weights, dim))
+
 
 @dataclass(frozen=True)
 class ResolvedSpace:
@@ -172,12 +185,20 @@ class ResolvedSpace:
     def fingerprint(self) -> str:
         return fingerprint({m: member.vector_fp for m, member in self.members.items()})
 
+    def refuse_if_bridge(self) -> None:
+        """Raises SpaceError for a bridge: it makes vectors of queries, and none of a table's rows."""
+        if self.space.adapts is not None:
+            raise SpaceError(
+                f"space '{self.space.name}' is a bridge for queries to text vectors with fingerprint "
+                f"{self.space.adapts[:12]}, nothing is embedded with it: search with it (batchproj search COLLECTION "
+                "WORDS --space BRIDGE), and embed with the new encoder's own space"
+            )
+
     def save(self, folder: Folder) -> None:
         """Write `space.yaml` and the projectors so that the folder stands by itself."""
         document = self.space.model_dump(exclude_none=True)
         for modality, member in self.members.items():
-            config = member.config.model_dump(exclude_none=True)
-            document[modality]["encoder"] = {**config, "digest": member.model_digest}
+            document[modality]["encoder"] = member.encoder_file()
             if member.projector is not None:
                 document[modality]["projector"]["weights"] = f"{modality}.safetensors"
                 folder.write(f"{modality}.safetensors", member.projector)
@@ -192,6 +213,11 @@ def resolve(opened: SpaceFolder) -> ResolvedSpace:
     return ResolvedSpace(opened.space, members)
 
 
+def resolve_only(opened: SpaceFolder, modality: Modality) -> Member:
+    """One modality that the space has, as `resolve` finds it; the models of the others need not be there."""
+    return _resolve_member(modality, opened.space.members()[modality], opened)
+
+
 def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder) -> Member:
     where = f"space {opened.space.name}, {modality}"
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
@@ -203,14 +229,18 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     cached = {"cache": "tokens"} if member.cache == "tokens" else {}
     made = {"epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
     feature_doc = {**described.decides, **cached, **made}
-    vector_doc = {
+    vector_doc = _vector_doc(feature_doc, weights, opened.space.dim)
+    return Member(modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights)
+
+
+def _vector_doc(feature_doc: dict[str, Any], weights: bytes | None, dim: int) -> dict[str, Any]:
+    return {
         "feature": fingerprint(feature_doc),
         "projector": None if weights is None else hashlib.sha256(weights).hexdigest(),
-        "dim": opened.space.dim,
+        "dim": dim,
         "normalisation": "l2",
         "epoch": project.PROJECT_EPOCH,
     }
-    return Member(modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights)
 
 
 def _described(

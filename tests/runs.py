@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from batchproj.collection.ledger import Report
+from batchproj.collection.snapshot import write_snapshot
 from batchproj.embed import Options, Watch, embed
+from batchproj.objectstore import Folder
 from batchproj.recipe import Recipe
-from batchproj.schema import vector_schema
+from batchproj.schema import Modality, vector_schema
 from batchproj.search import Collection
 from batchproj.space import open_space, resolve
 
@@ -79,3 +83,21 @@ def descendants(pid: int) -> dict[int, str]:
 def resume(source: object, collection: object, space: object, recipe: Recipe) -> Report:
     """A run inside this process, after one that was killed or from the start."""
     return embed(str(source), str(collection), resolve(open_space(str(space))), Options(recipe), Watch())
+
+
+def damage_features(collection: Path, modality: Modality, value: float) -> None:
+    """Put a value into one cached feature of a modality, as if it had been written like that."""
+    live = Collection(str(collection)).snapshot
+    file = min((collection / "features" / live.fingerprints[modality].feature).glob("*.parquet"))
+    table = pq.read_table(file)
+    feature = table["feature"].combine_chunks()
+    values = feature.flatten().to_numpy().copy()
+    values[0] = value
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float16()), feature.type.list_size)
+    place = table.schema.get_field_index("feature")
+    pq.write_table(table.set_column(place, table.schema.field(place), column), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    features = [
+        each.model_copy(update={"sha256": digest}) if each.name == file.stem else each for each in live.features
+    ]
+    write_snapshot(Folder(str(collection)), live.model_copy(update={"features": features}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from batchproj.comparison import Answers, HeldOut
+from batchproj.comparison import Answers, HeldOut, means
 
 
 def unit(rows: int, dims: int, seed: int) -> np.ndarray:
@@ -97,3 +97,15 @@ def test_too_few_groups_tell_nothing() -> None:
     assert not one_to_one(9).tells
     assert one_to_one(10).tells
     assert one_to_one(2).recalls(one_to_one(2).chance())[2].value == 1  # two candidates are within the first ten
+
+
+def test_means_of_questions_have_the_intervals_that_recalls_have() -> None:
+    """Twenty questions that share one fate say no more than one, and one question each no less."""
+    held_out = one_to_one(60)
+    answers = held_out.answers(noisy(held_out.captions, 2.0, seed=5))
+    own = means(answers.to_item, held_out.caption_groups)
+    assert [each.value for each in own] == pytest.approx([each.value for each in held_out.recalls(answers)[:3]])
+    repeated = means(np.repeat(answers.to_item, 20, axis=0), [g for g in held_out.caption_groups for _ in range(20)])
+    for one, twenty in zip(own, repeated, strict=True):
+        assert (one.low, one.high) == pytest.approx((twenty.low, twenty.high))
+        assert one.low < one.value < one.high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -15,15 +14,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture, write_words
 from in_process import OPTIONS, resolved, without_ray
+from runs import damage_features
 
 from batchproj import fit
 from batchproj.card import read_card, write_card
-from batchproj.collection.snapshot import write_snapshot
 from batchproj.comparison import HeldOut
 from batchproj.embed import Watch, embed
 from batchproj.errors import SpaceError, UsageError
@@ -242,28 +239,10 @@ def test_options_that_cannot_be(collection: Path, tmp_path: Path) -> None:
 
 
 def test_nan_in_features(collection: Path, tmp_path: Path) -> None:
-    damage_features(collection, np.nan)
+    damage_features(collection, Modality.IMAGE, np.nan)
     with pytest.raises(UsageError, match=r"NaN or infinity in 1 of 60 cached features of image"):
         train(str(collection), str(tmp_path / "space"), HALF, ignore, ignore)
     assert not (tmp_path / "space").exists()
-
-
-def damage_features(collection: Path, value: float) -> None:
-    """Put a value into one cached feature of the pictures, as if it had been written like that."""
-    live = Collection(str(collection)).snapshot
-    file = min((collection / "features" / live.fingerprints[Modality.IMAGE].feature).glob("*.parquet"))
-    table = pq.read_table(file)
-    feature = table["feature"].combine_chunks()
-    values = feature.flatten().to_numpy().copy()
-    values[0] = value
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float16()), feature.type.list_size)
-    place = table.schema.get_field_index("feature")
-    pq.write_table(table.set_column(place, table.schema.field(place), column), file)
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    features = [
-        each.model_copy(update={"sha256": digest}) if each.name == file.stem else each for each in live.features
-    ]
-    write_snapshot(Folder(str(collection)), live.model_copy(update={"features": features}))
 
 
 def test_features_of_another_fingerprint(collection: Path, tmp_path: Path) -> None:

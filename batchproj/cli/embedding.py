@@ -174,6 +174,15 @@ def train(
         bool,
         typer.Option("--reverse", help="The other way: from the text space into the encoder's own features."),
     ] = False,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OLD_SPACE",
+            help="Make --out a bridge instead: from the collection's text encoder into the text vectors of this space, "
+            "to search what is still embedded with it.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
@@ -193,6 +202,9 @@ def train(
     options = TrainOptions(
         projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, reverse, verbose
     )
+    if adapter is not None:
+        _train_adapter(collection, adapter, out, options, promote, as_json)
+        return
     with console(verbose) as stream, RunProgress(stream) as progress:
         result = run_train(collection, out, options, progress.counted, progress.step)
         watch = Watch(progress.step, progress.totals, progress.progress)
@@ -222,6 +234,34 @@ def _print_training(result: dict[str, Any], card: dict[str, Any]) -> None:
         for said in [*judged["verdict"], *(f"not to be promoted: {each}" for each in judged["shortcomings"])]:
             print(f"  {said}")
     print(f"The whole report: {result['space']}/README.md")
+
+
+def _train_adapter(collection: str, old_space: str, out: str, options: Any, promote: bool, as_json: bool) -> None:
+    from batchproj.adapter import train_adapter
+    from batchproj.card import read_card
+    from batchproj.errors import UsageError
+    from batchproj.progress import RunProgress
+
+    if promote:
+        raise UsageError("--adapter makes a bridge for queries, which no collection can be brought to: no --promote")
+    with console(options.verbose) as stream, RunProgress(stream) as progress:
+        result = train_adapter(collection, old_space, out, options, progress.counted, progress.step)
+    if as_json:
+        print_json(result)
+        return
+    text, card = result["modality"]["text"], read_card(out)
+    print(
+        f"text: {text['projector']} on {text['pairs_train']:,} texts; Recall@10 against the full re-embedding "
+        f"{_score(text['r@10'])} on {text['pairs_test']:,} held-out texts (ridge {_score(text['baseline_r@10'])}, "
+        f"the old encoder itself {_score(text['old_r@10'])}, chance {_score(text['chance_r@10'])})"
+    )
+    for said in card["agreement"]["verdict"]:
+        print(f"  {said}")
+    for modality, report in card["found"].items():
+        scores = ", ".join(f"{who} {_score(each['r@10']['value'])}" for who, each in report["competitors"].items())
+        print(f"text to {modality} Recall@10 among {report['items']:,} items: {scores}")
+    print(f"The whole report: {out}/README.md")
+    print(f"Use it: batchproj search OLD_COLLECTION 'what you look for' --space {out}")
 
 
 def _score(value: float | None) -> str:

@@ -18,6 +18,10 @@ def search(
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
     modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(help="A bridge of train --adapter: its text encoder asks.", show_default="the collection's own"),
+    ] = None,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
@@ -25,7 +29,9 @@ def search(
     from batchproj.search import Collection
 
     with console(verbose):
-        found = Collection(collection).search(text, image=image, audio=audio, k=k, modality=modality, where=where or ())
+        found = Collection(collection).search(
+            text, image=image, audio=audio, k=k, modality=modality, where=where or (), space=space
+        )
     if as_json:
         print_json([hit.as_dict() for hit in found])
     else:

@@ -1,0 +1,100 @@
+"""The folder of a bridge: the new text encoder with its adapter among the old space's other members, and the card."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from batchproj.card import CARD, cell
+from batchproj.comparison import CUTOFFS
+from batchproj.errors import UsageError
+from batchproj.learning_curve import learning_curve
+from batchproj.objectstore import Folder
+from batchproj.projector import Projector
+from batchproj.schema import Modality
+from batchproj.space import Member, MemberFile, ProjectorFile, ResolvedSpace, Split, open_space
+
+
+def refuse_other_space(folder: Folder, out: str) -> None:
+    """Raises UsageError if the folder holds a space that is no bridge: it would be lost, be it the one adapted to."""
+    if folder.exists("space.yaml") and open_space(folder.uri).space.adapts is None:
+        raise UsageError(f"--out {out} holds a space, which would be lost; choose an empty or a new folder")
+
+
+def make_bridge(name: str, old: ResolvedSpace, text: Member, adapter: Projector, split: Split) -> ResolvedSpace:
+    """The old space with another way from text into it."""
+    member = text.with_projector(adapter.to_bytes(), old.dim)
+    file = MemberFile(
+        encoder=text.encoder_file(),
+        cache=text.cache,
+        projector=ProjectorFile(kind=adapter.config.kind, weights="text.safetensors"),
+    )
+    adapts = old.members[Modality.TEXT].vector_fp
+    space = old.space.model_copy(update={"name": name, "text": file, "adapts": adapts, "split": split})
+    return ResolvedSpace(space, {**old.members, Modality.TEXT: member})
+
+
+def write_bridge(folder: Folder, bridge: ResolvedSpace, card: dict[str, Any]) -> None:
+    """The card first: a folder with a space file is complete."""
+    trained = card["adapter"]
+    steps, loss, recall = ([check[key] for check in trained["history"]] for key in ("step", "loss", "recall"))
+    title = f"adapter, {trained['projector']}: {trained['steps']} steps taken over"
+    folder.write("text.svg", learning_curve(title, steps, loss, recall, trained["steps"]).encode())
+    folder.write("README.md", _markdown(card).encode())
+    folder.write(CARD, json.dumps(card, indent=1, allow_nan=False).encode())
+    bridge.save(folder)
+
+
+def _markdown(card: dict[str, Any]) -> str:
+    split, trained, agreement = card["split"], card["adapter"], card["agreement"]
+    lines = [
+        "# Bridge between text encoders",
+        "",
+        f"Made by `batchproj train --adapter` on the texts of `{card['source']}`, run {card['run']}. Queries of the "
+        f"new text encoder are answered by an index of space `{card['old_space']}`, whose text vectors have the "
+        f"fingerprint `{card['adapts']}`, while the corpus is being embedded again; nothing is embedded with it.",
+        "",
+        f"Adapter `{trained['projector']}`, loss `{trained['loss']}`, {trained['steps']} steps on "
+        f"{trained['texts_train']:,} different texts; {trained['texts_test']:,} held out: those whose pair key hashes "
+        f"into {split['test_fraction']:.0%} (seed {split['seed']}), linked and equal ones on one side. All figures are "
+        "of held-out texts as queries. Small print under a figure: its 95 % bootstrap interval, linked texts drawn "
+        "together, with replacement.",
+        *[f"\n{each[0].upper()}{each[1:]}." for each in card["caveats"]],
+        "",
+        "## Does it find what the full re-embedding would?",
+        "",
+        *_agreement(agreement),
+    ]
+    for modality, report in card["found"].items():
+        lines += [
+            "",
+            f"## From text to {modality}",
+            "",
+            f"Recall of the {modality} items that belong to {report['queries']:,} held-out texts, among "
+            f"{report['items']:,}. Adapter and old encoder ask among old vectors; the full re-embedding has new ones.",
+            "",
+            *_compared(report),
+        ]
+    lines += [f"\n- {each[0].upper()}{each[1:]}." for each in card["left_out"]]
+    return "\n".join([*lines, "", "![Loss and recall over the steps](text.svg)", ""])
+
+
+def _agreement(report: dict[str, Any]) -> list[str]:
+    if not report["competitors"]:
+        return ["No text was held out."]
+    return [
+        f"Each of {report['queries']:,} texts asks among all {report['texts']:,} different texts but itself. Recall@10 "
+        "is the share of the ten nearest of the full re-embedding (new vector of the query, new vectors of the texts) "
+        "that are among the ten nearest old vectors. The old encoder's line is how far the two encoders agree by "
+        "themselves, with no adapter between.",
+        "",
+        *_compared(report),
+    ]
+
+
+def _compared(report: dict[str, Any]) -> list[str]:
+    heads = ["", *(f"R@{k}" for k in CUTOFFS)]
+    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for who, figures in report["competitors"].items():
+        rows.append("| " + " | ".join([who, *(cell(figures[f"r@{k}"]) for k in CUTOFFS)]) + " |")
+    return [*rows, "", *(f"- {each[0].upper()}{each[1:]}." for each in report["verdict"])]

@@ -1,0 +1,141 @@
+"""What is said of an adapter: does it find what the full re-embedding would, and what belongs together?
+
+Q held-out texts that ask, T different texts, I items of another modality, K dim of a space.
+
+    agreement    ten nearest texts of new query and new vectors against those of adapted query and old vectors
+    found        text to item Recall@K: adapted query, old query, both on old vectors; new query on new vectors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchproj.agreement import by_chance, nearest, recalled
+from batchproj.comparison import CUTOFFS, FEWEST_GROUPS, HeldOut, means
+from batchproj.features import from_column
+from batchproj.linking import linked
+from batchproj.pairs import cached_features, check_finite
+from batchproj.report import CHANCE, RIDGE, rounded, told
+from batchproj.schema import Modality
+from batchproj.search import Collection
+from batchproj.space import Member, ResolvedSpace, Split, to_vectors
+from batchproj.texts import Texts
+
+Array = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+ADAPTER, OLD, NEW = "adapter", "old encoder", "full re-embedding"
+"""Who answers, beside ridge regression and chance: the adapter, the encoder it leads to, and what it stands in for."""
+
+_NAMES = {OLD: "the old encoder", NEW: "the full re-embedding", RIDGE: "ridge regression", CHANCE: "chance"}
+
+
+def agreement(texts: Texts, own_Q: Numbers, old_TK: Array, asked: dict[str, Array]) -> dict[str, Any]:
+    """Recall@1, 5 and 10 against the full re-embedding, of the texts `own_Q` as queries.
+
+    `asked` are their vectors (Q, K) by who makes them from the new encoder's features, ADAPTER among them.
+    """
+    wanted = nearest(texts.live[own_Q], texts.live, own_Q)
+    hits = {
+        who: recalled(wanted, nearest(queries, old_TK, own_Q)) for who, queries in {**asked, OLD: old_TK[own_Q]}.items()
+    }
+    groups = texts.groups()
+    asking = [groups[own] for own in own_Q]
+    return {
+        "queries": len(own_Q),
+        "texts": len(texts),
+        **_compared({**hits, CHANCE: by_chance(len(own_Q), len(texts))}, asking),
+    }
+
+
+def found(
+    collection: Collection, old: ResolvedSpace, texts: Texts, own_Q: Numbers, old_TK: Array, adapted_QK: Array
+) -> tuple[dict[Modality, dict[str, Any]], list[str]]:
+    """Text to item recall by modality that both spaces can make vectors of, and why the others are left out."""
+    reports: dict[Modality, dict[str, Any]] = {}
+    left_out = []
+    for modality, live in collection.snapshot.fingerprints.items():
+        if modality is Modality.TEXT:
+            continue
+        member = old.members.get(modality)
+        if member is None or member.feature_fp != live.feature:
+            why = "has no encoder for it" if member is None else "has another encoder for it"
+            left_out.append(f"text to {modality} is not compared: space '{old.space.name}' {why}")
+            continue
+        report = _found(collection, member, texts, own_Q, (adapted_QK, old_TK[own_Q]))
+        if report is None:
+            left_out.append(f"text to {modality} is not compared: no held-out text has a pair there")
+        else:
+            reports[modality] = report
+    return reports, left_out
+
+
+def caveats(spaces: Sequence[tuple[str, Split | None]], now: Split) -> list[str]:
+    """A pair held out now may have been trained on then; with one seed, a smaller share lies in a larger one."""
+    return [
+        f"the projectors of space '{name}' were trained with another split and may have seen some of these pairs: "
+        "its figures may flatter it"
+        for name, then in spaces
+        if then is not None and (then.seed != now.seed or then.test_fraction < now.test_fraction)
+    ]
+
+
+def _found(
+    collection: Collection, member: Member, texts: Texts, own_Q: Numbers, old_queries: tuple[Array, Array]
+) -> dict[str, Any] | None:
+    cached = cached_features(collection, member.modality)
+    if cached is None:
+        return None
+    of_texts, of_items = _linked(texts, cached["pair"].to_pylist(), cached["content_id"].to_pylist())
+    there = set(of_items)
+    asking = [place for place, own in enumerate(own_Q) if of_texts[own] in there]
+    caption_groups = [of_texts[own_Q[place]] for place in asking]
+    asked = set(caption_groups)
+    items = [number for number, group in enumerate(of_items) if group in asked]
+    if not items:
+        return None
+    features = check_finite(from_column(cached["feature"])[items], member.modality)
+    old_IK = to_vectors(features, member.load_projector())
+    new_IK = to_vectors(features, collection.member(member.modality).load_projector())
+    item_groups = [of_items[item] for item in items]
+    sides = {
+        ADAPTER: (old_queries[0][asking], old_IK),
+        OLD: (old_queries[1][asking], old_IK),
+        NEW: (texts.live[own_Q[asking]], new_IK),
+    }
+    sets = {who: HeldOut(item_groups, captions, caption_groups) for who, (captions, _) in sides.items()}
+    hits = {who: sets[who].answers(items_IK).to_item for who, (_, items_IK) in sides.items()}
+    compared = _compared({**hits, CHANCE: sets[ADAPTER].chance().to_item}, caption_groups)
+    return {"queries": len(asking), "items": len(items), **compared}
+
+
+def _linked(texts: Texts, pairs: list[str | None], contents: list[str]) -> tuple[list[str], list[str]]:
+    """For each text, and each item with these pair keys and contents, the group of what belongs together."""
+    keys = [pair if pair is not None else f"\0{row}" for row, pair in enumerate([*texts.pairs, *pairs])]
+    numbers = [*texts.number, *range(len(texts), len(texts) + len(pairs))]
+    components = linked(keys, [*texts.contents, *contents], numbers)
+    group = dict(zip(numbers, map(str, components), strict=True))
+    return [group[number] for number in range(len(texts))], [group[len(texts) + item] for item in range(len(pairs))]
+
+
+def _compared(hits: dict[str, Floats], groups: list[str]) -> dict[str, Any]:
+    """Recalls of each, and the adapter's gain in Recall@10 over the others on the same draws of the same groups."""
+    figures = {
+        who: {f"r@{k}": rounded(each) for k, each in zip(CUTOFFS, means(own, groups), strict=True)}
+        for who, own in hits.items()
+    }
+    gains = {who: means(hits[ADAPTER] - own, groups)[-1] for who, own in hits.items() if who != ADAPTER}
+    count = len(set(groups))
+    verdict = [told(_NAMES[who], gain, "Recall@10", f"{len(groups):,} held-out texts") for who, gain in gains.items()]
+    if count < FEWEST_GROUPS:
+        verdict = [f"{count} unlinked held-out texts tell nothing, at least {FEWEST_GROUPS} are needed"]
+    return {
+        "competitors": figures,
+        "gain_over": {who: rounded(gain) for who, gain in gains.items()},
+        "verdict": verdict,
+    }
