@@ -104,6 +104,7 @@ def paired_samples(collection: Collection, rows: pa.Table, modality: Modality) -
     ]
     if cached is None or not links:
         return None
+    links = _in_order(links, cached["content_id"].to_pylist(), texts["content_id"].to_pylist())
     items = [number for number, _, _ in links]
     features = check_finite(from_column(cached["feature"])[items], modality)
     targets = matrix(texts["vector"])[[caption for _, caption, _ in links]]
@@ -111,6 +112,13 @@ def paired_samples(collection: Collection, rows: pa.Table, modality: Modality) -
     pairs = [pair for _, _, pair in links]
     contents = cached["content_id"].take(pa.array(items)).to_pylist()
     return Samples(features, targets, pairs, [str(group) for group in linked(pairs, contents)], items)
+
+
+def _in_order(
+    links: list[tuple[int, int, str]], contents: list[str], captions: list[str]
+) -> list[tuple[int, int, str]]:
+    """By pair and contents, so that equal objects give equal weights, in whatever order they were embedded."""
+    return sorted(links, key=lambda link: (link[2], contents[link[0]], captions[link[1]]))
 
 
 def matrix(column: pa.ChunkedArray) -> Array:
