@@ -41,12 +41,15 @@ class TextTokenizer:
             self._cut.enable_truncation(max_tokens)
 
     def ids(self, texts: Sequence[str]) -> list[Tokens]:
-        """Ids per text; a text beyond the limit is cut at it."""
+        """Ids per text; a text beyond the limit is cut at it.
+
+        A text of which the tokenizer keeps nothing, where it adds no special tokens either, is one pad token.
+        """
         if self._slow is not None:
             rows = self._slow(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
         else:
             rows = [encoding.ids for encoding in self._cut.encode_batch_fast(list(texts))]
-        return [np.asarray(row, np.int64) for row in rows]
+        return [np.asarray(row or [self.pad], np.int64) for row in rows]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character ranges within the token limit, cut after a sentence or a word, in order.
