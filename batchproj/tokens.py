@@ -20,6 +20,7 @@ UNPADDED = 32
 _CHARACTERS_PER_TOKEN = 8
 _SENTENCE_END = re.compile("[.!?…][\"'\u201d\u2019)\\]]*\\s+|[\u3002\uff01\uff1f]|\n+")
 """Western and CJK full stops, with the closing quotes after them; or the end of a line."""
+_PLAIN_WORDS = "the quick brown fox jumps over the lazy dog 0123456789"
 _WHITE_SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\S+\s*")
 
@@ -97,6 +98,12 @@ def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SpaceError(f"no usable tokenizer in {folder}: {reason}") from error
+    # of some model types transformers builds its own class, whatever tokenizer.json holds: all texts could be alike
+    if not tokenizer(_PLAIN_WORDS, add_special_tokens=False)["input_ids"]:
+        raise SpaceError(
+            f"no usable tokenizer in {folder}: as {type(tokenizer).__name__}, which transformers makes of it, it keeps "
+            "nothing of plain words; tokenizer.json may be of another kind than config.json's model_type"
+        )
     return TextTokenizer(tokenizer, max_tokens)
 
 

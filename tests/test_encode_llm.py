@@ -21,6 +21,7 @@ from batchproj.encode import Description, Encoder, parse_config
 from batchproj.errors import SpaceError
 from batchproj.media import Segment, TextSpec
 from batchproj.schema import Modality
+from batchproj.tokens import load_tokenizer
 from batchproj.weights import LocalModel, resolve
 
 TEXTS = ["w1", "w1 w2 w3", " ".join(WORDS), "w4 w5 " * 20, "w7 " * 39, "w3 w9 " * 120]
@@ -188,6 +189,16 @@ def test_weights_decide_the_fingerprint(folders: dict[str, Path], tmp_path: Path
     stored["model.norm.weight"][0] += 1
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     assert resolve(str(folder), None, None).digest != before
+
+
+def test_a_tokenizer_that_would_know_no_word_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Of a Qwen2 transformers builds a BPE, which takes nothing from a vocabulary of words."""
+    folder = tmp_path / "model"
+    shutil.copytree(folders["qwen3"], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "qwen2"}))
+    with pytest.raises(SpaceError, match=r"as Qwen2Tokenizer, .* it keeps nothing of plain words"):
+        load_tokenizer(folder, 64)
 
 
 def test_what_it_cannot_serve_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
