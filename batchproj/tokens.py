@@ -20,6 +20,7 @@ UNPADDED = 32
 _CHARACTERS_PER_TOKEN = 8
 _SENTENCE_END = re.compile("[.!?…][\"'\u201d\u2019)\\]]*\\s+|[\u3002\uff01\uff1f]|\n+")
 """Western and CJK full stops, with the closing quotes after them; or the end of a line."""
+_PLAIN_WORDS = "the quick brown fox jumps over the lazy dog 0123456789"
 _WHITE_SPACE = re.compile(r"\s+")
 _WORD = re.compile(r"\S+\s*")
 
@@ -41,12 +42,15 @@ class TextTokenizer:
             self._cut.enable_truncation(max_tokens)
 
     def ids(self, texts: Sequence[str]) -> list[Tokens]:
-        """Ids per text; a text beyond the limit is cut at it."""
+        """Ids per text; a text beyond the limit is cut at it.
+
+        A text of which the tokenizer keeps nothing, where it adds no special tokens either, is one pad token.
+        """
         if self._slow is not None:
             rows = self._slow(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
         else:
             rows = [encoding.ids for encoding in self._cut.encode_batch_fast(list(texts))]
-        return [np.asarray(row, np.int64) for row in rows]
+        return [np.asarray(row or [self.pad], np.int64) for row in rows]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character ranges within the token limit, cut after a sentence or a word, in order.
@@ -94,6 +98,12 @@ def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise SpaceError(f"no usable tokenizer in {folder}: {reason}") from error
+    # of some model types transformers builds its own class, whatever tokenizer.json holds: all texts could be alike
+    if not tokenizer(_PLAIN_WORDS, add_special_tokens=False)["input_ids"]:
+        raise SpaceError(
+            f"no usable tokenizer in {folder}: as {type(tokenizer).__name__}, which transformers makes of it, it keeps "
+            "nothing of plain words; tokenizer.json may be of another kind than config.json's model_type"
+        )
     return TextTokenizer(tokenizer, max_tokens)
 
 

@@ -1,55 +1,62 @@
-"""Text -> one vector per piece: any transformers text encoder, sentence-transformers layout respected.
+"""Text -> one vector per piece: any text model of transformers, sentence-transformers layout respected.
 
-Source: Reimers and Gurevych 2019 (Sentence-BERT), arXiv:1908.10084.
+Encoders (BERT and its like), the encoder half of T5 (Flan-T5, UL2, mT5, UMT5), and decoder-only
+language models (Llama, Qwen, Mistral, Gemma, GLM), whose last token alone has seen the whole text.
 B rows, L tokens, D encoder dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from batchproj.encode import Description, EncoderConfig, Features
+from batchproj.encode import Description, Encoder, EncoderConfig
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes
-from batchproj.media import Segment, Spec, TextSpec
-from batchproj.model_folder import complete_config, read_config, read_json, read_json_list
+from batchproj.model_folder import complete_config, read_config, read_json
 from batchproj.schema import Modality
-from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length
+from batchproj.sentence_layout import Pooling, SentenceLayout, read_layout, stated_tokens
+from batchproj.tokens import load_tokenizer
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
     import torch
 
-Pooling = Literal["mean", "cls", "last"]
+DEFAULT_TOKENS = 512
+"""Where a model states no limit (T5 without one in its files), or one far beyond any text worth one vector
+(language models, of 32,768 and more): what T5 was trained on, and what sentence encoders usually take."""
 
-_OLD_FLAGS: dict[str, Pooling] = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_lasttoken": "last",
-}
-_NEW_NAMES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _POSITION_OFFSET = frozenset({"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"})
 """Model types that number positions from pad_token_id + 1, so take that many tokens fewer."""
+_T5 = frozenset({"t5", "mt5", "umt5"})
+"""Encoder-decoders whose encoder transformers loads by itself; the decoder's weights are never read."""
+_CAUSAL = frozenset(
+    "bloom cohere cohere2 deepseek_v3 falcon gemma gemma2 gemma3_text gemma3n_text gemma4_text glm glm4 "  # noqa: SIM905
+    "glm4_moe gpt2 gpt_neo gpt_neox gpt_oss gptj granite llama ministral mistral mixtral modernbert-decoder olmo olmo2 "
+    "olmo3 opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_moe qwen3_next smollm3 stablelm starcoder2".split()
+)
+"""Decoder-only language models, also if saved without their head; of others a class named …ForCausalLM tells."""
+_KINDS = {"clip": "clip", "siglip": "clip", "clap": "clap"}
+"""Kind of encoder that takes the towers of a model of several."""
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
 class _Layout:
     """How token states become one vector, and how many tokens fit."""
 
-    pooling: Pooling
-    normalize: bool
+    sentence: SentenceLayout
     max_tokens: int
 
 
 class Config(EncoderConfig):
     """A text encoder; None means: as the model's sentence-transformers files say.
 
-    A folder without those files is pooled by `mean`, not normalised.
+    A folder without those files is not normalised, and pooled by `mean`; a decoder-only model by
+    `last`, for a token of such a model sees those before it alone, and the mean would mostly be of
+    tokens that have not seen the text. What the tokenizer of the folder puts at the end (T5's
+    `</s>`, an end mark or nothing) is that last token. `max_tokens` of a T5 without a stated limit,
+    and of a decoder-only model without sentence-transformers files, is 512 if it is not given.
     """
 
     modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
@@ -61,8 +68,9 @@ class Config(EncoderConfig):
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a text's feature, from the folder's JSON files."""
         tokens = self.describe_tokens(model, modality)
-        layout = self._layout(model.path)
-        return Description(tokens.dim, {**tokens.decides, "pooling": layout.pooling, "normalize": layout.normalize})
+        sentence = self._layout(model.path).sentence
+        decides = {**tokens.decides, "pooling": sentence.pooling, "normalize": sentence.normalize}
+        return Description(sentence.width(tokens.dim), decides)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the last layer's states, the special tokens' among them."""
@@ -74,108 +82,77 @@ class Config(EncoderConfig):
             "max_tokens": layout.max_tokens,
             "dtype": self.dtype,
         }
-        return Description(_hidden_size(model.path), decides, mean_pooled=layout.pooling == "mean")
+        is_mean = layout.sentence.pooling == "mean" and not layout.sentence.dense
+        return Description(_hidden_size(model.path), decides, mean_pooled=is_mean)
 
-    def build(self, model: LocalModel, modality: Modality, threads: int) -> TextEncoder:
-        """Load model and tokenizer; SpaceError if the folder has no fast tokenizer."""
-        from transformers import AutoModel
+    def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
+        """Load model and tokenizer; SpaceError if the folder has no usable tokenizer."""
+        from transformers import AutoModel, AutoModelForTextEncoding
 
         from batchproj import torch_runtime
+        from batchproj.text_encoder import TextEncoder
 
         self.require(modality)
         torch_runtime.use_threads(threads)
         layout = self._layout(model.path)
-        loaded = torch_runtime.load_pretrained(AutoModel, model.path, self.dtype, unused=["pooler."])
-        return TextEncoder(loaded, load_tokenizer(model.path, layout.max_tokens), layout)
+        loader = AutoModelForTextEncoding if _model_type(model.path) in _T5 else AutoModel
+        loaded = torch_runtime.load_pretrained(loader, model.path, self.dtype, unused=["pooler."])
+        loaded.config.use_cache = False  # each text is read once: keys and values for a next token would be waste
+        width = int(loaded.config.hidden_size)
+        pooled = _Pooled(loaded, layout.sentence, torch_runtime.device())
+        return TextEncoder(
+            load_tokenizer(model.path, layout.max_tokens),
+            pooled.states,
+            pooled,
+            layout.sentence.width(width),
+            width,
+            loaded.dtype,
+            routed=any(getattr(loaded.config, name, None) for name in _EXPERTS),
+        )
 
     def _layout(self, folder: Path) -> _Layout:
         _refuse_unsuitable(folder)
-        pooling, normalize = _sentence_modules(folder)
+        default = SentenceLayout("last" if _is_causal(folder) else "mean")
+        sentence = read_layout(folder, self.pooling) or replace(default, pooling=self.pooling or default.pooling)
+        if self.normalize is not None:
+            sentence = replace(sentence, normalize=self.normalize)
+        return _Layout(sentence, self._max_tokens(folder))
+
+    def _max_tokens(self, folder: Path) -> int:
         limit = _token_limit(folder)
         if self.max_tokens is not None:
-            if limit is not None and not 8 <= self.max_tokens <= limit:
-                raise SpaceError(f"max_tokens is {self.max_tokens}, this model takes 8 to {limit}")
-            limit = self.max_tokens
+            if not 8 <= self.max_tokens <= (limit or self.max_tokens):
+                most = f"to {limit}" if limit else "or more"
+                raise SpaceError(f"max_tokens is {self.max_tokens}, this model takes 8 {most}")
+            return self.max_tokens
+        if _is_causal(folder) and stated_tokens(folder) is None:
+            return min(limit or DEFAULT_TOKENS, DEFAULT_TOKENS)
+        if limit is None and _model_type(folder) in _T5:
+            return DEFAULT_TOKENS
         if limit is None:
             raise SpaceError(f"the model in {folder} states no token limit: set max_tokens")
-        return _Layout(
-            pooling if self.pooling is None else self.pooling,
-            normalize if self.normalize is None else self.normalize,
-            limit,
-        )
+        return limit
 
 
-class TextEncoder:
-    """A loaded text model; `spec.spans` cuts long texts to its token limit."""
+class _Pooled:
+    """A loaded model with the layers after it; vectors are pooled and normalised in float32."""
 
-    def __init__(self, model: Any, tokenizer: TextTokenizer, layout: _Layout) -> None:
-        from batchproj.torch_runtime import forward_tokens, small_batches
+    def __init__(self, model: Any, sentence: SentenceLayout, device: torch.device) -> None:
+        self._model, self._sentence = model, sentence
+        self._dense = [layer.build(device) for layer in sentence.dense]
 
-        self._model, self._tokenizer, self._layout = model, tokenizer, layout
-        small = small_batches(model.dtype)
-        self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled, small)
-        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
-        self._dim = int(model.config.hidden_size)
-        self._full_tokens = forward_tokens(self._dim)
-        self.spec: Spec = TextSpec(spans=tokenizer.spans)
-
-    def encode(self, segments: Sequence[Segment]) -> Features:
-        """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""
-        if not segments:
-            return np.empty((0, self._dim), np.float32)
-        return np.stack(self._run(self._pooled, segments))
-
-    def encode_tokens(self, segments: Sequence[Segment]) -> list[Features]:
-        """Texts -> the states of their tokens, (T, D) float32 each; cut as in `encode`."""
-        return self._run(self._states, segments)
-
-    def _run(self, batches: FixedShapes[Tokens], segments: Sequence[Segment]) -> list[Features]:
-        rows = self._tokenizer.ids([str(segment.data) for segment in segments])
-        return batches.run(rows, self._shape, self._batch_rows)
-
-    def _batch_rows(self, row: Tokens) -> int:
-        return max(1, self._full_tokens // self._shape(row)[0])
-
-    def _shape(self, row: Tokens) -> tuple[int, bool]:
-        """Padded length, and whether the row fills it: transformers drops an all-true mask and
-        then takes another attention kernel, so full rows may not share a batch with padded ones.
-        """
-        length = min(padded_length(len(row)), self._layout.max_tokens)
-        return length, len(row) == length
-
-    def _forward_pooled(self, rows: Sequence[Tokens]) -> Features:
-        import torch
-
-        from batchproj.torch_runtime import device, to_numpy
-
-        with torch.inference_mode():
-            lengths_B = torch.tensor([len(row) for row in rows], device=device())
-            pooled_BD = pool(self._forward(rows), lengths_B, self._layout.pooling)
-            if self._layout.normalize:
-                pooled_BD = torch.nn.functional.normalize(pooled_BD)
-            return to_numpy(pooled_BD)
-
-    def _forward_tokens(self, rows: Sequence[Tokens]) -> list[Features]:
-        import torch
-
-        from batchproj.torch_runtime import to_numpy
-
-        with torch.inference_mode():
-            states_BLD = to_numpy(self._forward(rows))
-        return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
-
-    def _forward(self, rows: Sequence[Tokens]) -> torch.Tensor:
+    def states(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
         """States (B, L, D) of the last layer."""
+        states_BLD: torch.Tensor = self._model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
+        return states_BLD
+
+    def __call__(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
         import torch
 
-        from batchproj.torch_runtime import device
-
-        ids_BL, mask_BL = padded(rows, self._shape(rows[0])[0], self._tokenizer.pad)
-        states_BLD: torch.Tensor = self._model(
-            input_ids=torch.from_numpy(ids_BL).to(device()),
-            attention_mask=torch.from_numpy(mask_BL).to(device()),
-        ).last_hidden_state
-        return states_BLD
+        pooled_BD = pool(self.states(ids_BL, mask_BL), lengths_B, self._sentence.pooling)
+        for layer in self._dense:
+            pooled_BD = layer(pooled_BD)
+        return torch.nn.functional.normalize(pooled_BD) if self._sentence.normalize else pooled_BD
 
 
 def pool(states_BLD: torch.Tensor, lengths_B: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -190,52 +167,43 @@ def pool(states_BLD: torch.Tensor, lengths_B: torch.Tensor, pooling: Pooling) ->
     return (states_BLD.float() * real_BL[:, :, None]).sum(1) / lengths_B[:, None]
 
 
+def _model_type(folder: Path) -> str:
+    return str(read_config(folder).get("model_type"))
+
+
 def _refuse_unsuitable(folder: Path) -> None:
-    """Dual towers have a kind of their own; encoder-decoders would need half a model."""
+    """Models of several towers have a kind of their own, or none; of encoder-decoders we load T5's half."""
     config = read_config(folder)
     name = config.get("model_type")
     if "text_config" in config or "vision_config" in config:
-        raise SpaceError(f"'{name}' in {folder} is a dual tower: use kind: clip")
-    if config.get("is_encoder_decoder") or name in ("t5", "mt5", "bart"):
-        raise SpaceError(f"'{name}' in {folder} is an encoder-decoder: kind text takes encoders alone")
+        kind = _KINDS.get(str(name))
+        way = f"use kind: {kind}" if kind else "take its text model alone, saved in a folder of its own"
+        raise SpaceError(f"'{name}' in {folder} has towers for several modalities: {way}")
+    if name not in _T5 and (config.get("is_encoder_decoder") or name == "bart"):
+        raise SpaceError(
+            f"'{name}' in {folder} is an encoder-decoder: kind text takes encoders, decoders, and the encoder half of "
+            f"{', '.join(sorted(_T5))}"
+        )
     if not name:
         raise SpaceError(f"config.json in {folder} names no model_type: a transformers text model was expected")
 
 
-def _sentence_modules(folder: Path) -> tuple[Pooling, bool]:
-    """Pooling and normalisation of a sentence-transformers folder; SpaceError for other modules."""
-    modules = read_json_list(folder / "modules.json")
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    if not modules:
-        return "mean", False
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise SpaceError(f"{folder} is made of {', '.join(kinds)}: Transformer, Pooling, Normalize were expected")
-    if read_json(folder / "config_sentence_transformers.json").get("default_prompt_name"):
-        raise SpaceError(f"{folder} puts a prompt before each text: not supported, take a model without")
-    return _pooling(folder / modules[1]["path"] / "config.json"), len(modules) == 3
-
-
-def _pooling(path: Path) -> Pooling:
-    found = read_json(path)
-    named = found.get("pooling_mode", [])
-    names = [named] if isinstance(named, str) else list(named)
-    chosen = [_NEW_NAMES.get(name) for name in names]
-    chosen += [_OLD_FLAGS.get(key) for key, on in found.items() if key.startswith("pooling_mode_") and on is True]
-    if len(chosen) != 1 or chosen[0] is None:
-        raise SpaceError(f"pooling in {path} is not one of mean, cls, lasttoken: set pooling")
-    return chosen[0]
+def _is_causal(folder: Path) -> bool:
+    """Whether a token sees only those before it."""
+    config = read_config(folder)
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+        return False
+    names = config.get("architectures") or []
+    return config.get("model_type") in _CAUSAL or any(name.endswith("ForCausalLM") for name in names)
 
 
 def _token_limit(folder: Path) -> int | None:
     """The smallest limit stated; None if none is."""
     config = read_config(folder)
-    stated = [
-        read_json(folder / "sentence_bert_config.json").get("max_seq_length"),
-        read_json(folder / "tokenizer_config.json").get("model_max_length"),
-        config.get("max_position_embeddings"),
-    ]
-    if stated[2] is not None and config["model_type"] in _POSITION_OFFSET:
-        stated[2] -= config.get("pad_token_id", 1) + 1
+    positions = config.get("max_position_embeddings", config.get("n_positions"))
+    if positions is not None and config["model_type"] in _POSITION_OFFSET:
+        positions -= config.get("pad_token_id", 1) + 1
+    stated = [stated_tokens(folder), read_json(folder / "tokenizer_config.json").get("model_max_length"), positions]
     # a tokenizer without a limit says 1e30
     sensible = [int(limit) for limit in stated if limit is not None and limit < 1_000_000]
     return min(sensible, default=None)
