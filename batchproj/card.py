@@ -64,7 +64,7 @@ def write_space(
             kept = ProjectorFile(kind=projectors[modality].config.kind, weights=weights)
             members[str(modality)] = member.model_copy(update={"projector": kept})
         elif member.projector is not None:
-            folder.write(member.projector.weights, before.folder.read(member.projector.weights))
+            folder.write(member.projector.file, before.folder.read(member.projector.file))
     space: Space = before.space.model_copy(update={**members, "name": name, "split": split})
     folder.write("space.yaml", yaml.safe_dump(space.model_dump(exclude_none=True), sort_keys=False).encode())
 

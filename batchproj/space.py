@@ -38,11 +38,21 @@ CACHE_DTYPE = np.float16
 
 
 class ProjectorFile(BaseModel):
-    """A projector as a space names it; `weights` is relative to the space file."""
+    """A projector as a space names it; `weights` is relative to the space file.
+
+    Without `weights` nobody has trained it yet: it has those of a fixed seed, so that a collection can be made to
+    train it on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
-    weights: str
+    weights: str | None = None
+
+    @property
+    def file(self) -> str:
+        """`weights`; a space that is written always names them."""
+        assert self.weights is not None
+        return self.weights
 
 
 class MemberFile(BaseModel):
@@ -223,7 +233,7 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
-    weights = _projector_bytes(member, opened.folder, where)
+    weights = _projector_bytes(member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
     # the documents of pooled features do not say so: collections made before there were tokens stay valid
     cached = {"cache": "tokens"} if member.cache == "tokens" else {}
@@ -264,15 +274,29 @@ def _absolute_model(encoder: dict[str, Any], folder: Folder) -> dict[str, Any]:
     return encoder
 
 
-def _projector_bytes(member: MemberFile, folder: Folder, where: str) -> bytes | None:
-    if member.projector is None:
+def _projector_bytes(
+    member: MemberFile, described: encode.Description, opened: SpaceFolder, where: str
+) -> bytes | None:
+    file, folder = member.projector, opened.folder
+    if file is None:
         return None
+    if file.weights is None:
+        return _untrained(file.kind, described.dim, opened.space.dim)
     try:
-        return folder.read(member.projector.weights)
+        return folder.read(file.weights)
     except FileNotFoundError:
         raise SpaceError(
-            f"{where}: no projector weights at {folder.uri}/{member.projector.weights}; train them or name another file"
+            f"{where}: no projector weights at {folder.uri}/{file.weights}; name another file, or leave out 'weights' "
+            "to begin with untrained ones"
         ) from None
+
+
+def _untrained(kind: str, in_dim: int, out_dim: int) -> bytes:
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return project.parse_config({"kind": kind, "in_dim": in_dim, "out_dim": out_dim}).build().to_bytes()
 
 
 def _check_projector(
@@ -299,7 +323,8 @@ def _check_projector(
 def _check_bare(described: encode.Description, member: MemberFile, dim: int, where: str) -> None:
     if described.dim != dim:
         raise SpaceError(
-            f"{where}: the encoder gives {described.dim} dimensions and the space has {dim}; add a projector"
+            f"{where}: the encoder gives {described.dim} dimensions and the space has {dim}; add a projector, "
+            "'projector: {kind: linear}' for one that is still to be trained"
         )
     if member.cache == "tokens" and not described.mean_pooled:
         raise SpaceError(

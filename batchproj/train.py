@@ -163,7 +163,7 @@ class _Rival:
     @staticmethod
     def of(space: SpaceFolder, modality: Modality) -> _Rival:
         file = space.space.members()[modality].projector
-        return _Rival(None if file is None else project.loads(space.folder.read(file.weights)))
+        return _Rival(None if file is None else project.loads(space.folder.read(file.file)))
 
 
 def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:

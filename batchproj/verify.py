@@ -445,7 +445,7 @@ class _Check:
         for modality, member in members.items():
             if member.projector is None:
                 continue
-            file = f"{name}/{member.projector.weights}"
+            file = f"{name}/{member.projector.file}"
             expected = expected_by[modality]
             with self._named("space", file, runs):
                 found = digest(self._folder.read(file))

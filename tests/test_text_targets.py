@@ -19,13 +19,13 @@ from tiny_text import SAVED, save_clap, save_t5
 import batchproj
 from batchproj import fit
 from batchproj.embed import Options
-from batchproj.errors import UsageError
+from batchproj.errors import SpaceError, UsageError
 from batchproj.pairs import matrix, paired_rows, paired_samples
 from batchproj.project import load, parse_config
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
 from batchproj.search import Collection
-from batchproj.space import Split
+from batchproj.space import Split, open_space, resolve
 from batchproj.train import TrainOptions, train
 
 PAIRS = 16
@@ -177,3 +177,23 @@ def test_sounds_are_found_by_words_in_claps_own_space(tmp_path: Path) -> None:
     best = opened.search(audio=tmp_path / "corpus" / "1.wav", k=3, modality="audio")
     assert {hit.uri.rsplit("/", 1)[-1] for hit in best} == {"1.wav"}
     assert sorted((hit.start, hit.end) for hit in best) == [(0, 2), (2, 4), (4, 5)]
+
+
+def test_a_projector_may_still_be_to_be_trained(pairs: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    """A text tower of another width than the images' needs nothing beforehand: embed, train, embed again."""
+    model = save_t5(tmp_path / "model", d_model=64)
+    image = {"encoder": {"kind": "clip", "model": str(tiny_clip)}, "projector": {"kind": "linear"}}
+    space = write_space(tmp_path / "space", 64, text={"encoder": {"kind": "text", "model": str(model)}}, image=image)
+    collection = tmp_path / "c"
+    assert run(pairs, collection, space, OPTIONS).embedded == 2 * PAIRS
+    assert run(pairs, collection, space, OPTIONS).unchanged == 2 * PAIRS  # the same weights again
+    assert np.linalg.matrix_rank(matrix(Collection(str(collection)).table()["vector"])) > PAIRS
+    train(str(collection), str(tmp_path / "trained"), TRAINING, lambda *_: None, quiet)
+    report = run(pairs, collection, tmp_path / "trained", OPTIONS)
+    assert (report.reprojected, report.unchanged, report.encode_calls) == (PAIRS, PAIRS, {})
+
+
+def test_another_width_without_a_projector_says_how_to_begin(tiny_clip: Path, tmp_path: Path) -> None:
+    space = write_space(tmp_path / "space", 64, image={"encoder": {"kind": "clip", "model": str(tiny_clip)}})
+    with pytest.raises(SpaceError, match=r"gives 24 dimensions and the space has 64.*'projector: \{kind: linear\}'"):
+        resolve(open_space(str(space)))
