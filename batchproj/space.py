@@ -99,6 +99,11 @@ class Space(BaseModel):
         found = {modality: getattr(self, modality) for modality in Modality}
         return {modality: member for modality, member in found.items() if member is not None}
 
+    def untrained(self) -> list[Modality]:
+        """Modalities whose projector is still to be trained."""
+        projectors = {modality: member.projector for modality, member in self.members().items()}
+        return [modality for modality, file in projectors.items() if file is not None and file.weights is None]
+
 
 @dataclass(frozen=True)
 class SpaceFolder:

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchproj import many_pairs
+from batchproj.collection import manifest
 from batchproj.features import to_column
 from batchproj.fit import Config
 from batchproj.many_pairs import fit_set
@@ -108,10 +109,11 @@ def measure(pairs: int) -> dict[str, float]:
     many_pairs.FEWEST_PASSES = 1  # what one pass needs, four do
     memory, started = Memory(), time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
-        manifest, folder = Path(scratch) / "manifest.parquet", Folder(f"{scratch}/shards")
-        write_manifest(pairs, manifest)
+        file, folder = Path(scratch) / "manifest.parquet", Folder(f"{scratch}/shards")
+        write_manifest(pairs, file)
+        items = manifest.rows([file])
         made = build(
-            manifest, captions(pairs), features, Modality.IMAGE, Split(), 0.15, folder, Path(scratch), lambda _: None
+            items, captions(pairs), features, Modality.IMAGE, Split(), 0.15, folder, Path(scratch), lambda _: None
         )
         assert made is not None
         built = memory.anonymous

@@ -122,6 +122,9 @@ def embed(
         print_json(report.model_dump())
     else:
         _print_report(report, collection)
+        untrained = [str(modality) for modality in resolved.space.untrained()]
+        if untrained:
+            print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
     if _too_many_bad(report.quarantined, report.items, allowed):
         say(f"{report.quarantined:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
         raise typer.Exit(TOO_MANY_BAD)
