@@ -23,7 +23,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# not part of `test`: whole runs under random kills, outages, 10,000 objects counted, training by several workers
+# not part of `test`: whole runs stopped and killed, outages, 10,000 objects counted, training by several workers
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
 

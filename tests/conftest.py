@@ -113,6 +113,15 @@ def ray_here(s3_endpoint: str) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def no_ray() -> Iterator[None]:
+    """Runs are done in the test process, see in_process.py."""
+    from in_process import without_ray
+
+    with without_ray():
+        yield
+
+
 def write_picture(path: Path, seed: int) -> None:
     """A small picture that no other seed gives."""
     path.parent.mkdir(parents=True, exist_ok=True)

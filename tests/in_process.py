@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +17,8 @@ import pyarrow as pa
 import pytest
 
 import batchproj
+from batchproj import cli, pipeline
 from batchproj import embed as module_embed
-from batchproj import pipeline
 from batchproj.collection.ledger import Report
 from batchproj.collection.unit import Receipt, Unit
 from batchproj.embed import Options, Watch, embed
@@ -26,8 +28,9 @@ from batchproj.space import ResolvedSpace, open_space, resolve
 
 OPTIONS = Options(Recipe(units=Units(max_items=8), read_threads=2))
 
-_actors: dict[tuple[str, str | None], pipeline._EmbedActor] = {}
-"""Loaded models; their vectors depend on nothing but the member's fingerprint."""
+_actors: dict[tuple[object, ...], pipeline._EmbedActor] = {}
+"""Loaded models; their vectors depend on nothing but the member's fingerprint, what else they do on the rest of the
+key."""
 
 
 class _Unheard:
@@ -40,7 +43,7 @@ class _Unheard:
 def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     desk = _Unheard()
     for (task, modality), group in pipeline._by_pool(job, units).items():
-        key = (task, job.members[modality].vector_fp if modality else None)
+        key = (task, job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
         if key not in _actors:
             _actors[key] = pipeline._EmbedActor(job, task, modality, threads=2, pool=1, desk=desk)
         for unit in group:
@@ -57,6 +60,32 @@ def without_ray() -> Iterator[None]:
         patched.setattr(module_embed, "run_units", _run_units)
         patched.setattr(module_embed, "ray_session", lambda _: contextlib.nullcontext())
         yield
+
+
+@contextlib.contextmanager
+def stopped_when_its_units_are_done() -> Iterator[None]:
+    """The one run inside is stopped, as by a signal, before it commits anything."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module_embed, "_commit", stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A `batchproj` command in this process, as `batchproj.cli.main` runs it, but for the signals' handlers and the
+    end of the process. What the terminal shows of the progress is not caught."""
+    arguments = tuple(map(str, arguments))
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            with without_ray():
+                cli.app(arguments)
+        except BaseException as error:
+            code = cli._exit_code(error)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), said.getvalue())
 
 
 @functools.cache

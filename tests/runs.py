@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from in_process import run, without_ray
 
 from batchproj.collection.ledger import Report
 from batchproj.collection.snapshot import write_snapshot
-from batchproj.embed import Options, Watch, embed
+from batchproj.embed import Options
 from batchproj.objectstore import Folder
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, vector_schema
 from batchproj.search import Collection
-from batchproj.space import open_space, resolve
 
 
 def live_rows(collection: object) -> pa.Table:
@@ -80,9 +80,10 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
-def resume(source: object, collection: object, space: object, recipe: Recipe) -> Report:
-    """A run inside this process, after one that was killed or from the start."""
-    return embed(str(source), str(collection), resolve(open_space(str(space))), Options(recipe), Watch())
+def resume(source: object, collection: object, space: Path, recipe: Recipe) -> Report:
+    """A run inside this process and without Ray, after one that was killed or from the start."""
+    with without_ray():
+        return run(source, collection, space, Options(recipe))
 
 
 def damage_features(collection: Path, modality: Modality, value: float) -> None:

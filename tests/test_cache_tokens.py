@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_picture, write_words
+from in_process import without_ray
 
 import batchproj
 from batchproj import fit
@@ -83,8 +85,10 @@ def with_projector(space: Path, copy: Path, kind: str) -> Path:
     return copy
 
 
-@pytest.mark.usefixtures("ray_here")
-def test_tokens_are_cached_and_any_projector_starts_from_them(corpus: Path, space: Path, tmp_path: Path) -> None:
+def test_tokens_are_cached_and_any_projector_starts_from_them(
+    corpus: Path, space: Path, tmp_path: Path, ray_here: None
+) -> None:
+    """Through Ray's workers, but for the last kinds of projector."""
     collection = tmp_path / "c"
     first = run(corpus, collection, space)
     assert (first.embedded, first.encode_calls) == (24, {"image": 12, "text": 12})
@@ -96,7 +100,8 @@ def test_tokens_are_cached_and_any_projector_starts_from_them(corpus: Path, spac
         changed = with_projector(space, tmp_path / kind, kind)
         for file in corpus.rglob("*.png"):
             file.chmod(0)  # nobody may look
-        report = run(corpus, collection, changed)
+        with contextlib.nullcontext() if kind == "transformer" else without_ray():
+            report = run(corpus, collection, changed)
         assert (report.reprojected, report.unchanged, report.embedded, report.encode_calls) == (12, 12, 0, {})
         assert_projected(collection, load(changed / "image.safetensors"), ids, features)
     assert run(corpus, collection, changed).commit is None
@@ -107,7 +112,7 @@ def assert_projected(collection: Path, projector: Any, ids: list[str], features:
     np.testing.assert_array_equal([vectors[each] for each in ids], projector.project(features))
 
 
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("no_ray")
 def test_copies_take_over_the_tokens(corpus: Path, space: Path, tmp_path: Path) -> None:
     run(corpus, tmp_path / "c", space)
     shutil.copy(corpus / "d0/item0.png", corpus / "d0/again.png")
@@ -118,7 +123,7 @@ def test_copies_take_over_the_tokens(corpus: Path, space: Path, tmp_path: Path) 
     assert len({tokens.tobytes() for tokens in features}) == 12
 
 
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("no_ray")
 def test_trained_on_tokens_and_embedded_again(corpus: Path, space: Path, tmp_path: Path) -> None:
     collection = tmp_path / "c"
     run(corpus, collection, space)

@@ -1,4 +1,7 @@
-"""The command as a user has it: exit codes, one-line errors, one JSON document, nothing left behind."""
+"""The command as a user has it: exit codes, one-line errors, one JSON document, nothing left behind.
+
+What starts with `run` is a process of its own; `command` is the same without one.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,19 @@ from pathlib import Path
 
 import pytest
 from conftest import write_words
+from in_process import command, stopped_when_its_units_are_done, without_ray
+from in_process import run as embed
 
 import batchproj
+from batchproj.embed import Options
 from batchproj.errors import CollectionError
+from batchproj.failpoint import VARIABLE
+from batchproj.recipe import load_recipe
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
+    line = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=240, env={**os.environ, **environment})
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -57,10 +65,10 @@ def test_embed_then_search(corpus: Path, tmp_path: Path, tiny_space: Path) -> No
 def test_more_bad_files_than_allowed_is_exit_3(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     for number in range(3):
         (corpus / f"empty{number}.txt").touch()
-    done = run("embed", corpus, tmp_path / "c", "--space", tiny_space, "--max-bad", "0.05", "--json")
+    done = command("embed", corpus, tmp_path / "c", "--space", tiny_space, "--max-bad", "0.05", "--json")
     assert done.returncode == 3
     assert json.loads(done.stdout)["quarantined"] == 3
-    assert run("embed", corpus, tmp_path / "c", "--space", tiny_space, "--max-bad", "12%").returncode == 0
+    assert command("embed", corpus, tmp_path / "c", "--space", tiny_space, "--max-bad", "12%").returncode == 0
 
 
 def test_a_missing_folder(tmp_path: Path, tiny_space: Path) -> None:
@@ -70,7 +78,7 @@ def test_a_missing_folder(tmp_path: Path, tiny_space: Path) -> None:
 
 def test_an_empty_folder(tmp_path: Path, tiny_space: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused(run("embed", tmp_path / "empty", tmp_path / "c", "--space", tiny_space), "nothing to embed")
+    refused(command("embed", tmp_path / "empty", tmp_path / "c", "--space", tiny_space), "nothing to embed")
     assert not (tmp_path / "c").exists()
 
 
@@ -83,17 +91,9 @@ def test_a_bucket_without_permission(tmp_path: Path, tiny_space: Path, s3_bucket
 def test_a_bucket_without_credentials(tmp_path: Path, tiny_space: Path, s3_endpoint: str) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("AWS_")}
     environment |= {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_EC2_METADATA_DISABLED": "true"}
-    command = [
-        sys.executable,
-        "-m",
-        "batchproj.cli",
-        "embed",
-        "s3://some-bucket/x",
-        tmp_path / "c",
-        "--space",
-        tiny_space,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    arguments = ["embed", "s3://some-bucket/x", tmp_path / "c", "--space", tiny_space]
+    line = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, env=environment)
     refused(done, "some-bucket", "credentials")
 
 
@@ -113,14 +113,14 @@ def test_a_bucket_without_credentials(tmp_path: Path, tiny_space: Path, s3_endpo
 )
 def test_a_wrong_space_file(broken: str, words: list[str], corpus: Path, tmp_path: Path, tiny_clip: Path) -> None:
     (tmp_path / "space.yaml").write_text(broken.replace("CLIP", str(tiny_clip)))
-    refused(run("embed", corpus, tmp_path / "c", "--space", tmp_path / "space.yaml"), *words)
+    refused(command("embed", corpus, tmp_path / "c", "--space", tmp_path / "space.yaml"), *words)
     assert not (tmp_path / "c").exists()
 
 
 def test_a_misspelt_recipe_key(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("units: {max_item: 3}")
     arguments = ["embed", corpus, tmp_path / "c", "--space", tiny_space, "--recipe", tmp_path / "recipe.yaml"]
-    refused(run(*arguments), "unknown key 'max_item' in 'units'", "'max_items'")
+    refused(command(*arguments), "unknown key 'max_item' in 'units'", "'max_items'")
 
 
 def test_search_without_a_collection(tmp_path: Path) -> None:
@@ -129,14 +129,13 @@ def test_search_without_a_collection(tmp_path: Path) -> None:
 
 def test_help_has_an_example_for_every_command() -> None:
     listed = run("--help").stdout
-    for command in ("embed", "search", "train", "evaluate", "demo"):
-        assert command in listed
-        assert f"Example: batchproj {command}" in " ".join(run(command, "--help").stdout.split())
+    for name in ("embed", "search", "train", "evaluate", "demo"):
+        assert name in listed
+        assert f"Example: batchproj {name}" in " ".join(command(name, "--help").stdout.split())
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 143)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:
@@ -153,9 +152,9 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
         "--recipe",
         tmp_path / "recipe.yaml",
     ]
-    command = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
+    line = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "BATCHPROJ_TEST_MARKER": marker}
+        line, stderr=subprocess.PIPE, text=True, env={**os.environ, "BATCHPROJ_TEST_MARKER": marker}
     )
     wait_for(lambda: len(list((tmp_path / "c" / "units").glob("*/*/done.json"))) >= 3, process)
     process.send_signal(number)
@@ -172,8 +171,8 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     assert json.loads(done.stdout)["embedded"] == 80
     after = {path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").glob("*/*/done.json")}
     assert set(finished) <= after  # what was done stayed as it was
-    undisturbed = run(*[tmp_path / "d" if argument == tmp_path / "c" else argument for argument in arguments])
-    assert undisturbed.returncode == 0
+    with without_ray():
+        embed(tmp_path / "texts", tmp_path / "d", tiny_space, Options(load_recipe(str(tmp_path / "recipe.yaml"))))
     tables = [batchproj.open(str(tmp_path / name)).table().sort_by("id") for name in ("c", "d")]
     assert tables[0].equals(tables[1])
 
@@ -181,21 +180,21 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("while_", ["ray starts", "switching"])
 def test_a_stop_is_a_stop_at_any_time(
-    while_: str, number: signal.Signals, code: int, corpus: Path, tmp_path: Path, tiny_space: Path
+    while_: str, number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:
     """Ray puts a handler of its own in place while it starts, and the default one when it is shut down."""
+    write_words(tmp_path / "texts" / "one.txt", 1)
     marker = f"{tmp_path.name}-{number}"
-    command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
+    line = [sys.executable, "-m", "batchproj.cli", "embed", tmp_path / "texts", tmp_path / "c", "--space", tiny_space]
+    # without the stay the run could be through before the signal comes
+    environment = {"BATCHPROJ_TEST_MARKER": marker, VARIABLE: "commit.recorded:60s"}
     process = subprocess.Popen(
-        [str(each) for each in command],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "BATCHPROJ_TEST_MARKER": marker},
+        [str(each) for each in line], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
     if while_ == "ray starts":
         wait_for(lambda: len(marked_processes(marker)) > 1, process)  # the first of Ray's servers
     else:
-        wait_for(lambda: (tmp_path / "c/snapshots").exists(), process)
+        wait_for(lambda: (tmp_path / "c/log/00000002.json").exists(), process)  # the commit's record
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
     assert process.returncode == code, said
@@ -204,32 +203,47 @@ def test_a_stop_is_a_stop_at_any_time(
     assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
 
 
+def test_a_signal_after_the_end_changes_nothing() -> None:
+    script = """if True:
+        import atexit, os, signal, sys
+        from batchproj import cli
+
+        def app():
+            atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+            sys.exit(3)
+
+        cli.app = app
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 def test_an_output_that_nobody_reads_to_its_end_is_no_failure(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    with without_ray(), stopped_when_its_units_are_done():
+        embed(corpus, tmp_path / "c", tiny_space, Options())
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
-    done = subprocess.run([str(each) for each in command], stdout=write, stderr=subprocess.PIPE, timeout=240)
+    line = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
+    done = subprocess.run([str(each) for each in line], stdout=write, stderr=subprocess.PIPE, timeout=240)
     os.close(write)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
     assert batchproj.open(str(tmp_path / "c")).run == "000001"
 
 
 def test_the_ledger_shows_a_first_run_that_is_not_finished(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
-    command = [sys.executable, "-m", "batchproj.cli", "embed", corpus, tmp_path / "c", "--space", tiny_space]
-    (tmp_path / "arrivals").mkdir()
-    environment = {**os.environ, "BATCHPROJ_FAILPOINT": f"commit.parts:1:{tmp_path / 'arrivals'}"}
-    killed = subprocess.run([str(each) for each in command], capture_output=True, timeout=240, env=environment)
-    assert killed.returncode == -signal.SIGKILL
-    shown = json.loads(run("runs", tmp_path / "c", "--json").stdout)
+    with without_ray(), stopped_when_its_units_are_done():
+        embed(corpus, tmp_path / "c", tiny_space)
+    shown = json.loads(command("runs", tmp_path / "c", "--json").stdout)
     assert [(entry["run"], entry["state"], entry["live"]) for entry in shown] == [("000001", "running", False)]
 
 
 def test_work_to_do_shows_in_the_exit_code_if_asked(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     arguments = ["plan", corpus, tmp_path / "c", "--space", tiny_space, "--json"]
-    assert run(*arguments).returncode == 0
-    assert run(*arguments, "--detailed-exitcode").returncode == 2
-    assert run("embed", corpus, tmp_path / "c", "--space", tiny_space).returncode == 0
-    nothing = run(*arguments, "--detailed-exitcode")
+    assert command(*arguments).returncode == 0
+    assert command(*arguments, "--detailed-exitcode").returncode == 2
+    assert command("embed", corpus, tmp_path / "c", "--space", tiny_space).returncode == 0
+    nothing = command(*arguments, "--detailed-exitcode")
     assert (nothing.returncode, json.loads(nothing.stdout)["nothing_to_do"]) == (0, True)
 
 

@@ -23,8 +23,6 @@ from batchproj.objectstore import Folder
 from batchproj.recipe import Recipe, Units
 from batchproj.search import Collection
 
-pytestmark = pytest.mark.usefixtures("ray_here")
-
 RECIPE = Recipe(units=Units(max_items=4))
 
 COMMIT_STEPS = [
@@ -46,7 +44,7 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tiny_space: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(tiny_space: Path, tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("crash")
     source, first, undisturbed, killed = (folder / name for name in ("source", "first", "undisturbed", "killed"))
     (folder / "recipe.yaml").write_text("units: {max_items: 4}")
@@ -96,7 +94,13 @@ def test_killed_at_a_step_of_the_commit(point: str, story: Story, tiny_space: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", COMMIT_STEPS)
+@pytest.mark.parametrize(
+    "point",
+    [
+        pytest.param(name, marks=[] if name in ("commit.recorded", "commit.live") else [pytest.mark.long])
+        for name in COMMIT_STEPS
+    ],
+)
 def test_killed_at_a_step_of_the_commit_on_s3(
     point: str, story: Story, tiny_space: Path, s3_bucket: str, tmp_path: Path
 ) -> None:
@@ -146,7 +150,7 @@ def fresh(story: Story, tiny_space: Path, tmp_path_factory: pytest.TempPathFacto
         pytest.param("unit.features", "first", marks=pytest.mark.long),
         ("unit.part", "middle"),
         pytest.param("unit.outcome", "last", marks=pytest.mark.long),
-        ("unit.done", "first"),
+        pytest.param("unit.done", "first", marks=pytest.mark.long),
     ],
 )
 def test_a_worker_killed_at_a_step_of_a_unit_costs_no_run(

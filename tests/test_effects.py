@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import in_process
 import numpy as np
 import pytest
 import torch
 from conftest import WORDS, write_words
-from proxy import Proxy
+from proxy import proxied
 
 import batchproj
 from batchproj.collection.ledger import Report
 from batchproj.embed import Options, Watch, embed
 from batchproj.project.linear import Config
-from batchproj.space import open_space, resolve
+from batchproj.space import ResolvedSpace, open_space, resolve
 from batchproj.switch import rollback
 
 
@@ -31,15 +32,20 @@ def words(number: int) -> bytes:
     return " ".join(np.random.default_rng(number).choice(WORDS[1:], 12)).encode()
 
 
-def command(*arguments: object, endpoint: str) -> Any:
-    """A command's JSON, run in a process whose store is reached through a proxy."""
-    done = subprocess.run(
-        [sys.executable, "-m", "batchproj.cli", *map(str, arguments), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, "AWS_ENDPOINT_URL": endpoint},
-    )
+Command = Callable[..., Any]
+"""A `batchproj` command's JSON."""
+
+
+def here(*arguments: object) -> Any:
+    done = in_process.command(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def elsewhere(*arguments: object) -> Any:
+    """In a process of its own, with Ray."""
+    line = [sys.executable, "-m", "batchproj.cli", *map(str, arguments), "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -69,21 +75,27 @@ def projected_space(tiny_clip: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "objects", [pytest.param(300, marks=pytest.mark.slow), pytest.param(10_000, marks=pytest.mark.long)]
+    ("objects", "command"),
+    [
+        pytest.param(30, here, id="30"),
+        pytest.param(10_000, elsewhere, id="10000", marks=pytest.mark.long),
+    ],
 )
 def test_many_objects_and_three_changes(
-    objects: int, s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path, ray_here: None
+    objects: int, command: Command, s3_endpoint: str, s3_bucket: str, text_space: Path, projected_space: Path
 ) -> None:
     bucket = s3_bucket.removeprefix("s3://")
     store = fsspec.filesystem("s3")
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda n: store.pipe_file(f"{bucket}/texts/{n:05d}.txt", words(n)), range(objects)))
     source, collection = f"{s3_bucket}/texts", f"{s3_bucket}/c"
-    first = embed(source, collection, resolve(open_space(str(text_space))), Options(), Watch())
-    assert first.encode_calls == {"text": objects}
+    with proxied(s3_endpoint) as proxy:
+        first = command("embed", source, collection, "--space", text_space)
+        assert first["encode_calls"] == {"text": objects}
+        assert proxy.object_reads(bucket, "texts/").total() == objects
 
-    with Proxy(s3_endpoint) as proxy:
-        same = command("embed", source, collection, endpoint=proxy.endpoint)
+        proxy.clear()
+        same = command("embed", source, collection)
         assert (same["unchanged"], same["commit"], same["encode_calls"]) == (objects, None, {})
         assert not proxy.object_reads(bucket, "texts/")
         assert {request.method for request in proxy.requests} <= {"GET", "HEAD"}  # nothing is written
@@ -91,20 +103,21 @@ def test_many_objects_and_three_changes(
         for number in (17, objects // 2, objects - 1):
             store.pipe_file(f"{bucket}/texts/{number:05d}.txt", words(objects + number))
         proxy.clear()
-        changed = command("embed", source, collection, endpoint=proxy.endpoint)
+        changed = command("embed", source, collection)
         assert (changed["embedded"], changed["unchanged"], changed["encode_calls"]) == (3, objects - 3, {"text": 3})
         assert list(proxy.object_reads(bucket, "texts/").values()) == [1, 1, 1]
 
         proxy.clear()
-        projected = command("embed", source, collection, "--space", projected_space, endpoint=proxy.endpoint)
+        projected = command("embed", source, collection, "--space", projected_space)
         assert (projected["reprojected"], projected["embedded"]) == (objects, 0)
         assert sum(projected["encode_calls"].values()) == 0
         assert not proxy.object_reads(bucket, "texts/")
     assert batchproj.open(collection).table().num_rows == objects
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_switches_under_queries_fail_none_and_mix_nothing(
-    tmp_path: Path, text_space: Path, projected_space: Path, ray_here: None
+    tmp_path: Path, text_space: Path, projected_space: Path
 ) -> None:
     """Every answer is wholly of the one run or wholly of the other, while the tag moves 20 times."""
     for number in range(40):
@@ -142,7 +155,8 @@ def test_switches_under_queries_fail_none_and_mix_nothing(
     assert [each for each in answers if each not in expected] == []
 
 
-def test_vectors_of_two_models_never_meet(tiny_clip: Path, tmp_path: Path, ray_here: None) -> None:
+@pytest.mark.usefixtures("no_ray")
+def test_vectors_of_two_models_never_meet(tiny_clip: Path, tmp_path: Path) -> None:
     """A model that is exchanged between a stop and the rerun makes all vectors, also of what was done before."""
     from transformers import CLIPModel
 
@@ -151,20 +165,16 @@ def test_vectors_of_two_models_never_meet(tiny_clip: Path, tmp_path: Path, ray_h
     (tmp_path / "space.yaml").write_text(f"name: t\ndim: 24\ntext: {{encoder: {{kind: clip, model: {model}}}}}\n")
     for number in range(24):
         write_words(tmp_path / "texts" / f"{number:02d}.txt", number)
-    (tmp_path / "recipe.yaml").write_text("units: {max_items: 8}")
-    arguments = ["embed", tmp_path / "texts", tmp_path / "c", "--space", tmp_path / "space.yaml"]
-    arguments += ["--recipe", tmp_path / "recipe.yaml", "--json"]
-    killed = subprocess.run(
-        [sys.executable, "-m", "batchproj.cli", *map(str, arguments)],
-        capture_output=True,
-        timeout=240,
-        env={**os.environ, "BATCHPROJ_FAILPOINT": f"commit.parts:1:{tmp_path}"},
-    )
-    assert killed.returncode == -9
+
+    def run(space: ResolvedSpace) -> Report:
+        return embed(str(tmp_path / "texts"), str(tmp_path / "c"), space, in_process.OPTIONS, Watch())
+
+    with in_process.stopped_when_its_units_are_done():
+        run(resolve(open_space(str(tmp_path / "space.yaml"))))
     torch.manual_seed(1)
     CLIPModel(CLIPModel.from_pretrained(model).config).save_pretrained(model)
     space = resolve(open_space(str(tmp_path / "space.yaml")))
-    report = embed(str(tmp_path / "texts"), str(tmp_path / "c"), space, Options(), Watch())
+    report = run(space)
     assert (report.run, report.encode_calls) == ("000001", {"text": 24})
     live = batchproj.open(str(tmp_path / "c")).table()
     assert set(live["fingerprint"].to_pylist()) == {member.vector_fp for member in space.members.values()}

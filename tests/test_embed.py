@@ -1,7 +1,11 @@
-"""The main job on real files with a tiny CLIP: what is embedded, what is left alone, what is visible."""
+"""The main job on real files with a tiny CLIP: what is embedded, what is left alone, what is visible.
+
+Without Ray but for some tests, and for the first run of `embedded`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pydoc
 import shutil
@@ -15,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture, write_words
+from in_process import stopped_when_its_units_are_done, without_ray
 
 import batchproj
 from batchproj import embed as module_embed
@@ -37,9 +42,16 @@ from batchproj.source.objects import item_id
 from batchproj.space import open_space, resolve
 from batchproj.switch import rollback
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+through_ray = pytest.mark.usefixtures("ray_here")
 
 SMALL_UNITS = Recipe(units=Units(max_items=8))
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(request: pytest.FixtureRequest) -> Iterator[None]:
+    asked = any("ray_here" in mark.args for mark in request.node.iter_markers("usefixtures"))
+    with contextlib.nullcontext() if asked else without_ray():
+        yield
 
 
 def embed(source: object, collection: object, space: Path, recipe: Recipe = SMALL_UNITS, **options: bool) -> Report:
@@ -99,6 +111,7 @@ def test_second_run_reads_nothing_and_writes_nothing(
     assert second.encode_calls == {}
 
 
+@through_ray
 def test_only_what_changed_is_done(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
     collection, _ = embedded
     before = vectors(collection, corpus)
@@ -197,6 +210,7 @@ def test_a_reader_keeps_the_run_it_opened(corpus: Path, tiny_space: Path, embedd
     assert len(batchproj.open(str(collection)).nearest(np.ones(24, np.float32), k=50)) == 23
 
 
+@through_ray
 def test_content_decides_the_modality(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     shutil.copy(corpus / "d0/item0.png", corpus / "picture.txt")
     shutil.copy(corpus / "d1/item1.png", corpus / "picture_without_extension")
@@ -209,6 +223,7 @@ def test_content_decides_the_modality(corpus: Path, tmp_path: Path, tiny_space: 
     assert found["picture_without_extension"] == found["d1/item1.png"]
 
 
+@through_ray
 def test_bad_files_are_rows_and_their_neighbours_do_not_notice(
     corpus: Path, tmp_path: Path, tiny_space: Path, embedded: tuple[Path, Report]
 ) -> None:
@@ -249,6 +264,7 @@ def test_a_mended_file_leaves_quarantine(corpus: Path, tmp_path: Path, tiny_spac
     check_whole(tmp_path / "c", report)
 
 
+@through_ray
 def test_bucket_and_folder_give_the_same_vectors(
     corpus: Path, tiny_space: Path, s3_bucket: str, embedded: tuple[Path, Report]
 ) -> None:
@@ -265,16 +281,9 @@ def test_bucket_and_folder_give_the_same_vectors(
     assert found[0].uri == f"{s3_bucket}/photos/d0/item3.png"
 
 
-def test_units_done_by_a_stopped_run_are_not_done_again(
-    corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module_embed, "_commit", stop)
-        with pytest.raises(KeyboardInterrupt):
-            embed(corpus, tmp_path / "c", tiny_space)
+def test_units_done_by_a_stopped_run_are_not_done_again(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
+    with stopped_when_its_units_are_done():
+        embed(corpus, tmp_path / "c", tiny_space)
     with pytest.raises(UsageError):
         batchproj.open(str(tmp_path / "c"))
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "c" / "units").rglob("done.json")}

@@ -21,6 +21,8 @@ from batchproj.recipe import Pool, Recipe, Units
 from batchproj.schema import Modality
 from batchproj.space import ResolvedSpace, open_space, resolve
 
+pytestmark = pytest.mark.usefixtures("no_ray")
+
 SMALL_UNITS = Recipe(units=Units(max_items=8))
 CATEGORIES = ["new", "moved", "changed", "touched", "retry", "reencode", "reproject", "unchanged", "quarantined"]
 
@@ -73,7 +75,7 @@ def test_a_first_run_is_calibrated_on_real_objects_and_leaves_no_trace(
     assert (document.gpu_hours, document.cost, document.blocked, document.device is None) == (0, None, None, False)
 
 
-def test_the_space_needed_is_about_what_the_run_adds(tmp_path: Path, tiny_space: Path, ray_here: None) -> None:
+def test_the_space_needed_is_about_what_the_run_adds(tmp_path: Path, tiny_space: Path) -> None:
     for number in range(200):
         write_words(tmp_path / f"words/{number}.txt", number)
     document = plan(tmp_path / "words", tmp_path / "c", tiny_space, Recipe())
@@ -197,7 +199,7 @@ def test_what_cannot_be_planned_is_refused_as_embed_does(corpus: Path, tmp_path:
 
 
 def test_a_plan_of_a_bucket_writes_nothing_and_of_an_unchanged_one_reads_no_object(
-    s3_endpoint: str, s3_bucket: str, tiny_space: Path, ray_here: None
+    s3_endpoint: str, s3_bucket: str, tiny_space: Path
 ) -> None:
     bucket = s3_bucket.removeprefix("s3://")
     source, collection = f"{s3_bucket}/photos", f"{s3_bucket}/c"

@@ -16,6 +16,8 @@ from batchproj.explain import explain, lines
 from batchproj.objectstore import Folder
 from batchproj.space import open_space, resolve
 
+pytestmark = pytest.mark.usefixtures("no_ray")
+
 
 def run(source: object, collection: object, space: Path) -> Report:
     return embed(str(source), str(collection), resolve(open_space(str(space))), Options(), Watch())
@@ -62,7 +64,7 @@ def test_the_object_is_compared_with_what_was_read(corpus: Path, embedded: tuple
     assert explain(str(collection), str(file)).now == "gone"
 
 
-def test_an_item_in_quarantine_says_why(corpus: Path, tmp_path: Path, tiny_space: Path, ray_here: None) -> None:
+def test_an_item_in_quarantine_says_why(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     (corpus / "d0/item0.png").write_bytes((corpus / "d0/item0.png").read_bytes()[:150])
     report = run(corpus, tmp_path / "c", tiny_space)
     found = explain(str(tmp_path / "c"), str(corpus / "d0/item0.png"))
@@ -87,7 +89,7 @@ def test_without_a_collection_there_is_nothing_to_explain(tmp_path: Path) -> Non
     assert not (tmp_path / "c").exists()
 
 
-def test_objects_of_a_bucket_are_compared_whatever_their_name(s3_bucket: str, tiny_space: Path, ray_here: None) -> None:
+def test_objects_of_a_bucket_are_compared_whatever_their_name(s3_bucket: str, tiny_space: Path) -> None:
     source, collection = f"{s3_bucket}/photos", f"{s3_bucket}/c"
     folder = Folder(source)
     names = ["a.txt", "a.txt.bak", "b[1].txt", "c*.txt", "d?.txt", "[[e]].txt"]

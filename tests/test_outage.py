@@ -16,6 +16,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from conftest import write_words
+from in_process import run, without_ray
 from proxy import Proxy, Request
 
 import batchproj
@@ -68,14 +69,12 @@ def vectors(bucket: str) -> dict[str, list[float]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path, ray_here: None) -> dict[str, list[float]]:
-    from batchproj.embed import Options, Watch, embed
-    from batchproj.space import open_space, resolve
-
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_space: Path) -> dict[str, list[float]]:
     folder = tmp_path_factory.mktemp("undisturbed")
     for number in range(TEXTS):
         write_words(folder / "texts" / f"{number:02d}.txt", number)
-    embed(str(folder / "texts"), str(folder / "c"), resolve(open_space(str(tiny_space))), Options(), Watch())
+    with without_ray():
+        run(folder / "texts", folder / "c", tiny_space)
     return {row["text"]: row["vector"] for row in batchproj.open(str(folder / "c")).table().to_pylist()}
 
 
@@ -91,7 +90,7 @@ def wait_for(proxy: Proxy, seen: object, process: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_twenty_seconds_away_are_a_pause_that_is_talked_about(
     bucket: str, tiny_space: Path, proxy: Proxy, undisturbed: dict[str, list[float]]
 ) -> None:
@@ -137,6 +136,7 @@ def test_one_answer_in_twenty_is_busy(
     assert vectors(bucket) == undisturbed
 
 
+@pytest.mark.long
 def test_lost_answers_of_the_commit_are_no_second_commit(
     bucket: str, tiny_space: Path, proxy: Proxy, undisturbed: dict[str, list[float]]
 ) -> None:

@@ -30,6 +30,9 @@ def main() -> None:
     try:
         app()
     except BaseException as error:
+        # the command is over: a signal that comes now must cut off neither what it says nor its exit code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _leave.code = _exit_code(error)
     raise SystemExit(_leave.code)
 
