@@ -71,7 +71,7 @@ def clap_input(folder: Path) -> ClapInput:
             sample_rate=int(found["sampling_rate"]),
             hop=int(found["hop_length"]),
             fft=int(found["fft_window_size"]),
-            window_s=int(found["max_length_s"]),
+            window_s=_whole("max_length_s", found["max_length_s"]),
             low_hz=float(found["frequency_min"]),
             high_hz=float(found["frequency_max"]),
             filters="htk" if found["truncation"] == "fusion" else "slaney",
@@ -81,6 +81,12 @@ def clap_input(folder: Path) -> ClapInput:
         raise SpaceError(
             f"{folder}: sound settings without a usable {error}, as ClapFeatureExtractor has it"
         ) from error
+
+
+def _whole(name: str, value: float) -> int:
+    if value != int(value):
+        raise ValueError(f"{name} ({value})")
+    return int(value)
 
 
 class ClapMel:
@@ -107,7 +113,7 @@ class ClapMel:
     def __call__(self, samples: npt.NDArray[np.float32]) -> Mel:
         """(N,) samples, N at most a window -> (F, M) float32.
 
-        In float64, as the reference does: float32 would put its own noise below loud tones.
+        In float64: float32 would put its own noise below loud tones.
         """
         import torch
 

@@ -48,9 +48,10 @@ class Config(BaseModel):
 
     feature_dropout: share of a sample's features hidden at each step; on a small set it gains more
     than any other setting. ridge_shares: how much of the direction ridge regression may give in the
-    end, for kinds with a linear path; the validation slice chooses. candidates: captions that each
-    sample is told from. checks: how often recall on the validation slice is looked at; patience:
-    checks below the best before stopping.
+    end, for kinds with a linear path; the validation slice chooses, the first one if it cannot tell: small
+    sets gain, and many pairs may want none of it. candidates: captions that each sample is told from.
+    checks: how often recall on the validation slice is looked at; patience: checks below the best
+    before stopping.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +68,7 @@ class Config(BaseModel):
     warm_up: Share = 0.1
     temperature: PositiveFloat = 0.05
     feature_dropout: Share = 0.5
-    ridge_shares: tuple[Share, ...] = (0.5, 0.75, 0.25)
+    ridge_shares: tuple[Share, ...] = (0.5, 0.75, 0.25, 0.0)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
     checks: PositiveInt = 20
     patience: PositiveInt = 10

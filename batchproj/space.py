@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +41,13 @@ class ProjectorFile(BaseModel):
     """A projector as a space names it; `weights` is relative to the space file.
 
     Without `weights` nobody has trained it yet: it has those of a fixed seed, so that a collection can be made to
-    train it on.
+    train it on. `untrained` says so where they were written to a file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str
     weights: str | None = None
+    untrained: Literal[True] | None = None
 
     @property
     def file(self) -> str:
@@ -102,7 +103,7 @@ class Space(BaseModel):
     def untrained(self) -> list[Modality]:
         """Modalities whose projector is still to be trained."""
         projectors = {modality: member.projector for modality, member in self.members().items()}
-        return [modality for modality, file in projectors.items() if file is not None and file.weights is None]
+        return [modality for modality, file in projectors.items() if file and (file.weights is None or file.untrained)]
 
 
 @dataclass(frozen=True)
@@ -211,11 +212,13 @@ class ResolvedSpace:
 
     def save(self, folder: Folder) -> None:
         """Write `space.yaml` and the projectors so that the folder stands by itself."""
-        document = self.space.model_dump(exclude_none=True)
+        document, untrained = self.space.model_dump(exclude_none=True), self.space.untrained()
         for modality, member in self.members.items():
             document[modality]["encoder"] = member.encoder_file()
             if member.projector is not None:
                 document[modality]["projector"]["weights"] = f"{modality}.safetensors"
+                if modality in untrained:
+                    document[modality]["projector"]["untrained"] = True
                 folder.write(f"{modality}.safetensors", member.projector)
         folder.write("space.yaml", yaml.safe_dump(document, sort_keys=False).encode())
 
@@ -238,7 +241,7 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
-    weights = _projector_bytes(member, described, opened, where)
+    weights = _projector_bytes(modality, member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
     # the documents of pooled features do not say so: collections made before there were tokens stay valid
     cached = {"cache": "tokens"} if member.cache == "tokens" else {}
@@ -280,13 +283,15 @@ def _absolute_model(encoder: dict[str, Any], folder: Folder) -> dict[str, Any]:
 
 
 def _projector_bytes(
-    member: MemberFile, described: encode.Description, opened: SpaceFolder, where: str
+    modality: Modality, member: MemberFile, described: encode.Description, opened: SpaceFolder, where: str
 ) -> bytes | None:
     file, folder = member.projector, opened.folder
     if file is None:
         return None
     if file.weights is None:
-        return _untrained(file.kind, described.dim, opened.space.dim)
+        if modality is Modality.TEXT:
+            raise SpaceError(f"{where}: text is what others are trained into, so its projector must name its weights")
+        return _untrained(file.kind, described.dim, opened.space.dim, where)
     try:
         return folder.read(file.weights)
     except FileNotFoundError:
@@ -296,12 +301,16 @@ def _projector_bytes(
         ) from None
 
 
-def _untrained(kind: str, in_dim: int, out_dim: int) -> bytes:
+def _untrained(kind: str, in_dim: int, out_dim: int, where: str) -> bytes:
     import torch
 
+    try:
+        config = project.parse_config({"kind": kind, "in_dim": in_dim, "out_dim": out_dim})
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return project.parse_config({"kind": kind, "in_dim": in_dim, "out_dim": out_dim}).build().to_bytes()
+        return config.build().to_bytes()
 
 
 def _check_projector(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from concurrent.futures import ProcessPoolExecutor
 from importlib import resources
 from multiprocessing import get_context
@@ -27,6 +28,8 @@ EMOJI_CLIPS = 4
 FURTHER_DRAWINGS = 4
 PHRASES = {"adjective_noun": 6_000, "noun_noun": 3_000}
 CHUNK = 512
+SIDES = re.compile(r"\b(left|right|(counter|anti)?clockwise)\b")
+"""Names of drawings that say something else in a mirror."""
 
 
 def build(folder: Path) -> None:
@@ -34,9 +37,9 @@ def build(folder: Path) -> None:
     emoji_corpus.build(folder, clips=EMOJI_CLIPS)
     for one in emoji_corpus.emoji():
         first = folder / f"{one.pair}.png"
-        draw = random.Random(one.name)
+        draw, has_sides = random.Random(one.name), bool(SIDES.search(one.text))
         for number in range(FURTHER_DRAWINGS):
-            first.with_name(f"{one.name}.drawing{number}.png").write_bytes(redrawn(first.read_bytes(), draw))
+            first.with_name(f"{one.name}.drawing{number}.png").write_bytes(redrawn(first.read_bytes(), draw, has_sides))
     everything = list(phrases().items())
     chunks = [everything[start : start + CHUNK] for start in range(0, len(everything), CHUNK)]
     # a fresh process a chunk: what eSpeak says depends on what it said before
@@ -44,10 +47,13 @@ def build(folder: Path) -> None:
         list(pool.map(speak, [folder / "phrases"] * len(chunks), chunks))
 
 
-def redrawn(png: bytes, draw: random.Random) -> bytes:
-    """A drawing as another hand might have placed it: PNG in, PNG of the same size out."""
+def redrawn(png: bytes, draw: random.Random, has_sides: bool = False) -> bytes:
+    """A drawing as another hand might have placed it: PNG in, PNG of the same size out.
+
+    What is large may reach beyond the picture a little. What has sides is not mirrored.
+    """
     drawing = Image.open(io.BytesIO(png)).convert("RGBA")
-    if draw.random() < 0.5:
+    if draw.random() < 0.5 and not has_sides:
         drawing = drawing.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     drawing = drawing.rotate(draw.uniform(-20, 20), resample=Image.Resampling.BICUBIC)
     px = int(IMAGE_PX * draw.uniform(0.7, 1.15))
@@ -66,23 +72,27 @@ def redrawn(png: bytes, draw: random.Random) -> bytes:
 
 
 def phrases() -> dict[str, str]:
-    """File stem -> phrase: all nouns, and seeded pairs of words; none is the name of an emoji."""
-
-    def words(name: str) -> list[str]:
-        lines = (resources.files("wonderwords") / "assets" / f"{name}list.txt").read_text().split("\n")
-        return sorted({line.strip() for line in lines if line.strip()} - profane)
-
-    profane: set[str] = set()
-    profane = set(words("profanity"))
-    nouns, adjectives, draw = words("noun"), words("adjective"), random.Random(0)
+    """File stem -> phrase: all nouns, and seeded pairs of words; none is the name of an emoji, however it is spelt."""
+    nouns, adjectives = (sorted(_words(name) - _words("profanity")) for name in ("noun", "adjective"))
+    draw = random.Random(0)
     found = {f"noun/{number:05d}": noun for number, noun in enumerate(nouns)}
     for number in range(PHRASES["adjective_noun"]):
         found[f"adjective_noun/{number:05d}"] = f"{draw.choice(adjectives)} {draw.choice(nouns)}"
     for number in range(PHRASES["noun_noun"]):
         link = draw.choice(["and", "with", "of", "in", "on"])
         found[f"noun_noun/{number:05d}"] = f"{draw.choice(nouns)} {link} {draw.choice(nouns)}"
-    taken = {one.text.lower() for one in emoji_corpus.emoji()}
-    return {stem: phrase for stem, phrase in found.items() if phrase.lower() not in taken}
+    taken = {spelt(one.text) for one in emoji_corpus.emoji()}
+    return {stem: phrase for stem, phrase in found.items() if spelt(phrase) not in taken}
+
+
+def _words(name: str) -> set[str]:
+    lines = (resources.files("wonderwords") / "assets" / f"{name}list.txt").read_text().split("\n")
+    return {line.strip() for line in lines if line.strip()}
+
+
+def spelt(text: str) -> str:
+    """What is heard alike: "ice-cream", "ice cream" and "icecream"."""
+    return re.sub("[^a-z0-9]", "", text.lower())
 
 
 def speak(folder: Path, chunk: list[tuple[str, str]]) -> None:

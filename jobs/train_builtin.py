@@ -3,25 +3,28 @@
 Builds the demo's corpus and a larger one (`builtin_corpus.py`), embeds both with tokens, and trains every kind of
 projector for pictures and for sound, on the demo's pairs alone and on the larger corpus. All are judged on the same
 pairs, those of the demo that the split holds out, which neither was trained on. Writes the table of it and the
-projectors of `builtin` and `builtin-tokens` into the package. What is there in WORK_FOLDER is not made again. About
-an hour on two cores.
+projectors of `builtin` and `builtin-tokens` into the package. What is there in WORK_FOLDER, collections, projectors
+and figures, is not made again. Over an hour on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import builtin_corpus
 import numpy as np
+from pydantic import BaseModel
 
-from batchproj import emoji_corpus, fit
+from batchproj import emoji_corpus, fit, project
 from batchproj.comparison import Interval
 from batchproj.embed import Options, Watch, embed
 from batchproj.emoji_corpus import VOICES
+from batchproj.fit import Features
 from batchproj.pairs import Samples, held_out_pairs, paired_rows, paired_samples
 from batchproj.pipeline import ray_session
 from batchproj.progress import RunProgress
@@ -31,23 +34,25 @@ from batchproj.search import Collection
 from batchproj.space import Split, open_space, resolve
 from batchproj.token_features import TokenFeatures
 
+Say = Callable[[str], None]
+
 HOME = Path(__file__).parent.parent / "batchproj" / "spaces"
+MODALITIES = (Modality.IMAGE, Modality.AUDIO)
 KINDS = ("linear", "mlp", "cross_attention", "transformer")
 CORPORA = {"demo": "the demo's pairs", "more": "the larger corpus"}
 
-# what few pairs need against overfitting is missed where there are many
-MORE = {
-    Modality.IMAGE: fit.Config(max_steps=800),
-    Modality.AUDIO: fit.Config(max_steps=1_000, feature_dropout=0.2),
-}
-SHIPPED = {Modality.IMAGE: {"hidden": [512]}, Modality.AUDIO: {}}
-"""Options of the `mlp` that `builtin` has: as large as a file of 3 MB may be."""
+BUILTIN = "builtin"
+"""`mlp` over features as the encoders of `builtin` pool them, as large as a file of 3 MB may be."""
+BUILTIN_OPTIONS = {Modality.IMAGE: {"hidden": [512]}, Modality.AUDIO: {}}
+
+MANY_CLIPS = fit.Config(max_steps=600, feature_dropout=0.2)
+"""What few pairs need against overfitting is missed where there are many."""
+
 SHIPPED_TOKENS = "cross_attention"
 """What `builtin-tokens` has for sound: the mean over time loses the order of what is said."""
 
 
-@dataclass(frozen=True)
-class Judged:
+class Judged(BaseModel):
     """Recall@10 of captions to items and of items to captions, and the mean recall."""
 
     modality: Modality
@@ -70,65 +75,68 @@ def halves(uri: str, modality: Modality) -> tuple[Samples, Samples]:
     return samples.where(~tested), samples.where(tested)
 
 
-def judge(work: Path, modality: Modality, corpus: str, kind: str, projector: Projector) -> Judged:
-    unseen = halves(str(work / "demo.batchproj"), modality)[1]
-    held_out = unseen.held_out()
-    features = unseen.features[unseen.one_an_item()]
+def compare(work: Path, modality: Modality, say: Say) -> list[Judged]:
+    """What is shipped, ridge regression and every kind, on both corpora."""
+    wanted = [("more", BUILTIN), *((corpus, kind) for corpus in CORPORA for kind in ("ridge", *KINDS))]
+    return [judged(work, modality, corpus, kind, say) for corpus, kind in wanted]
+
+
+def judged(work: Path, modality: Modality, corpus: str, kind: str, say: Say) -> Judged:
+    """Trained and judged, unless it was before."""
+    file = made(work, modality, corpus, kind).with_suffix(".json")
+    if not file.exists():
+        say(f"{modality}, {CORPORA[corpus]}: {kind}")
+        seen, _ = halves(str(work / f"{corpus}.batchproj"), modality)
+        _, unseen = halves(str(work / "demo.batchproj"), modality)
+        assert not {*seen.pairs} & {*unseen.pairs}
+        # float16 halves the file, and is what is shipped and judged
+        projector = project.loads(trained(seen, modality, corpus, kind).half().to_bytes())
+        held_out = unseen.held_out()
+        features = taken(unseen.features[unseen.one_an_item()], modality, kind)
+        recalls = held_out.recalls(held_out.answers(projector.project(features)))
+        found = Judged(
+            modality=modality, corpus=corpus, kind=kind, to_item=recalls[2], to_text=recalls[5], mean=recalls[6]
+        )
+        say(f"{modality}, {CORPORA[corpus]}: {kind}, mean recall {found.mean}")
+        file.parent.mkdir(exist_ok=True)
+        file.with_suffix(".safetensors").write_bytes(projector.half().to_bytes())
+        file.write_text(found.model_dump_json())
+    return Judged.model_validate_json(file.read_text())
+
+
+def made(work: Path, modality: Modality, corpus: str, kind: str) -> Path:
+    return work / "projectors" / f"{corpus}-{modality}-{kind}.safetensors"
+
+
+def trained(seen: Samples, modality: Modality, corpus: str, kind: str) -> Projector:
+    config = MANY_CLIPS if (corpus, modality) == ("more", Modality.AUDIO) else fit.Config()
+    features = taken(seen.features, modality, kind)
+    if kind == "ridge":
+        return fit.ridge(features, seen.targets, seen.groups, config)
+    chosen = {"options": BUILTIN_OPTIONS[modality]} if kind == BUILTIN else {"kind": kind}
+    return fit.fit(features, seen.targets, seen.groups, config.model_copy(update=chosen)).projector
+
+
+def taken(features: Features, modality: Modality, kind: str) -> Features:
+    """The tokens, or what the encoders of `builtin` pool them to."""
     assert isinstance(features, TokenFeatures)
-    taken = features.mean() if projector.config.in_dim == features.dim and kind == "builtin" else features
-    recalls = held_out.recalls(held_out.answers(projector.project(taken)))
-    return Judged(modality, corpus, kind, recalls[2], recalls[5], recalls[6])
+    if kind != BUILTIN:
+        return features
+    return features.mean() if modality is Modality.IMAGE else features.mean_std()
 
 
-def compare(work: Path, progress: RunProgress) -> list[Judged]:
-    """Ridge regression and every kind, for both modalities and corpora; keeps what is shipped of them."""
-    found = []
-    for corpus in CORPORA:
-        for modality in (Modality.IMAGE, Modality.AUDIO):
-            seen = halves(str(work / f"{corpus}.batchproj"), modality)[0]
-            config = MORE[modality] if corpus == "more" else fit.Config()
-            ridge = fit.ridge(seen.features, seen.targets, seen.groups, config)
-            found.append(judge(work, modality, corpus, "ridge", ridge))
-            for kind in KINDS:
-                progress.step(f"{modality}, {CORPORA[corpus]}: {kind}")
-                projector = fitted(seen, config.model_copy(update={"kind": kind}))
-                found.append(judge(work, modality, corpus, kind, projector))
-                if (corpus, modality, kind) == ("more", Modality.AUDIO, SHIPPED_TOKENS):
-                    ship(projector, "builtin-tokens", modality)
-                progress.step(str(found[-1].mean))
-    return found
+def ship(work: Path) -> None:
+    for modality in MODALITIES:
+        shutil.copy(made(work, modality, "more", BUILTIN), HOME / "builtin" / f"{modality}.safetensors")
+    sound = made(work, Modality.AUDIO, "more", SHIPPED_TOKENS)
+    shutil.copy(sound, HOME / "builtin-tokens" / "audio.safetensors")
 
 
-def train_builtin(work: Path, progress: RunProgress) -> list[Judged]:
-    """The projectors of `builtin`, from features pooled as its encoders pool them."""
-    found = []
-    for modality in (Modality.IMAGE, Modality.AUDIO):
-        progress.step(f"{modality}, {CORPORA['more']}: builtin")
-        seen = halves(str(work / "more.batchproj"), modality)[0]
-        assert isinstance(seen.features, TokenFeatures)
-        pooled = seen.features.mean() if modality is Modality.IMAGE else seen.features.mean_std()
-        config = MORE[modality].model_copy(update={"options": SHIPPED[modality]})
-        projector = fit.fit(pooled, seen.targets, seen.groups, config).projector
-        ship(projector, "builtin", modality)
-        found.append(judge(work, modality, "more", "builtin", projector))
-    return found
-
-
-def fitted(seen: Samples, config: fit.Config) -> Projector:
-    return fit.fit(seen.features, seen.targets, seen.groups, config).projector
-
-
-def ship(projector: Projector, space: str, modality: Modality) -> None:
-    """float16 halves the file and moves no recall figure; it is widened again when loaded."""
-    HOME.joinpath(space, f"{modality}.safetensors").write_bytes(projector.half().to_bytes())
-    projector.float()
-
-
-def table(judged: list[Judged]) -> list[str]:
+def table(found: list[Judged]) -> list[str]:
     """Markdown: a line a kind, with 95 % bootstrap intervals."""
     heads = ["trained on", "modality", "kind", "text→it R@10", "it→text R@10", "mean recall"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for each in judged:
+    for each in found:
         figures = (f"{i.value:.2f} ({i.low:.2f} to {i.high:.2f})" for i in (each.to_item, each.to_text, each.mean))
         lines.append("| " + " | ".join([CORPORA[each.corpus], each.modality, each.kind, *figures]) + " |")
     return lines
@@ -156,7 +164,7 @@ over their mean and spread). The larger corpus gives {images:,} and {sounds:,} s
 """
 
 
-def card(work: Path, judged: list[Judged]) -> str:
+def card(work: Path, found: list[Judged]) -> str:
     def samples(corpus: str, modality: Modality) -> tuple[Samples, Samples]:
         return halves(str(work / f"{corpus}.batchproj"), modality)
 
@@ -169,21 +177,23 @@ def card(work: Path, judged: list[Judged]) -> str:
         clips_judged=int(samples("demo", Modality.AUDIO)[1].one_an_item().sum()),
         images=len(samples("more", Modality.IMAGE)[0].pairs),
         sounds=len(samples("more", Modality.AUDIO)[0].pairs),
-        table="\n".join(table(judged)),
+        table="\n".join(table(found)),
     )
 
 
 def make(work: Path, progress: RunProgress) -> None:
     """Corpora and collections, unless they are there already."""
     watch = Watch(progress.step, progress.totals, progress.progress)
+    missing = [corpus for corpus in CORPORA if not (work / f"{corpus}.batchproj").exists()]
+    if not missing:
+        return
     progress.step("building the corpora")
     emoji_corpus.build(work / "demo")
-    if not (work / "more.batchproj").exists():
-        builtin_corpus.build(work / "more")
+    builtin_corpus.build(work / "more")
     with ray_session(verbose=False):
         space = resolve(open_space("builtin-tokens"))
-        for corpus in CORPORA:
-            embed(str(work / corpus), str(work / f"{corpus}.batchproj"), space, Options(force=True), watch)
+        for corpus in missing:
+            embed(str(work / corpus), str(work / f"{corpus}.batchproj"), space, Options(), watch)
 
 
 def main() -> None:
@@ -192,8 +202,9 @@ def main() -> None:
     work: Path = parser.parse_args().work
     with RunProgress(sys.stderr) as progress:
         make(work, progress)
-        judged = [*train_builtin(work, progress), *compare(work, progress)]
-        HOME.joinpath("builtin", "README.md").write_text(card(work, judged))
+        found = [each for modality in MODALITIES for each in compare(work, modality, progress.step)]
+        ship(work)
+        HOME.joinpath("builtin", "README.md").write_text(card(work, found))
         progress.step("the table is in batchproj/spaces/builtin/README.md")
 
 

@@ -114,7 +114,11 @@ def test_pooling_can_be_chosen(folders: dict[str, Path]) -> None:
         ({"model_type": "unheard-of"}, "last"),  # LlamaForCausalLM
         ({"model_type": "unheard-of", "architectures": ["UnheardOfModel"]}, "mean"),
         ({"is_causal": False}, "mean"),
-        ({"use_bidirectional_attention": True}, "mean"),
+        ({"use_bidirectional_attention": True}, "last"),  # Llama takes no notice of it, as the next test shows
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "mean"),
+        ({"model_type": "gemma4_text", "use_bidirectional_attention": "vision"}, "last"),
+        ({"model_type": "bert", "architectures": ["BertForCausalLM"]}, "mean"),
+        ({"model_type": "bert", "architectures": ["BertForCausalLM"], "is_decoder": True}, "last"),
     ],
 )
 def test_what_counts_as_decoder_only(
@@ -123,6 +127,20 @@ def test_what_counts_as_decoder_only(
     config = json.loads((folders["llama"] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
     assert described(tmp_path).decides["pooling"] == pooling
+
+
+@pytest.mark.parametrize(
+    ("changed", "sees"), [({"use_bidirectional_attention": True}, False), ({"is_causal": False}, True)]
+)
+def test_what_the_first_token_of_a_llama_sees(
+    folders: dict[str, Path], tmp_path: Path, changed: dict[str, Any], sees: bool
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(folders["llama"], model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, **changed}))
+    one, other = build(model, dtype="fp32", pooling="mean").encode_tokens(segments(["w1 w2 w3", "w1 w2 w4"]))
+    assert (one[0].tobytes() != other[0].tobytes()) is sees
 
 
 def test_token_limits(folders: dict[str, Path], tmp_path: Path) -> None:

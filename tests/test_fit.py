@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from batchproj.errors import SpaceError, UsageError
-from batchproj.fit import Check, Config, Fit, fit, ridge
+from batchproj.fit import Check, Config, Fit, TrainingSamples, best_share, fit, projector_config, ridge
 from batchproj.linking import split
 from batchproj.recall import retrieval
 from batchproj.token_features import TokenFeatures
@@ -221,6 +221,18 @@ def test_ridge_has_its_share_of_the_direction() -> None:
     cosine = (both.projector.project(data[0]) * mean).sum(axis=1) / np.linalg.norm(mean, axis=1)
     assert cosine.min() > 0.97
     assert both.steps == head.steps
+
+
+@pytest.mark.parametrize(("bad", "share"), [("ridge", 0.0), ("head", 0.75)])
+def test_ridge_has_no_more_of_it_than_it_is_worth(bad: str, share: float) -> None:
+    features, targets, groups = pairs_of_spaces(400, noise=0.05)
+    samples = TrainingSamples.of(features, targets, groups)
+    good = samples.regression.solve(1.0)
+    torch.manual_seed(0)
+    useless = projector_config(Config(kind="linear"), samples.in_dim, targets.shape[1]).build()
+    useless.take_moments(good.mean, good.scale)
+    both = (good, useless) if bad == "ridge" else (useless, good)
+    assert best_share(*both, samples.pooled, samples, Config()) == share
 
 
 @pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])

@@ -13,7 +13,7 @@ import soundfile
 import torch
 import yaml
 from conftest import write_picture, write_words
-from in_process import quiet, run, without_ray
+from in_process import command, quiet, run, without_ray
 from tiny_text import SAVED, save_clap, save_t5
 
 import batchproj
@@ -187,13 +187,26 @@ def test_a_projector_may_still_be_to_be_trained(pairs: Path, tiny_clip: Path, tm
     collection = tmp_path / "c"
     assert run(pairs, collection, space, OPTIONS).embedded == 2 * PAIRS
     assert run(pairs, collection, space, OPTIONS).unchanged == 2 * PAIRS  # the same weights again
+    again = command("embed", pairs, collection)
+    assert "Random weights project image: batchproj train" in again.stdout
     assert np.linalg.matrix_rank(matrix(Collection(str(collection)).table()["vector"])) > PAIRS
     train(str(collection), str(tmp_path / "trained"), TRAINING, lambda *_: None, quiet)
+    assert "Random weights" not in command("embed", pairs, collection, "--space", tmp_path / "trained").stdout
     report = run(pairs, collection, tmp_path / "trained", OPTIONS)
-    assert (report.reprojected, report.unchanged, report.encode_calls) == (PAIRS, PAIRS, {})
+    assert (report.reprojected, report.unchanged) == (0, 2 * PAIRS)
 
 
 def test_another_width_without_a_projector_says_how_to_begin(tiny_clip: Path, tmp_path: Path) -> None:
     space = write_space(tmp_path / "space", 64, image={"encoder": {"kind": "clip", "model": str(tiny_clip)}})
     with pytest.raises(SpaceError, match=r"gives 24 dimensions and the space has 64.*'projector: \{kind: linear\}'"):
         resolve(open_space(str(space)))
+
+
+def test_projectors_that_cannot_be_begun_with(tiny_clip: Path, tmp_path: Path) -> None:
+    encoder = {"encoder": {"kind": "clip", "model": str(tiny_clip)}}
+    text = write_space(tmp_path / "a", 64, text={**encoder, "projector": {"kind": "linear"}})
+    with pytest.raises(SpaceError, match=r"a, text: text is what others are trained into, .* must name its weights"):
+        resolve(open_space(str(text)))
+    misspelt = write_space(tmp_path / "b", 64, image={**encoder, "projector": {"kind": "linaer"}})
+    with pytest.raises(SpaceError, match="b, image: no projector kind 'linaer': did you mean 'linear'"):
+        resolve(open_space(str(misspelt)))

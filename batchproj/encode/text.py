@@ -36,6 +36,8 @@ _CAUSAL = frozenset(
     "olmo3 opt phi phi3 qwen2 qwen2_moe qwen3 qwen3_5_text qwen3_moe qwen3_next smollm3 stablelm starcoder2".split()
 )
 """Decoder-only language models, also if saved without their head; of others a class named …ForCausalLM tells."""
+_SWITCHED = frozenset("bert camembert electra megatron-bert rembert roberta roformer xlm-roberta".split())  # noqa: SIM905
+"""Encoders whose class …ForCausalLM is causal only if `is_decoder` says so."""
 _KINDS = {"clip": "clip", "siglip": "clip", "clap": "clap"}
 """Kind of encoder that takes the towers of a model of several."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -191,7 +193,10 @@ def _refuse_unsuitable(folder: Path) -> None:
 def _is_causal(folder: Path) -> bool:
     """Whether a token sees only those before it."""
     config = read_config(folder)
-    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+    if config.get("is_causal") is False or (config.get("model_type") in _SWITCHED and not config.get("is_decoder")):
+        return False
+    # heeded by Gemma alone, where "vision" leaves text causal
+    if str(config.get("model_type")).startswith("gemma") and config.get("use_bidirectional_attention") in (True, "all"):
         return False
     names = config.get("architectures") or []
     return config.get("model_type") in _CAUSAL or any(name.endswith("ForCausalLM") for name in names)
