@@ -37,6 +37,9 @@ OnCheck = Callable[[int, Check | None], None]
 READ_AHEAD = 512 * 2**20
 """Bytes of shards in Ray's object store; without a limit it would take all that is left of it."""
 
+READS = 2
+"""Shards read at once for each worker: every read is a process of its own, with all that it imports."""
+
 CHECKPOINT = "training.pt"
 
 
@@ -81,7 +84,7 @@ def train(
         _work,
         train_loop_config={"run": run, "desk": desk},
         scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
-        datasets={"train": _samples(folder, shards, desk)},
+        datasets={"train": _samples(folder, shards, desk, READS * workers)},
         dataset_config=ray.train.DataConfig(execution_options=options),
         run_config=ray.train.RunConfig(
             name=_name(run, shards, workers),
@@ -119,12 +122,18 @@ def _own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, ours)
 
 
-def _samples(folder: Folder, shards: list[str], desk: Any) -> Any:
+def _samples(folder: Folder, shards: list[str], desk: Any, reads: int) -> Any:
     """All shards in their order, a block each; read as everything of ours is, with patience and few CPUs."""
     import ray.data
 
     names = ray.data.from_items([{"name": name} for name in shards], override_num_blocks=len(shards))
-    return names.map_batches(_Shard(folder, desk), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS)
+    return names.map_batches(
+        _Shard(folder, desk),
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=READ_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=reads),
+    )
 
 
 class _Shard:
