@@ -3,7 +3,7 @@
 Builds the demo's corpus and a larger one (`builtin_corpus.py`) and embeds both with tokens. Trains every kind of
 projector for pictures and for sound on the demo's pairs, and those that are shipped on the larger corpus. All are
 judged on the same pairs, those of the demo that the split holds out, which none was trained on. Writes the table of it
-and the projectors of `builtin` and `builtin-tokens` into the package. What is there in WORK_FOLDER, collections,
+and the projectors of `builtin` into the package. What is there in WORK_FOLDER, collections,
 projectors and figures, is not made again. About an hour on two cores.
 """
 
@@ -36,7 +36,7 @@ from batchproj.token_features import TokenFeatures
 
 Say = Callable[[str], None]
 
-HOME = Path(__file__).parent.parent / "batchproj" / "spaces"
+HOME = Path(__file__).parent.parent / "batchproj" / "spaces" / "builtin"
 MODALITIES = (Modality.IMAGE, Modality.AUDIO)
 KINDS = ("linear", "mlp", "cross_attention", "transformer")
 CORPORA = {"demo": "the demo's pairs", "more": "the larger corpus"}
@@ -45,13 +45,10 @@ BUILTIN = "builtin"
 """`mlp` over features as the encoders of `builtin` pool them, as large as a file of 3 MB may be."""
 BUILTIN_OPTIONS = {Modality.IMAGE: {"hidden": [512]}, Modality.AUDIO: {}}
 
-MANY_CLIPS = fit.Config(max_steps=600, feature_dropout=0.2)
+MANY_CLIPS = fit.Config(max_steps=1_000, feature_dropout=0.2)
 """What few pairs need against overfitting is missed where there are many."""
 
-SHIPPED_TOKENS = "cross_attention"
-"""What `builtin-tokens` has for sound: the mean over time loses the order of what is said."""
-
-ON_MORE = {Modality.IMAGE: ("ridge", "mlp", BUILTIN), Modality.AUDIO: ("ridge", BUILTIN, SHIPPED_TOKENS)}
+ON_MORE = {Modality.IMAGE: ("ridge", "mlp", BUILTIN), Modality.AUDIO: ("ridge", BUILTIN, "cross_attention")}
 
 
 class Judged(BaseModel):
@@ -129,9 +126,7 @@ def taken(features: Features, modality: Modality, kind: str) -> Features:
 
 def ship(work: Path) -> None:
     for modality in MODALITIES:
-        shutil.copy(made(work, modality, "more", BUILTIN), HOME / "builtin" / f"{modality}.safetensors")
-    sound = made(work, Modality.AUDIO, "more", SHIPPED_TOKENS)
-    shutil.copy(sound, HOME / "builtin-tokens" / "audio.safetensors")
+        shutil.copy(made(work, modality, "more", BUILTIN), HOME / f"{modality}.safetensors")
 
 
 def table(found: list[Judged]) -> list[str]:
@@ -144,16 +139,15 @@ def table(found: list[Judged]) -> list[str]:
     return lines
 
 
-CARD = """# The projectors of the builtin spaces
+CARD = """# The projectors of the builtin space
 
-`builtin`: two-layer MLPs with a linear path beside them, from EfficientNet-lite0 (images, 1280-d) and Whisper tiny.en
-(sound, mean and standard deviation over the frames of the real sound, 768-d) into the text space of MiniLM-L6 (384-d).
-`builtin-tokens` has the same for images, and `{tokens}` over Whisper's frames for sound.
+Two-layer MLPs with a linear path beside them, from EfficientNet-lite0 (images, 1280-d) and Whisper tiny.en (sound, mean
+and standard deviation over the frames of the real sound, 768-d) into the text space of MiniLM-L6 (384-d).
 
 Trained by `make builtin` on 80 % of the pairs of 1,652 emoji: OpenMoji drawings (CC BY-SA 4.0, drawn by resvg), each
 with {drawings} more that are turned, mirrored, of another size or on another ground; their English names; each name
 spoken by {clips} of {voices} eSpeak NG voices. The sound also on 80 % of some 15,000 spoken phrases made of the word
-lists of `wonderwords` (MIT); no phrase is the name of an emoji, but phrases share words with names. What it knows:
+lists of `wonderwords` (MIT); no phrase is the name of an emoji, however spelt, but they share words. What it knows:
 drawings of things, and English names spoken by a synthesiser. It has not seen photographs, other languages or human
 speech: expect less there, and train on your own pairs.
 
@@ -171,7 +165,6 @@ def card(work: Path, found: list[Judged]) -> str:
         return halves(str(work / f"{corpus}.batchproj"), modality)
 
     return CARD.format(
-        tokens=SHIPPED_TOKENS,
         drawings=builtin_corpus.FURTHER_DRAWINGS,
         clips=builtin_corpus.EMOJI_CLIPS,
         voices=len(VOICES),
@@ -206,7 +199,7 @@ def main() -> None:
         make(work, progress)
         found = [each for modality in MODALITIES for each in compare(work, modality, progress.step)]
         ship(work)
-        HOME.joinpath("builtin", "README.md").write_text(card(work, found))
+        HOME.joinpath("README.md").write_text(card(work, found))
         progress.step("the table is in batchproj/spaces/builtin/README.md")
 
 
