@@ -431,4 +431,4 @@ def _duration(seconds: float) -> str:
 def _command(document: PlanDocument) -> str:
     where = " ".join(shlex.quote(uri.removeprefix("file://")) for uri in (document.source, document.collection))
     is_usual = not document.differences and (document.run is not None or document.space == "builtin")
-    return f"do it{'' if is_usual else ', with the same --space'}: batchproj embed {where}"
+    return f"do it: batchproj embed {where}{'' if is_usual else ' --space SPACE, the same as here'}"

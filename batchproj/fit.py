@@ -376,8 +376,8 @@ def _validation_slice(samples: TrainingSamples, config: Config) -> Mask:
     different = np.unique(components)
     if len(different) < _FEWEST_GROUPS:
         raise UsageError(
-            f"{len(different)} unlinked pairs to train on: expected at least {_FEWEST_GROUPS}; "
-            "add pairs with texts of their own"
+            f"{len(different)} pairs to train on, beside those held out, that share no text or content: expected at "
+            f"least {_FEWEST_GROUPS}; add pairs with texts of their own"
         )
     count = min(max(2, round(config.validation_fraction * len(different))), len(different) - 2)
     chosen = np.random.default_rng(config.seed).permutation(different)[:count]

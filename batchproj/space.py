@@ -337,8 +337,8 @@ def _check_projector(
 def _check_bare(described: encode.Description, member: MemberFile, dim: int, where: str) -> None:
     if described.dim != dim:
         raise SpaceError(
-            f"{where}: the encoder gives {described.dim} dimensions and the space has {dim}; add a projector, "
-            "'projector: {kind: linear}' for one that is still to be trained"
+            f"{where}: the encoder gives {described.dim} dimensions and the space has {dim}; set dim to what text "
+            "has, and give others a projector, 'projector: {kind: linear}' for one that is still to be trained"
         )
     if member.cache == "tokens" and not described.mean_pooled:
         raise SpaceError(

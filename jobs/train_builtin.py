@@ -48,7 +48,7 @@ BUILTIN_OPTIONS = {Modality.IMAGE: {"hidden": [512]}, Modality.AUDIO: {}}
 MANY_CLIPS = fit.Config(max_steps=1_000, feature_dropout=0.2)
 """What few pairs need against overfitting is missed where there are many."""
 
-ON_MORE = {Modality.IMAGE: ("ridge", "mlp", BUILTIN), Modality.AUDIO: ("ridge", BUILTIN, "cross_attention")}
+ON_MORE = {Modality.IMAGE: ("ridge", "mlp", BUILTIN), Modality.AUDIO: ("ridge", BUILTIN)}
 
 
 class Judged(BaseModel):

@@ -132,7 +132,7 @@ def test_a_changed_encoder_is_named_and_encodes_all_again_and_what_moved_too(
     assert (document.reads, document.encodes, set(document.calibration)) == (12, {"image": 12}, {"image"})
     assert [(d.modality, d.field, d.now) for d in document.differences] == [("image", "encoder.dtype", "fp32")]
     assert lines(document)[0].endswith("; the image encoder changes: encoder.dtype bf16 -> fp32")
-    assert lines(document)[-1].startswith("do it, with the same --space: ")
+    assert lines(document)[-1].endswith(" --space SPACE, the same as here")
 
 
 def test_another_projector_reads_and_encodes_nothing(

@@ -191,7 +191,7 @@ def test_progress_reaches_its_total() -> None:
 
 def test_too_few_pairs_are_refused() -> None:
     features, targets, groups = pairs_of_spaces(3, noise=0)
-    with pytest.raises(UsageError, match=r"3 unlinked pairs.*at least 4"):
+    with pytest.raises(UsageError, match=r"3 pairs to train on.*at least 4"):
         fit(features, targets, groups)
     with pytest.raises(UsageError, match="3 features, 2 targets"):
         fit(features, targets[:2], groups)

@@ -41,7 +41,7 @@ def _exit_code(error: BaseException) -> int:
     """What the command ends with, said in one line where something is wrong."""
     number = stopped_by()
     if number is not None and not _is_success(error):
-        say("stopped; nothing half-done is visible, run the same command again to go on")
+        say("stopped; nothing half-done is visible, run the same command again")
         return 128 + number
     if isinstance(error, BatchprojError):
         say(f"error: {one_line(error)}")

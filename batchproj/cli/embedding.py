@@ -20,6 +20,7 @@ from batchproj.cli.console import (
     printable,
     say,
 )
+from batchproj.errors import UsageError
 
 TOO_MANY_BAD = 3
 WORK_TO_DO = 2
@@ -162,7 +163,7 @@ def train(
     projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
     modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the split and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
     loss: Annotated[str, typer.Option(help="What is trained by: info_nce or sigmoid.")] = "info_nce",
     workers: Annotated[
         int | None,
@@ -191,6 +192,8 @@ def train(
 ) -> None:
     """Fit projectors into the text space on a collection's pairs; held-out pairs judge them."""
     chosen = parse_modality(modality)
+    if reverse and promote:
+        raise UsageError("--reverse makes no space that could be promoted: expected one of --reverse and --promote")
     from batchproj import fit
     from batchproj.card import read_card, reverse_file
     from batchproj.config import validate
@@ -231,7 +234,7 @@ def _print_training(result: dict[str, Any], card: dict[str, Any]) -> None:
             f"{name}: {scores['projector']} on {scores['pairs_train']:,} pairs; text to {name} Recall@10 "
             f"{_score(scores['r@10'])} on {scores['pairs_test']:,} held-out pairs "
             f"(ridge {_score(scores['baseline_r@10'])}, chance {_score(scores['chance_r@10'])})"
-            + (": too few held-out pairs to tell" if scores["chance_r@10"] >= TELLS_NOTHING else "")
+            + (": among so few, Recall@10 tells little" if scores["chance_r@10"] >= TELLS_NOTHING else "")
         )
         judged = card["modality"][name]
         for said in [*judged["verdict"], *(f"not to be promoted: {each}" for each in judged["shortcomings"])]:
