@@ -22,8 +22,8 @@ import numpy.typing as npt
 
 from batchproj import fit as fitting
 from batchproj.bridge import make_bridge, refuse_other_space, write_bridge
-from batchproj.bridge_report import ADAPTER, OLD, agreement, caveats, found
-from batchproj.card import writable_space
+from batchproj.bridge_report import ADAPTER, OLD, agreement, found
+from batchproj.card import caveats, writable_space
 from batchproj.errors import UsageError
 from batchproj.projector import Projector
 from batchproj.report import CHANCE, RIDGE, nothing_held_out
@@ -32,7 +32,7 @@ from batchproj.search import Collection
 from batchproj.space import Member, ResolvedSpace, open_space, resolve
 from batchproj.texts import Texts, collected, encoded, held_out, no_texts
 from batchproj.token_projector import TokenProjectorConfig
-from batchproj.train import Say, TrainOptions, Watch
+from batchproj.train import Say, TrainOptions, Watch, noted
 from batchproj.training_set import MOST_JUDGED
 
 Array = npt.NDArray[np.float32]
@@ -60,9 +60,13 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
     started = time.monotonic()
     texts, old_TK = _in_both(collection, new_text, old_text, watch, say)
     tested = texts.held_out(held_out(collection, options.split))
+    alike = texts.alike(old_TK, tested)
+    if alike.any():
+        say(f"{alike.sum():,} held-out texts equal one that is trained on, to one of the encoders: left out")
+        texts, old_TK, tested = texts.where(~alike), old_TK[~alike], tested[~alike]
     _check_enough(old_TK[~tested])
     fit, ridge = _fitted(texts, old_TK, ~tested, config, watch)
-    bridge = make_bridge(Path(out).name, old, new_text, fit.projector, options.split)
+    bridge = make_bridge(Path(out).name, old_text, old.dim, new_text, fit.projector, options.split)
     card = {
         "source": collection.snapshot.source,
         "run": collection.run,
@@ -75,6 +79,7 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
             "loss": config.loss,
             "texts_train": int((~tested).sum()),
             "texts_test": int(tested.sum()),
+            "texts_alike": int(alike.sum()),
             "steps": fit.steps,
             "temperature": round(fit.temperature, 4),
             "history": [asdict(check) for check in fit.history],
@@ -139,11 +144,7 @@ def _fitted(
     """The adapter and ridge regression. Each text is right for itself alone, whatever pair it belongs to."""
     features, targets = texts.features[seen], old_TK[seen]
     groups = [str(number) for number in np.flatnonzero(seen)]
-
-    def progress(done: int, total: int, check: fitting.Check | None) -> None:
-        watch("adapter steps", done, total, f"loss {check.loss:.2f}, recall {check.recall:.2f}" if check else "")
-
-    fit = fitting.fit(features, targets, groups, config, progress)
+    fit = fitting.fit(features, targets, groups, config, noted(watch, "adapter steps"))
     return fit, fitting.ridge(features, targets, groups, config)
 
 

@@ -1,45 +1,48 @@
-"""The folder of a bridge: the new text encoder with its adapter among the old space's other members, and the card."""
+"""The folder of a bridge: the new text encoder with its adapter, what they lead to, and the card."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-from batchproj.card import CARD, cell
+from batchproj.card import CARD, cell, read_card, sentence, write_curve
 from batchproj.comparison import CUTOFFS
 from batchproj.errors import UsageError
-from batchproj.learning_curve import learning_curve
 from batchproj.objectstore import Folder
 from batchproj.projector import Projector
 from batchproj.schema import Modality
-from batchproj.space import Member, MemberFile, ProjectorFile, ResolvedSpace, Split, open_space
+from batchproj.space import Adapts, Member, MemberFile, ProjectorFile, ResolvedSpace, Space, Split, open_space
 
 
 def refuse_other_space(folder: Folder, out: str) -> None:
-    """Raises UsageError if the folder holds a space that is no bridge: it would be lost, be it the one adapted to."""
+    """Raises UsageError if the folder holds what is no bridge: it would be lost, be it the space adapted to."""
     if folder.exists("space.yaml") and open_space(folder.uri).space.adapts is None:
         raise UsageError(f"--out {out} holds a space, which would be lost; choose an empty or a new folder")
+    if folder.exists(CARD) and "adapts" not in read_card(folder.uri):
+        raise UsageError(
+            f"--out {out} holds the {CARD} of another training, which would be lost; choose an empty or a new folder"
+        )
 
 
-def make_bridge(name: str, old: ResolvedSpace, text: Member, adapter: Projector, split: Split) -> ResolvedSpace:
-    """The old space with another way from text into it."""
-    member = text.with_projector(adapter.to_bytes(), old.dim)
+def make_bridge(name: str, old_text: Member, dim: int, text: Member, adapter: Projector, split: Split) -> ResolvedSpace:
+    """From a text encoder into the text vectors, of `dim` dimensions, of another space."""
+    member = text.with_projector(adapter.to_bytes(), dim)
     file = MemberFile(
         encoder=text.encoder_file(),
         cache=text.cache,
         projector=ProjectorFile(kind=adapter.config.kind, weights="text.safetensors"),
     )
-    adapts = old.members[Modality.TEXT].vector_fp
-    space = old.space.model_copy(update={"name": name, "text": file, "adapts": adapts, "split": split})
-    return ResolvedSpace(space, {**old.members, Modality.TEXT: member})
+    adapts = Adapts(query=member.vector_fp, vectors=old_text.vector_fp)
+    space = Space(name=name, dim=dim, split=split, adapts=adapts, text=file)
+    return ResolvedSpace(space, {Modality.TEXT: member})
 
 
 def write_bridge(folder: Folder, bridge: ResolvedSpace, card: dict[str, Any]) -> None:
-    """The card first: a folder with a space file is complete."""
-    trained = card["adapter"]
-    steps, loss, recall = ([check[key] for check in trained["history"]] for key in ("step", "loss", "recall"))
-    title = f"adapter, {trained['projector']}: {trained['steps']} steps taken over"
-    folder.write("text.svg", learning_curve(title, steps, loss, recall, trained["steps"]).encode())
+    """The card first: a folder with a space file is complete.
+
+    The space file last: killed before it, over an earlier bridge, its `adapts` is not that of the new adapter.
+    """
+    write_curve(folder, Modality.TEXT, card["adapter"])
     folder.write("README.md", _markdown(card).encode())
     folder.write(CARD, json.dumps(card, indent=1, allow_nan=False).encode())
     bridge.save(folder)
@@ -56,10 +59,11 @@ def _markdown(card: dict[str, Any]) -> str:
         "",
         f"Adapter `{trained['projector']}`, loss `{trained['loss']}`, {trained['steps']} steps on "
         f"{trained['texts_train']:,} different texts; {trained['texts_test']:,} held out: those whose pair key hashes "
-        f"into {split['test_fraction']:.0%} (seed {split['seed']}), linked and equal ones on one side. All figures are "
-        "of held-out texts as queries. Small print under a figure: its 95 % bootstrap interval, linked texts drawn "
-        "together, with replacement.",
-        *[f"\n{each[0].upper()}{each[1:]}." for each in card["caveats"]],
+        f"into {split['test_fraction']:.0%} (seed {split['seed']}), linked and equal ones on one side. "
+        f"{trained['texts_alike']:,} more are left out: to one of the encoders they equal a text trained on. All "
+        "figures are of held-out texts as queries. Small print under a figure: its 95 % bootstrap interval, linked "
+        "texts drawn together, with replacement.",
+        *[f"\n{sentence(each)}" for each in card["caveats"]],
         "",
         "## Does it find what the full re-embedding would?",
         "",
@@ -75,7 +79,7 @@ def _markdown(card: dict[str, Any]) -> str:
             "",
             *_compared(report),
         ]
-    lines += [f"\n- {each[0].upper()}{each[1:]}." for each in card["left_out"]]
+    lines += [f"\n- {sentence(each)}" for each in card["left_out"]]
     return "\n".join([*lines, "", "![Loss and recall over the steps](text.svg)", ""])
 
 
@@ -97,4 +101,4 @@ def _compared(report: dict[str, Any]) -> list[str]:
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for who, figures in report["competitors"].items():
         rows.append("| " + " | ".join([who, *(cell(figures[f"r@{k}"]) for k in CUTOFFS)]) + " |")
-    return [*rows, "", *(f"- {each[0].upper()}{each[1:]}." for each in report["verdict"])]
+    return [*rows, "", *(f"- {sentence(each)}" for each in report["verdict"])]

@@ -8,7 +8,6 @@ Q held-out texts that ask, T different texts, I items of another modality, K dim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,11 @@ import numpy.typing as npt
 from batchproj.agreement import by_chance, nearest, recalled
 from batchproj.comparison import CUTOFFS, FEWEST_GROUPS, HeldOut, means
 from batchproj.features import from_column
-from batchproj.linking import linked
 from batchproj.pairs import cached_features, check_finite
 from batchproj.report import CHANCE, RIDGE, rounded, told
 from batchproj.schema import Modality
 from batchproj.search import Collection
-from batchproj.space import Member, ResolvedSpace, Split, to_vectors
+from batchproj.space import Member, ResolvedSpace, to_vectors
 from batchproj.texts import Texts
 
 Array = npt.NDArray[np.float32]
@@ -44,7 +42,7 @@ def agreement(texts: Texts, own_Q: Numbers, old_TK: Array, asked: dict[str, Arra
     hits = {
         who: recalled(wanted, nearest(queries, old_TK, own_Q)) for who, queries in {**asked, OLD: old_TK[own_Q]}.items()
     }
-    groups = texts.groups()
+    groups, _ = texts.linked()
     asking = [groups[own] for own in own_Q]
     return {
         "queries": len(own_Q),
@@ -75,23 +73,13 @@ def found(
     return reports, left_out
 
 
-def caveats(spaces: Sequence[tuple[str, Split | None]], now: Split) -> list[str]:
-    """A pair held out now may have been trained on then; with one seed, a smaller share lies in a larger one."""
-    return [
-        f"the projectors of space '{name}' were trained with another split and may have seen some of these pairs: "
-        "its figures may flatter it"
-        for name, then in spaces
-        if then is not None and (then.seed != now.seed or then.test_fraction < now.test_fraction)
-    ]
-
-
 def _found(
     collection: Collection, member: Member, texts: Texts, own_Q: Numbers, old_queries: tuple[Array, Array]
 ) -> dict[str, Any] | None:
     cached = cached_features(collection, member.modality)
     if cached is None:
         return None
-    of_texts, of_items = _linked(texts, cached["pair"].to_pylist(), cached["content_id"].to_pylist())
+    of_texts, of_items = texts.linked(cached["pair"].to_pylist(), cached["content_id"].to_pylist())
     there = set(of_items)
     asking = [place for place, own in enumerate(own_Q) if of_texts[own] in there]
     caption_groups = [of_texts[own_Q[place]] for place in asking]
@@ -112,15 +100,6 @@ def _found(
     hits = {who: sets[who].answers(items_IK).to_item for who, (_, items_IK) in sides.items()}
     compared = _compared({**hits, CHANCE: sets[ADAPTER].chance().to_item}, caption_groups)
     return {"queries": len(asking), "items": len(items), **compared}
-
-
-def _linked(texts: Texts, pairs: list[str | None], contents: list[str]) -> tuple[list[str], list[str]]:
-    """For each text, and each item with these pair keys and contents, the group of what belongs together."""
-    keys = [pair if pair is not None else f"\0{row}" for row, pair in enumerate([*texts.pairs, *pairs])]
-    numbers = [*texts.number, *range(len(texts), len(texts) + len(pairs))]
-    components = linked(keys, [*texts.contents, *contents], numbers)
-    group = dict(zip(numbers, map(str, components), strict=True))
-    return [group[number] for number in range(len(texts))], [group[len(texts) + item] for item in range(len(pairs))]
 
 
 def _compared(hits: dict[str, Floats], groups: list[str]) -> dict[str, Any]:

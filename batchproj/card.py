@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,16 @@ def reverse_file(modality: str) -> str:
 def write_card(folder: Folder, card: dict[str, Any]) -> None:
     """`card.json` for programs, `README.md` for people, and a learning curve for each modality."""
     for modality, trained in card["modality"].items():
-        history = trained["history"]
-        steps, loss, recall = ([check[key] for check in history] for key in ("step", "loss", "recall"))
-        title = f"{modality}, {trained['projector']}: {trained['steps']} steps taken over"
-        picture = learning_curve(title, steps, loss, recall, trained["steps"])
-        folder.write(f"{modality}.svg", picture.encode())
+        write_curve(folder, modality, trained)
     folder.write("README.md", _markdown(card).encode())
     folder.write(CARD, json.dumps(card, indent=1, allow_nan=False).encode())
+
+
+def write_curve(folder: Folder, modality: str, trained: dict[str, Any]) -> None:
+    """How a projector's training went, as `{modality}.svg`; `trained` as cards keep it."""
+    steps, loss, recall = ([check[key] for check in trained["history"]] for key in ("step", "loss", "recall"))
+    title = f"{modality}, {trained['projector']}: {trained['steps']} steps taken over"
+    folder.write(f"{modality}.svg", learning_curve(title, steps, loss, recall, trained["steps"]).encode())
 
 
 def read_card(out: str) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def read_card(out: str) -> dict[str, Any]:
 
 def _markdown(card: dict[str, Any]) -> str:
     split = card["split"]
+    then = card["replaced_split"] and Split(**card["replaced_split"])
     lines = [
         "# Trained projectors",
         "",
@@ -109,7 +113,7 @@ def _markdown(card: dict[str, Any]) -> str:
         f"into {split['test_fraction']:.0%} (seed {split['seed']}) were held out; linked pairs stay on one side. All "
         "figures are of the held-out pairs alone. Small print under a figure: its 95 % bootstrap interval, pairs "
         "drawn with replacement. Mean recall: the mean of Recall@1, 5 and 10 both ways.",
-        *_caveat(card),
+        *[f"\n{sentence(each)}" for each in caveats([(card["replaced_space"], then)], Split(**split))],
         *_direction(card),
         "",
         *_overview(card["modality"]),
@@ -119,16 +123,19 @@ def _markdown(card: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _caveat(card: dict[str, Any]) -> list[str]:
+def caveats(spaces: Sequence[tuple[str, Split | None]], now: Split) -> list[str]:
     """A pair held out now may have been trained on then; with one seed, a smaller share lies in a larger one."""
-    then, now = card["replaced_split"], card["split"]
-    if then is None or (then["seed"] == now["seed"] and then["test_fraction"] >= now["test_fraction"]):
-        return []
     return [
-        "",
-        f"The projector replaced, of space `{card['replaced_space']}`, was trained with another split and may have "
-        "seen some of these pairs: its figures may flatter it.",
+        f"projectors of space '{name}' were trained with another split and may have seen some of these pairs: its "
+        "figures may flatter it"
+        for name, then in spaces
+        if then is not None and (then.seed != now.seed or then.test_fraction < now.test_fraction)
     ]
+
+
+def sentence(said: str) -> str:
+    """What a card says of something, as Markdown has it."""
+    return f"{said[0].upper()}{said[1:]}."
 
 
 def _direction(card: dict[str, Any]) -> list[str]:
@@ -155,7 +162,7 @@ def _overview(modalities: dict[str, Any]) -> list[str]:
 
 
 def _section(modality: str, trained: dict[str, Any]) -> list[str]:
-    said = [f"- {each[0].upper()}{each[1:]}." for each in trained["verdict"]]
+    said = [f"- {sentence(each)}" for each in trained["verdict"]]
     said += [f"- **Not to be promoted**: {each}." for each in trained["shortcomings"]]
     return [
         f"## {modality}",

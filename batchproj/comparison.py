@@ -113,18 +113,22 @@ class HeldOut:
     @cached_property
     def _numbers(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Number of the group of each caption and of each item."""
-        number = {group: number for number, group in enumerate(dict.fromkeys(self.caption_groups))}
-        captions, items = (np.array([number[g] for g in own]) for own in (self.caption_groups, self.item_groups))
-        return captions, items
+        return _numbered(self.caption_groups, self.caption_groups), _numbered(self.item_groups, self.caption_groups)
 
 
 def means(values_QV: Floats, groups: Sequence[str]) -> list[Interval]:
     """The mean over all questions of each column; for its interval the groups of questions are drawn whole."""
-    _, group_Q = np.unique(np.asarray(groups), return_inverse=True)
+    group_Q = _numbered(groups, groups)
     weights = (weights_G[group_Q] for weights_G in _draws(int(group_Q.max()) + 1))
     drawn = np.stack([weights_Q @ values_QV / weights_Q.sum() for weights_Q in weights])
     low, high = np.percentile(drawn, _INTERVAL, axis=0)
     return [Interval(*map(float, each)) for each in zip(values_QV.mean(axis=0), low, high, strict=True)]
+
+
+def _numbered(groups: Sequence[str], first: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Numbers of groups, in the order in which they come up in `first`."""
+    number = {group: number for number, group in enumerate(dict.fromkeys(first))}
+    return np.array([number[group] for group in groups])
 
 
 def _draws(count: int) -> Iterator[Floats]:

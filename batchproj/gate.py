@@ -42,7 +42,6 @@ def refuse_if_worse(folder: Folder, live: Snapshot, space: ResolvedSpace, say: S
 
     Costs nothing unless a projector is another than the live run's.
     """
-    space.refuse_if_bridge()
     judged = [
         modality for modality in space.members if modality is not Modality.TEXT and _differs(live, space, modality)
     ]

@@ -16,14 +16,13 @@ def promote(uri: str, space: str, watch: Watch, verbose: bool = False) -> Report
 
     Raises UsageError, with nothing written to the collection, if the card names a shortcoming.
     """
-    if read_card(space).get("reverse"):
+    card = read_card(space)
+    if card.get("reverse"):
         raise UsageError(f"{space} holds projectors of train --reverse, no space to bring a collection to")
-    if "adapts" in read_card(space):
+    if "adapts" in card:
         raise UsageError(f"{space} is a bridge of train --adapter, for queries; no space to bring a collection to")
     found = [
-        f"{modality} is {said}"
-        for modality, trained in read_card(space)["modality"].items()
-        for said in trained["shortcomings"]
+        f"{modality} is {said}" for modality, trained in card["modality"].items() for said in trained["shortcomings"]
     ]
     live = Collection(uri).snapshot
     if found:

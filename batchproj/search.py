@@ -18,7 +18,6 @@ import pyarrow.dataset as pads
 
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
-from batchproj.collection.snapshot import Snapshot
 from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
@@ -27,17 +26,7 @@ from batchproj.index import open_live
 from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
-from batchproj.space import (
-    Embedder,
-    Member,
-    ResolvedSpace,
-    Space,
-    SpaceFolder,
-    Split,
-    open_space,
-    resolve,
-    resolve_only,
-)
+from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve
 from batchproj.tags import live_run
 
 MAX_K = 1_000
@@ -121,9 +110,9 @@ class Collection:
         """The `k` rows nearest to a text, an image file or a sound file, best first.
 
         `where` holds conditions `column=value` on the columns of the collection. `space` is a bridge
-        that `train --adapter` made from another text encoder into this collection's text vectors: it
-        embeds the text, the collection's own encoders embed files. Raises UsageError for a query that
-        cannot be embedded and CollectionError if the models, or the bridge, are not the table's.
+        that `train --adapter` made from another text encoder into this collection's text vectors, to
+        embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
+        if the models, or the bridge, are not the table's.
         """
         self._condition(k, modality, where)  # what is wrong with these need not wait for a model
         return self.nearest(self.embed_query(text, image, audio, space), k, modality, where)
@@ -140,8 +129,9 @@ class Collection:
         if len(given) != 1:
             raise UsageError("give one query: a text, --image FILE or --audio FILE")
         modality, value = given[0]
-        bridge = None if space is None else self._bridge(space)
-        embedder = self.embedder(modality) if bridge is None or modality is not Modality.TEXT else bridge
+        if space is not None and modality is not Modality.TEXT:
+            raise UsageError("--space is for a text query: files are embedded by the collection's own encoders")
+        embedder = self.embedder(modality) if space is None else self._bridge(space)
         try:
             data = str(value).encode() if modality is Modality.TEXT else _read_query(str(value), modality)
             segments: list[Segment] = decode(data, modality, embedder.spec, Limits())
@@ -172,9 +162,7 @@ class Collection:
     def _bridge(self, space: str) -> Embedder:
         """Text encoder and adapter of a bridge, loaded once; refused unless it leads to the table's text vectors."""
         if space not in self._bridges:
-            opened = open_space(space)
-            _check_bridge(space, opened.space, self.snapshot)
-            self._bridges[space] = resolve_only(opened, Modality.TEXT).load(self._threads)
+            self._bridges[space] = _bridge_member(space, self).load(self._threads)
         return self._bridges[space]
 
     def nearest(
@@ -237,19 +225,31 @@ def _ledger(folder: Folder) -> list[dict[str, Any]]:
     return [entry.model_dump(mode="json") for entry in entries if entry is not None]
 
 
-def _check_bridge(where: str, space: Space, live: Snapshot) -> None:
-    if space.adapts is None or space.text is None:
+def _bridge_member(where: str, collection: Collection) -> Member:
+    """Text encoder and adapter of a bridge: they are what it was trained with, and lead to the table's vectors."""
+    opened = open_space(where)
+    adapts, live = opened.space.adapts, collection.snapshot
+    if adapts is None or opened.space.text is None:
         raise UsageError(
             f"--space {where} is no bridge: a collection is searched in its own space, and with another one only "
             "through what train --adapter has written; leave --space out"
         )
     own = live.fingerprints.get(Modality.TEXT)
-    if own is None or own.vector != space.adapts or space.dim != live.dim:
+    if own is None or own.vector != adapts.vectors or opened.space.dim != live.dim:
         raise CollectionError(
-            f"--space {where} leads to text vectors with fingerprint {space.adapts[:12]}, this collection's have "
+            f"--space {where} leads to text vectors with fingerprint {adapts.vectors[:12]}, this collection's have "
             f"{own.vector[:12] if own else 'none'}: search without --space, or train a bridge to this collection's "
-            "own space: batchproj train NEW_COLLECTION --adapter OLD_SPACE --out BRIDGE"
+            f"own space: batchproj train NEW_COLLECTION --adapter {collection.uri}/{layout.space(live.space)} "
+            "--out BRIDGE"
         )
+    member = resolve(opened).members[Modality.TEXT]
+    if member.vector_fp != adapts.query:
+        raise CollectionError(
+            f"--space {where}: its text encoder and adapter have fingerprint {member.vector_fp[:12]}, the bridge was "
+            f"made with {adapts.query[:12]}; train the bridge again: batchproj train NEW_COLLECTION --adapter "
+            f"{collection.uri}/{layout.space(live.space)} --out BRIDGE"
+        )
+    return member
 
 
 def _read_query(path: str, modality: Modality) -> bytes:

@@ -79,18 +79,26 @@ class Split(BaseModel):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
 
 
+class Adapts(BaseModel):
+    """Both ends of a bridge, as vector fingerprints: its own text encoder with the adapter, and what they lead to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    query: str
+    vectors: str
+
+
 class Space(BaseModel):
     """A space file; the README has an example.
 
-    adapts: of a bridge that `train --adapter` made, the fingerprint of the text vectors it leads to: its text encoder
-    answers queries to a table of those, and makes no table of its own.
+    adapts: of a bridge that `train --adapter` made: its text encoder answers queries to a table of those vectors, and
+    makes no table of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "space"
     dim: int = Field(gt=0)
     split: Split | None = None
-    adapts: str | None = None
+    adapts: Adapts | None = None
     text: MemberFile | None = None
     image: MemberFile | None = None
     audio: MemberFile | None = None
@@ -206,8 +214,8 @@ class ResolvedSpace:
         if self.space.adapts is not None:
             raise SpaceError(
                 f"space '{self.space.name}' is a bridge for queries to text vectors with fingerprint "
-                f"{self.space.adapts[:12]}, nothing is embedded with it: search with it (batchproj search COLLECTION "
-                "WORDS --space BRIDGE), and embed with the new encoder's own space"
+                f"{self.space.adapts.vectors[:12]}, nothing is embedded with it: search with it (batchproj search "
+                "COLLECTION WORDS --space BRIDGE), and embed with the new encoder's own space"
             )
 
     def save(self, folder: Folder) -> None:
@@ -229,11 +237,6 @@ def resolve(opened: SpaceFolder) -> ResolvedSpace:
         modality: _resolve_member(modality, member, opened) for modality, member in opened.space.members().items()
     }
     return ResolvedSpace(opened.space, members)
-
-
-def resolve_only(opened: SpaceFolder, modality: Modality) -> Member:
-    """One modality that the space has, as `resolve` finds it; the models of the others need not be there."""
-    return _resolve_member(modality, opened.space.members()[modality], opened)
 
 
 def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder) -> Member:

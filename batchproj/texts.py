@@ -5,7 +5,7 @@ T different texts, R rows that have them, D dim of the cached features, K dim of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,7 @@ Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 MOST = 100_000
-"""Different texts that are taken: an adapter has learnt what there is to learn from fewer."""
+"""Different texts that are taken, so that all of them fit in memory."""
 
 _WINDOW = 256
 """Texts handed to an encoder at once: enough to sort by length, few enough to show how it gets on."""
@@ -36,7 +36,7 @@ _WINDOW = 256
 
 @dataclass(frozen=True)
 class Texts:
-    """Each different text once, with its features as they are cached and its live vector (T, K).
+    """Each different text once, in order of the words, with its features as they are cached and its live vector (T, K).
 
     `pairs`, `contents` and `number` are of the rows that have the texts: pair key, content id, number of the text.
     A row's text is all of its segment, as the collection's encoder has seen it.
@@ -70,15 +70,26 @@ class Texts:
         mask[[number for number, pair in zip(self.number, self.pairs, strict=True) if pair not in pairs]] = False
         return mask
 
-    def groups(self) -> list[str]:
-        """For each text what is linked to it by pair or by content, which shares its luck."""
-        own = [pair if pair is not None else f"\0{row}" for row, pair in enumerate(self.pairs)]
-        components = linked(own, self.contents, self.number)
-        return [str(component) for _, component in sorted(dict(zip(self.number, components, strict=True)).items())]
+    def alike(self, old_TK: Array, tested_T: Mask) -> Mask:
+        """Which of the tested texts (T,) equal one that is not tested, to their own encoder or to the old one."""
+        found = np.zeros(len(self), np.bool_)
+        for side in (self.features, old_TK):
+            seen = {own.tobytes() for own in side[~tested_T]}
+            found |= np.array([own.tobytes() in seen for own in side], np.bool_)
+        return found & tested_T
+
+    def linked(self, pairs: Sequence[str | None] = (), contents: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+        """For each text, and each item with these pair keys and contents, the group of what belongs together."""
+        keys = [pair if pair is not None else f"\0{row}" for row, pair in enumerate([*self.pairs, *pairs])]
+        numbers = [*self.number, *range(len(self), len(self) + len(pairs))]
+        group = dict(zip(numbers, map(str, linked(keys, [*self.contents, *contents], numbers)), strict=True))
+        return [group[number] for number in range(len(self))], [group[len(self) + item] for item in range(len(pairs))]
 
 
 def collected(collection: Collection, member: Member, say: Callable[[str], None]) -> Texts:
     """The texts of the live run, in memory; `member` is what made their vectors.
+
+    Equal objects give equal texts, in whatever order they were embedded.
 
     Raises UsageError where there are none, or their features are missing, damaged or not finite.
     """
@@ -88,9 +99,12 @@ def collected(collection: Collection, member: Member, say: Callable[[str], None]
         raise no_texts(collection)
     if rows.num_rows < cached.num_rows:
         say(f"{cached.num_rows - rows.num_rows:,} of {cached.num_rows:,} rows have no text in them and are left out")
+    keys = rows.select(["text", "content_id", "pair"])
+    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
+    keys = keys.take(order)
     first: dict[str, int] = {}
-    words = rows["text"].to_pylist()
-    for row, word in enumerate(words):
+    words = keys["text"].to_pylist()
+    for row, word in zip(order.to_pylist(), words, strict=True):
         first.setdefault(word, row)
     number = dict(zip(first, range(len(first)), strict=True))
     features = check_finite(from_column(rows["feature"])[list(first.values())], Modality.TEXT)
@@ -98,8 +112,8 @@ def collected(collection: Collection, member: Member, say: Callable[[str], None]
         list(first),
         features,
         to_vectors(features, member.load_projector()),
-        rows["pair"].to_pylist(),
-        rows["content_id"].to_pylist(),
+        keys["pair"].to_pylist(),
+        keys["content_id"].to_pylist(),
         [number[word] for word in words],
     )
     if len(texts) <= MOST:
@@ -113,7 +127,7 @@ def collected(collection: Collection, member: Member, say: Callable[[str], None]
 def no_texts(collection: Collection) -> UsageError:
     return UsageError(
         f"no texts in {collection.uri}: an adapter is trained on the texts of a collection, embedded with the new "
-        "encoder; a few thousand of them are enough"
+        "encoder"
     )
 
 

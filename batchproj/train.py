@@ -74,7 +74,7 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
     results: dict[str, Any] = {}
     for modality in modalities:
         started = time.monotonic()
-        fitted = fit_one(modality, config, _noted(watch, f"{modality} steps"))
+        fitted = fit_one(modality, config, noted(watch, f"{modality} steps"))
         if fitted is None:
             continue
         projectors[modality] = fitted.fit.projector
@@ -110,7 +110,9 @@ def _check_reverse(options: TrainOptions) -> None:
 _FitOne = Callable[[Modality, fitting.Config, fitting.Progress], Fitted | None]
 
 
-def _noted(watch: Watch, name: str) -> fitting.Progress:
+def noted(watch: Watch, name: str) -> fitting.Progress:
+    """The steps of a training, for who watches, with loss and recall on the validation slice."""
+
     def report(done: int, total: int, check: fitting.Check | None) -> None:
         watch(name, done, total, f"loss {check.loss:.2f}, recall {check.recall:.2f}" if check else "")
 

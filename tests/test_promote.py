@@ -27,6 +27,7 @@ from batchproj.errors import SpaceError, UsageError
 from batchproj.objectstore import Folder
 from batchproj.pairs import Samples
 from batchproj.promote import promote
+from batchproj.recipe import Recipe, Units
 from batchproj.report import CHANCE, NEW, REPLACED, RIDGE, compared
 from batchproj.schema import Modality
 from batchproj.search import Collection
@@ -116,6 +117,18 @@ def test_many_held_out_groups_are_drawn_from() -> None:
     assert len(drawn.items) == 10  # whole groups
     assert samples.of_groups(20) is samples
     assert samples.of_groups(5).items == drawn.items
+
+
+def test_equal_objects_give_equal_weights_in_whatever_order_they_were_embedded(
+    first_run: Path, tiny_space: Path, tmp_path: Path
+) -> None:
+    """Other units, so other files of features in another order."""
+    others = replace(OPTIONS, recipe=Recipe(units=Units(max_items=13), read_threads=2))
+    embed(str(first_run / "corpus"), str(tmp_path / "c"), resolved(tiny_space), others, Watch())
+    for collection, space in ((first_run / "c", "first"), (tmp_path / "c", "second")):
+        train(str(collection), str(tmp_path / space), HALF, ignore, ignore)
+    first, second = ((tmp_path / space / "image.safetensors").read_bytes() for space in ("first", "second"))
+    assert first == second
 
 
 def test_another_split_of_the_replaced_space_is_said(collection: Path, tmp_path: Path) -> None:

@@ -194,6 +194,8 @@ def train(
     chosen = parse_modality(modality)
     if reverse and promote:
         raise UsageError("--reverse makes no space that could be promoted: expected one of --reverse and --promote")
+    if adapter is not None and promote:
+        raise UsageError("--adapter makes a bridge for queries, which no collection can be brought to: no --promote")
     from batchproj import fit
     from batchproj.card import read_card, reverse_file
     from batchproj.config import validate
@@ -209,7 +211,7 @@ def train(
         projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, reverse, verbose
     )
     if adapter is not None:
-        _train_adapter(collection, adapter, out, options, promote, as_json)
+        _train_adapter(collection, adapter, out, options, as_json)
         return
     with console(verbose) as stream, RunProgress(stream) as progress:
         result = run_train(collection, out, options, progress.counted, progress.step)
@@ -242,14 +244,11 @@ def _print_training(result: dict[str, Any], card: dict[str, Any]) -> None:
     print(f"The whole report: {result['space']}/README.md")
 
 
-def _train_adapter(collection: str, old_space: str, out: str, options: Any, promote: bool, as_json: bool) -> None:
+def _train_adapter(collection: str, old_space: str, out: str, options: Any, as_json: bool) -> None:
     from batchproj.adapter import train_adapter
     from batchproj.card import read_card
-    from batchproj.errors import UsageError
     from batchproj.progress import RunProgress
 
-    if promote:
-        raise UsageError("--adapter makes a bridge for queries, which no collection can be brought to: no --promote")
     with console(options.verbose) as stream, RunProgress(stream) as progress:
         result = train_adapter(collection, old_space, out, options, progress.counted, progress.step)
     if as_json:
