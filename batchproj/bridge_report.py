@@ -65,6 +65,9 @@ def found(
             why = "has no encoder for it" if member is None else "has another encoder for it"
             left_out.append(f"text to {modality} is not compared: space '{old.space.name}' {why}")
             continue
+        if modality in collection.space.space.untrained():
+            left_out.append(f"text to {modality} is not compared: its projector into the new space is not trained yet")
+            continue
         report = _found(collection, member, texts, own_Q, (adapted_QK, old_TK[own_Q]))
         if report is None:
             left_out.append(f"text to {modality} is not compared: no held-out text has a pair there")

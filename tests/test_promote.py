@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from conftest import write_picture, write_words
-from in_process import OPTIONS, resolved, without_ray
+from in_process import OPTIONS, command, resolved, without_ray
 from runs import damage_features
 
 from batchproj import fit
@@ -168,6 +168,13 @@ def test_a_promoted_space_is_projected_from_the_cache(collection: Path, tmp_path
     report = promote(str(collection), str(tmp_path / "space"), Watch(step=said.append))
     assert (report.reprojected, report.unchanged, report.embedded, report.encode_calls) == (PAIRS, PAIRS, 0, {})
     assert Collection(str(collection)).split == Split(test_fraction=0.5)
+
+
+def test_options_of_train_that_make_no_sense_are_refused_before_it_begins(collection: Path, tmp_path: Path) -> None:
+    done = command("train", collection, "--out", tmp_path / "space", "--reverse", "--promote")
+    refused(done, "--reverse makes no space that could be promoted", "one of --reverse and --promote")
+    assert command("train", collection, "--out", tmp_path / "space", "--seed", -5).returncode == 2
+    assert not (tmp_path / "space").exists()
 
 
 def test_a_space_without_a_card_is_not_promoted(collection: Path, tiny_space: Path) -> None:
