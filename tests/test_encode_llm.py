@@ -14,15 +14,13 @@ import torch
 from conftest import WORDS
 from exact_rows import assert_rows_are_their_own
 from safetensors.torch import load_file, save_file
-from tiny_text import SAVED, with_sentence_files
+from tiny_text import SAVED, build, described, segments, with_sentence_files
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from batchproj.encode import Description, Encoder, parse_config
 from batchproj.errors import SpaceError
-from batchproj.media import Segment, TextSpec
-from batchproj.schema import Modality
+from batchproj.media import TextSpec
 from batchproj.tokens import load_tokenizer
-from batchproj.weights import LocalModel, resolve
+from batchproj.weights import resolve
 
 TEXTS = ["w1", "w1 w2 w3", " ".join(WORDS), "w4 w5 " * 20, "w7 " * 39, "w3 w9 " * 120]
 NAMES = ["llama", "qwen3", "qwen3_moe"]
@@ -32,20 +30,6 @@ NAMES = ["llama", "qwen3", "qwen3_moe"]
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("llm")
     return {name: SAVED[name](home / name) for name in NAMES}
-
-
-def build(folder: Path, **fields: Any) -> Encoder:
-    config = parse_config({"kind": "text", "model": str(folder), **fields}, "test")
-    return config.build(resolve(str(folder), None, None), Modality.TEXT, 1)
-
-
-def described(folder: Path, **fields: Any) -> Description:
-    config = parse_config({"kind": "text", "model": "m", **fields}, "test")
-    return config.describe(LocalModel(folder, "sha256:x"), Modality.TEXT)
-
-
-def segments(texts: list[str]) -> list[Segment]:
-    return [Segment(text) for text in texts]
 
 
 def last_states(folder: Path, texts: list[str]) -> npt.NDArray[np.float32]:

@@ -14,12 +14,12 @@ import torch
 from conftest import WORDS
 from exact_rows import assert_rows_are_their_own
 from safetensors.torch import load_file, save_file
-from tiny_text import SAVED, save_t5, with_sentence_files
+from tiny_text import SAVED, build, described, save_t5, segments, with_sentence_files
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from batchproj.encode import Description, Encoder, parse_config
+from batchproj.encode import parse_config
 from batchproj.errors import SpaceError
-from batchproj.media import Segment, TextSpec
+from batchproj.media import TextSpec
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel, resolve
 
@@ -30,20 +30,6 @@ TEXTS = ["w1", "w1 w2 w3", " ".join(WORDS), "w4 w5 " * 20, "w7 " * 39, "w3 w9 " 
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("t5")
     return {name: SAVED[name](home / name) for name in ("t5", "gated_t5", "mt5", "umt5")}
-
-
-def build(folder: Path, **fields: Any) -> Encoder:
-    config = parse_config({"kind": "text", "model": str(folder), **fields}, "test")
-    return config.build(resolve(str(folder), None, None), Modality.TEXT, 1)
-
-
-def described(folder: Path, **fields: Any) -> Description:
-    config = parse_config({"kind": "text", "model": "m", **fields}, "test")
-    return config.describe(LocalModel(folder, "sha256:x"), Modality.TEXT)
-
-
-def segments(texts: list[str]) -> list[Segment]:
-    return [Segment(text) for text in texts]
 
 
 def states(folder: Path, text: str, max_tokens: int = 512) -> npt.NDArray[np.float32]:

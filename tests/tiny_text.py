@@ -30,6 +30,11 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from batchproj.encode import Description, Encoder, parse_config
+from batchproj.media import Segment
+from batchproj.schema import Modality
+from batchproj.weights import LocalModel, resolve
+
 VOCABULARY = 20
 """Four marks and the fourteen words, and two that no text has."""
 _T5_SIZES = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
@@ -41,6 +46,20 @@ _LLM_SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 2048,
 }
+
+
+def build(folder: Path, **fields: Any) -> Encoder:
+    config = parse_config({"kind": "text", "model": str(folder), **fields}, "test")
+    return config.build(resolve(str(folder), None, None), Modality.TEXT, 1)
+
+
+def described(folder: Path, **fields: Any) -> Description:
+    config = parse_config({"kind": "text", "model": "m", **fields}, "test")
+    return config.describe(LocalModel(folder, "sha256:x"), Modality.TEXT)
+
+
+def segments(texts: list[str]) -> list[Segment]:
+    return [Segment(text) for text in texts]
 
 
 def save_tokenizer(folder: Path, marks: list[str], template: str | None, **options: Any) -> None:
