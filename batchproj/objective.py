@@ -23,7 +23,7 @@ def dropped_vectors(projector: Projector, features: Features, hidden: float) -> 
 
     Of tokens the same ones are left out in all of a sample's.
     """
-    device = projector.mean.device
+    device = projector.device
     if not (isinstance(features, TokenFeatures) and isinstance(projector, TokenProjector)):
         standard_BD = projector.standardise(torch.from_numpy(np.asarray(features)).to(device))
         return functional.normalize(projector.head(functional.dropout(standard_BD, hidden)), dim=-1)

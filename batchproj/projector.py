@@ -51,7 +51,7 @@ class Projector(torch.nn.Module):
     def __init__(self, config: ProjectorConfig) -> None:
         super().__init__()
         self.config = config
-        self._chunk_rows_at: dict[int, int] = {}  # by number of threads
+        self._chunk_rows_at: dict[tuple[torch.device, int], int] = {}  # and number of threads
         self.register_buffer("mean", torch.zeros(config.in_dim))
         self.register_buffer("scale", torch.ones(config.in_dim))
 
@@ -66,6 +66,10 @@ class Projector(torch.nn.Module):
     def blend(self, own: float, weight_KD: Tensor, bias_K: Tensor) -> None:
         """Make what `head` gives `own` times what it was, plus a linear map of the same input."""
         raise NotImplementedError(self.config.kind)
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
 
     def standardise(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.scale
@@ -92,11 +96,11 @@ class Projector(torch.nn.Module):
         pooled_ND = self._pooled(features)
         self.eval()
         vectors = np.empty((len(pooled_ND), self.config.out_dim), dtype=np.float32)
-        chunk_BD = torch.zeros(self._chunk_rows(), self.config.in_dim)
+        chunk_BD = torch.zeros(self._chunk_rows(), self.config.in_dim, device=self.device)
         for start in range(0, len(pooled_ND), len(chunk_BD)):
             rows = pooled_ND[start : start + len(chunk_BD)]
             chunk_BD[: len(rows)] = torch.tensor(rows)
-            vectors[start : start + len(rows)] = self(chunk_BD)[: len(rows)].numpy()
+            vectors[start : start + len(rows)] = self(chunk_BD)[: len(rows)].cpu().numpy()
         return vectors
 
     def _pooled(self, features: npt.ArrayLike | TokenFeatures) -> Array:
@@ -115,13 +119,13 @@ class Projector(torch.nn.Module):
 
         It does show where BLAS treats edge rows differently, found with fewer than 16 outputs.
         """
-        threads = torch.get_num_threads()
-        if threads not in self._chunk_rows_at:
+        where = (self.device, torch.get_num_threads())
+        if where not in self._chunk_rows_at:
             probe_D = torch.randn(self.config.in_dim, generator=torch.Generator().manual_seed(0))
-            vectors_BK = self(probe_D.repeat(_CHUNK_ROWS, 1))
+            vectors_BK = self(probe_D.to(self.device).repeat(_CHUNK_ROWS, 1))
             place_shows = bool((vectors_BK != vectors_BK[0]).any())
-            self._chunk_rows_at[threads] = 1 if place_shows else _CHUNK_ROWS
-        return self._chunk_rows_at[threads]
+            self._chunk_rows_at[where] = 1 if place_shows else _CHUNK_ROWS
+        return self._chunk_rows_at[where]
 
     def to_bytes(self) -> bytes:
         """Weights and config as the content of one safetensors file."""

@@ -65,9 +65,9 @@ def train(
 ) -> tuple[Projector, list[Check], int, float]:
     """The projector that found most on the validation slice, the checks, its steps and temperature.
 
-    `on_check(step, check)` tells how it gets on. Needs a `ray_session`. Checkpoints lie beside the shards, in
-    `folder`, which every node has to reach; an equal run that was killed is gone on with. Raises BatchprojError
-    if training fails.
+    Each worker has a GPU where there are enough for all, else none has. `on_check(step, check)` tells how it gets on.
+    Needs a `ray_session`. Checkpoints lie beside the shards, in `folder`, which every node has to reach; an equal run
+    that was killed is gone on with. Raises BatchprojError if training fails.
     """
     import ray
     import ray.train
@@ -83,7 +83,11 @@ def train(
     trainer = TorchTrainer(
         _work,
         train_loop_config={"run": run, "desk": desk},
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, resources_per_worker={"CPU": cpus}),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=ray.cluster_resources().get("GPU", 0) >= workers,
+            resources_per_worker={"CPU": cpus},
+        ),
         datasets={"train": _samples(folder, shards, desk, READS * workers)},
         dataset_config=ray.train.DataConfig(execution_options=options),
         run_config=ray.train.RunConfig(

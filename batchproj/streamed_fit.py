@@ -47,7 +47,7 @@ class Objective(torch.nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of all workers' batches together, the same on each."""
-        device = self.projector.mean.device
+        device = self.projector.device
         vectors_AK = _gathered_with_gradient(dropped_vectors(self.projector, batch.features, self._hidden))
         own = tuple(
             _gathered(each.to(device)) for each in (torch.from_numpy(batch.targets), batch.captions, batch.groups)
@@ -157,7 +157,7 @@ class StreamedTraining:
         self.objective.load_state_dict(self._best)
         best = max(check.recall for check in self.position.history)
         step = max(check.step for check in self.position.history if check.recall == best)
-        return self.objective.projector.eval(), step, self.objective.contrast.temperature
+        return self.objective.projector.cpu().eval(), step, self.objective.contrast.temperature
 
     def to_bytes(self) -> bytes:
         """All that a run needs to go on exactly here."""
@@ -178,12 +178,13 @@ class StreamedTraining:
 
     def resume(self, data: bytes) -> None:
         """Go on where `to_bytes` was called; weights alone are read, no code."""
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+        device = self.objective.projector.device
+        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
         self.objective.load_state_dict(state["objective"])
         self.objective.queue = state["queue"]
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._best = state["best"]
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"].cpu())
         kept = state["position"]
         self.position = Position(**{**kept, "history": [Check(**each) for each in kept["history"]]})

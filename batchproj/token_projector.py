@@ -86,7 +86,8 @@ class TokenProjector(Projector):
     def states(self, standard_BTD: Tensor, real_BT: Tensor) -> Tensor:
         """What is attended to: the tokens with their positions (B, T, W)."""
         real_BTD = standard_BTD * real_BT[:, :, None]
-        states_BTW: Tensor = self.enter(real_BTD) + sinusoids(real_BTD.shape[1], self.config.width)
+        places_TW = sinusoids(real_BTD.shape[1], self.config.width).to(real_BTD.device)
+        states_BTW: Tensor = self.enter(real_BTD) + places_TW
         return states_BTW
 
     def answer(self, attended_BQW: Tensor, summary_BE: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ class TokenProjector(Projector):
                 chosen = rows[start : start + size]
                 filled = [chosen[place % len(chosen)] for place in range(size)]
                 batch = [each[filled] for each in inputs]
-                outputs |= dict(zip(chosen, _forward(forward, batch, padded), strict=False))
+                outputs |= dict(zip(chosen, self._forward(forward, batch, padded), strict=False))
         if not outputs:
             return self.run(forward, *(_probe(each.dim, (1,)) for each in inputs))[:0]
         return np.stack([outputs[row] for row in range(len(outputs))])
@@ -173,24 +174,25 @@ class TokenProjector(Projector):
         It does where BLAS treats edge rows differently, found with few outputs.
         """
         rows = max(1, _CHUNK_TOKENS // max(padded))
-        key = (torch.get_num_threads(), padded, tuple(each.dim for each in inputs))
+        key = (self.device, torch.get_num_threads(), padded, tuple(each.dim for each in inputs))
         if key not in self._place_shows:
             probes = [_probe(each.dim, (length,) * rows) for each, length in zip(inputs, padded, strict=True)]
-            outputs = _forward(forward, probes, padded)
+            outputs = self._forward(forward, probes, padded)
             self._place_shows[key] = any(output.tobytes() != outputs[0].tobytes() for output in outputs)
         return 1 if self._place_shows[key] else rows
+
+    def _forward(
+        self, forward: Callable[..., Tensor], batch: Sequence[TokenFeatures], padded: tuple[int, ...]
+    ) -> Array:
+        tensors = [tensor for each, length in zip(batch, padded, strict=True) for tensor in padded_batch(each, length)]
+        output: Array = forward(*(tensor.to(self.device) for tensor in tensors)).cpu().numpy()
+        return output
 
 
 def padded_batch(tokens: TokenFeatures, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (B, length, D), which of them are real (B, length), and summaries (B, E)."""
     tokens_BTD, real_BT = tokens.padded(length)
     return torch.from_numpy(tokens_BTD), torch.from_numpy(real_BT), torch.from_numpy(tokens.mean_std())
-
-
-def _forward(forward: Callable[..., Tensor], batch: Sequence[TokenFeatures], padded: tuple[int, ...]) -> Array:
-    tensors = [tensor for each, length in zip(batch, padded, strict=True) for tensor in padded_batch(each, length)]
-    output: Array = forward(*tensors).numpy()
-    return output
 
 
 def _probe(dim: int, lengths: tuple[int, ...]) -> TokenFeatures:
