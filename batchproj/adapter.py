@@ -50,7 +50,7 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
     nothing to adapt.
     """
     config = _config(options)
-    folder = writable_space(out)
+    folder = writable_space(out, uri)
     refuse_other_space(folder, out)
     collection = Collection(uri)
     if Modality.TEXT not in collection.snapshot.fingerprints:

@@ -23,7 +23,8 @@ from batchproj.space import ResolvedSpace
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from batchproj.embedding import Fetched, Output, UnitWorker
+    from batchproj.collection.unit import Output
+    from batchproj.embedding import Fetched, UnitWorker
 
 # OpenMP reads this once, when torch is first imported. As `ray_session` has it for workers: else
 # threads that wait spin, and on busy cores the calibration takes thrice what the run does.

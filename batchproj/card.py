@@ -27,9 +27,14 @@ SCRATCH = "training"
 _OURS = re.compile(rf"space\.yaml|README\.md|card\.json|.+\.safetensors|.+\.svg|{SCRATCH}")
 
 
-def writable_space(out: str) -> Folder:
-    """The folder of a space to be written; raises UsageError if it is not ours to write, and leaves no trace."""
-    folder = Folder(out)
+def writable_space(out: str, collection: str) -> Folder:
+    """The folder of a space to be written from a collection; what is there may be a space, which is written over.
+
+    Raises UsageError if it is not ours to write, and leaves no trace.
+    """
+    folder, trained_on = Folder(out), Folder(collection)
+    if f"{folder.uri}/".startswith(f"{trained_on.uri}/"):
+        raise UsageError(f"--out {out} lies inside the collection {collection}; choose a folder beside it")
     try:
         strangers = [name for name in folder.names("") if not _OURS.fullmatch(name)]
         if strangers:

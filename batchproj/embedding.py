@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchproj.collection.cache import chosen
-from batchproj.collection.unit import Unit
+from batchproj.collection.unit import Output, Unit
 from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
@@ -46,20 +46,6 @@ class Fetched:
     data: bytes
     content_id: str
     fault: ItemFault | None = None
-
-
-@dataclass
-class Output:
-    """A unit's tables, as they will be written.
-
-    `encoded` segments went through the encoder, `copied` items had cached features.
-    """
-
-    vectors: pa.Table
-    features: pa.Table
-    outcome: pa.Table
-    encoded: int
-    copied: int = 0
 
 
 @dataclass

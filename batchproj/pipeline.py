@@ -1,7 +1,8 @@
 """Units of work through Ray Data; beside `ray_training` the one module that knows Ray.
 
-    per modality:  unit -> read (tasks) -> embed (actor pool) -> write (tasks) -> receipt
-                   all branches joined by `union` into one execution
+    to embed, per modality:    unit -> read (tasks) -> embed (actor pool) -> write (tasks) -> receipt
+    to project, per modality:  unit -> read, project and write (actor pool) -> receipt
+                               all branches joined by `union` into one execution
 
 A row between stages is a whole unit: its description and its compressed bytes as one Arrow IPC
 buffer, so that Ray never splits it; pixels and samples stay inside the embed actor.
@@ -22,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,6 +31,7 @@ from batchproj import retry
 from batchproj.collection import layout
 from batchproj.collection.cache import known_features
 from batchproj.collection.unit import (
+    Output,
     Receipt,
     Task,
     Unit,
@@ -47,11 +49,11 @@ from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.space import Member
 
-if TYPE_CHECKING:
-    from batchproj.embedding import Output
-
 READ_CPUS = 0.1
 WRITE_CPUS = 0.1
+PROJECT_UNITS = 16
+"""Units that keep one more projecting actor busy for longer than it takes to start."""
+
 CPU_HEADROOM = 0.5
 """Logical CPUs kept free of encoder actors: a pool that takes all of them starves reads and writes."""
 
@@ -167,7 +169,7 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
     # it may be killed like any worker: then the counts begin anew, nothing else depends on it
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     groups = _by_pool(job, units)
-    branches = [_branch(job, pool, group, desk, len(groups)) for pool, group in groups.items()]
+    branches = [_branch(job, pool, group, desk, list(groups)) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
         with polling(desk.news, on_news):
@@ -177,42 +179,63 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
         raise failure(desk) or error from error
 
 
-def _by_pool(job: Job, units: list[Unit]) -> dict[tuple[Task, Modality | None], list[Unit]]:
+_Pool = tuple[Task, Modality | None]
+
+
+def _by_pool(job: Job, units: list[Unit]) -> dict[_Pool, list[Unit]]:
     """Units by the pool of workers that does them; without an encoder all modalities share one."""
-    groups: dict[tuple[Task, Modality | None], list[Unit]] = {}
+    groups: dict[_Pool, list[Unit]] = {}
     for unit in units:
         modality = unit.modality if unit.modality in job.members else None
         groups.setdefault((unit.task, modality), []).append(unit)
     return groups
 
 
-def _branch(job: Job, pool: tuple[Task, Modality | None], units: list[Unit], desk: Any, pools: int) -> Any:
-    """The stages of one of so many pools as a lazy dataset."""
+def _branch(job: Job, pool: _Pool, units: list[Unit], desk: Any, pools: list[_Pool]) -> Any:
+    """The stages of one of these pools as a lazy dataset."""
     import ray
 
     task, modality = pool
-    settings = job.recipe.pools.get(modality, Pool()) if modality else Pool()
-    nodes = node_cpus(with_gpu=settings.gpus > 0)
-    workers, threads = pool_size(settings, len(job.members), max(1, int(sum(nodes))))
     rows = [{"unit": unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
+    whole_units: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
+    settings = _settings(job, modality)
+    nodes = node_cpus(with_gpu=settings.gpus > 0 and task == "embed")
+    cores = max(1, int(sum(nodes)))
+    cpus = reserved_cpus(nodes, sum(_workers(job, each, cores)[0] for each in pools))
+    workers, threads = _workers(job, pool, cores)
+    if task == "project":
+        size = min(workers, math.ceil(len(units) / PROJECT_UNITS))
+        return source.map_batches(
+            _ProjectActor,
+            fn_constructor_args=(job, modality, size, desk),
+            compute=ray.data.ActorPoolStrategy(size=size),
+            num_cpus=cpus,
+            **whole_units,
+        )
     size = min(workers, len(units))
-    read = source.map_batches(
-        _Reader(job, desk), batch_size=1, batch_format="pyarrow", num_cpus=READ_CPUS, zero_copy_batch=True
-    )
+    read = source.map_batches(_Reader(job, desk), num_cpus=READ_CPUS, **whole_units)
     embedded = read.map_batches(
         _EmbedActor,
-        fn_constructor_args=(job, task, modality, threads, size, desk),
-        batch_size=1,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
+        fn_constructor_args=(job, modality, threads, size, desk),
         compute=ray.data.ActorPoolStrategy(size=size),
-        num_cpus=reserved_cpus(nodes, pools * workers),
+        num_cpus=cpus,
         num_gpus=settings.gpus or None,
+        **whole_units,
     )
-    return embedded.map_batches(
-        _Writer(job, desk), batch_size=1, batch_format="pyarrow", num_cpus=WRITE_CPUS, zero_copy_batch=True
-    )
+    return embedded.map_batches(_Writer(job, desk), num_cpus=WRITE_CPUS, **whole_units)
+
+
+def _settings(job: Job, modality: Modality | None) -> Pool:
+    return job.recipe.pools.get(modality, Pool()) if modality else Pool()
+
+
+def _workers(job: Job, pool: _Pool, cores: int) -> tuple[int, int]:
+    """Workers of a pool at most, and threads of each; projecting takes little, so a core each."""
+    task, modality = pool
+    if task == "project":
+        return max(1, cores // len(job.members)), 1
+    return pool_size(_settings(job, modality), len(job.members), cores)
 
 
 def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
@@ -328,7 +351,7 @@ def failure(desk: Any) -> BatchprojError | None:
 
 
 class _Reader:
-    """Task: a unit's inputs and the bytes of its items, or its cached features."""
+    """Task: a unit's inputs and the bytes of its items."""
 
     def __init__(self, job: Job, desk: Any) -> None:
         self._job = job
@@ -340,14 +363,7 @@ class _Reader:
 
     def _read_unit(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
-        inputs = read_inputs(self._job.folder, unit)
-        if unit.task == "project":
-            assert unit.modality is not None, unit
-            assert unit.cached is not None, unit
-            fingerprint = self._job.members[unit.modality].feature_fp
-            cached = read_rows(self._job.folder, layout.features(fingerprint, unit.cached), unit.cached_sha256)
-            return _row(unit, [inputs, cached])
-        items = self._with_bytes(inputs)
+        items = self._with_bytes(read_inputs(self._job.folder, unit))
         known = self._known(unit, items)
         return _row(unit, [items.drop_columns("known"), *([known] if known is not None else [])])
 
@@ -387,25 +403,23 @@ class _Reader:
 class _EmbedActor:
     """Actor: loads one modality's encoder once, then embeds unit after unit."""
 
-    def __init__(self, job: Job, task: Task, modality: Modality | None, threads: int, pool: int, desk: Any) -> None:
+    def __init__(self, job: Job, modality: Modality | None, threads: int, pool: int, desk: Any) -> None:
         # only here: the processes that read and write must not wait for models' and codecs' imports
         from batchproj.embedding import UnitWorker
 
-        self._job = job
-        self._member = job.members.get(modality) if modality else None
         self._desk = desk
-        desk.started.remote(task, modality, pool)
-        self._worker = UnitWorker(self._member, job.dim, job.in_space, job.recipe.limits, threads)
-        if task == "embed":
-            with _reporting(job, desk):
-                self._worker.load()
+        desk.started.remote("embed", modality, pool)
+        member = job.members.get(modality) if modality else None
+        self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
+        with _reporting(job, desk):
+            self._worker.load()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         tables = _tables(batch)
         failpoint("unit.begun")
         started = time.monotonic()
-        output = self._project(unit, tables) if unit.task == "project" else self._embed(unit, tables)
+        output = self._embed(unit, tables)
         counts = {"encoded": [output.encoded], "copied": [output.copied], "busy_s": [time.monotonic() - started]}
         return _row(unit, [output.vectors, output.features, output.outcome, pa.table(counts)])
 
@@ -427,18 +441,42 @@ class _EmbedActor:
         known = tables[1] if len(tables) > 1 else None
         return self._worker.embed(unit, items, known, lambda done: self._report(unit, done))
 
-    def _project(self, unit: Unit, tables: list[pa.Table]) -> Output:
-        from batchproj.embedding import project_unit
-
-        assert self._member is not None, "features are cached only where there is an encoder"
-        inputs, cached = tables
-        pair_of = dict(zip(inputs["item"].to_pylist(), inputs["pair"].to_pylist(), strict=True))
-        output = project_unit(unit, self._member, pair_of, cached)
-        self._report(unit, unit.items)
-        return output
-
     def _report(self, unit: Unit, items: int) -> None:
         self._desk.add.remote(label(unit), items)
+
+
+class _ProjectActor:
+    """Actor: projects units of cached features.
+
+    It reads and writes them itself: there is little to compute, and processes for that alone would take
+    longer to start.
+    """
+
+    def __init__(self, job: Job, modality: Modality, pool: int, desk: Any) -> None:
+        self._job = job
+        self._member = job.members[modality]
+        self._desk = desk
+        desk.started.remote("project", modality, pool)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        failpoint("unit.begun")
+        with _reporting(self._job, self._desk):
+            receipt = read_receipt(self._job.folder, unit) or self._project(unit)
+        return pa.table({"receipt": [receipt.model_dump_json()]})
+
+    def _project(self, unit: Unit) -> Receipt:
+        from batchproj.embedding import project_unit  # as in _EmbedActor
+
+        assert unit.cached is not None, unit
+        started = time.monotonic()
+        folder = self._job.folder
+        inputs = read_inputs(folder, unit)
+        cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
+        pair_of = dict(zip(inputs["item"].to_pylist(), inputs["pair"].to_pylist(), strict=True))
+        output = project_unit(unit, self._member, pair_of, cached)
+        self._desk.add.remote(label(unit), unit.items)
+        return _written(self._job, unit, output, time.monotonic() - started)
 
 
 class _Writer:
@@ -458,27 +496,32 @@ class _Writer:
         if (done := read_receipt(folder, unit)) is not None:  # Ray runs a task again when a node is lost
             return pa.table({"receipt": [done.model_dump_json()]})
         vectors, features, outcome, counts = _tables(batch)
-        cached = None
-        if unit.task == "embed" and features.num_rows and unit.modality is not None:
-            fingerprint = self._job.members[unit.modality].feature_fp
-            cached = write_features(folder, fingerprint, unit.name, features)
-            failpoint("unit.features")
-        part = write_part(folder, unit.name, vectors) if vectors.num_rows else None
-        failpoint("unit.part")
         count = counts.to_pylist()[0]
-        statuses = outcome["status"].to_pylist()
-        receipt = Receipt(
-            unit=unit,
-            embedded=statuses.count("embedded") - count["copied"],
-            copied=count["copied"],
-            quarantined=statuses.count("quarantined"),
-            deferred=statuses.count("deferred"),
-            encoded=count["encoded"],
-            busy_s=count["busy_s"],
-            part=part,
-            features=cached,
-        )
-        return pa.table({"receipt": [finish(folder, receipt, outcome).model_dump_json()]})
+        output = Output(vectors, features, outcome, count["encoded"], count["copied"])
+        return pa.table({"receipt": [_written(self._job, unit, output, count["busy_s"]).model_dump_json()]})
+
+
+def _written(job: Job, unit: Unit, output: Output, busy_s: float) -> Receipt:
+    """Write a unit's files, its done-record last."""
+    cached = None
+    if unit.task == "embed" and output.features.num_rows and unit.modality is not None:
+        cached = write_features(job.folder, job.members[unit.modality].feature_fp, unit.name, output.features)
+        failpoint("unit.features")
+    part = write_part(job.folder, unit.name, output.vectors) if output.vectors.num_rows else None
+    failpoint("unit.part")
+    statuses = output.outcome["status"].to_pylist()
+    receipt = Receipt(
+        unit=unit,
+        embedded=statuses.count("embedded") - output.copied,
+        copied=output.copied,
+        quarantined=statuses.count("quarantined"),
+        deferred=statuses.count("deferred"),
+        encoded=output.encoded,
+        busy_s=busy_s,
+        part=part,
+        features=cached,
+    )
+    return finish(job.folder, receipt, output.outcome)
 
 
 def _row(unit: Unit, tables: list[pa.Table]) -> pa.Table:

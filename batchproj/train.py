@@ -59,7 +59,7 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
     """
     if options.reverse:
         _check_reverse(options)
-    folder = writable_space(out)
+    folder = writable_space(out, uri)
     if options.reverse and folder.exists("space.yaml"):
         raise UsageError(f"--out {out} holds a space, whose card would be lost; choose an empty or a new folder")
     collection = Collection(uri)

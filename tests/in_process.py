@@ -24,6 +24,7 @@ from batchproj.collection.unit import Receipt, Unit
 from batchproj.embed import Options, Watch, embed
 from batchproj.pipeline import Job, News, OnNews
 from batchproj.recipe import Recipe, Units
+from batchproj.schema import Modality
 from batchproj.space import ResolvedSpace, open_space, resolve
 
 OPTIONS = Options(Recipe(units=Units(max_items=8), read_threads=2))
@@ -43,14 +44,27 @@ class _Unheard:
 def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     desk = _Unheard()
     for (task, modality), group in pipeline._by_pool(job, units).items():
-        key = (task, job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
-        if key not in _actors:
-            _actors[key] = pipeline._EmbedActor(job, task, modality, threads=2, pool=1, desk=desk)
+        work = _projecting(job, modality, desk) if task == "project" else _embedding(job, modality, desk)
         for unit in group:
-            batch = pipeline._Reader(job, desk)(pa.table({"unit": [unit.model_dump_json()]}))
-            batch = pipeline._Writer(job, desk)(_actors[key](batch))
+            batch = work(pa.table({"unit": [unit.model_dump_json()]}))
             yield Receipt.model_validate_json(batch["receipt"][0].as_py())
     on_news(News({}, 0, []))
+
+
+_Work = Callable[[pa.Table], pa.Table]
+
+
+def _projecting(job: Job, modality: Modality | None, desk: Any) -> _Work:
+    assert modality is not None, "what is projected has an encoder"
+    return pipeline._ProjectActor(job, modality, pool=1, desk=desk)
+
+
+def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
+    key = (job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
+    if key not in _actors:
+        _actors[key] = pipeline._EmbedActor(job, modality, threads=2, pool=1, desk=desk)
+    read, write = pipeline._Reader(job, desk), pipeline._Writer(job, desk)
+    return lambda batch: write(_actors[key](read(batch)))
 
 
 @contextlib.contextmanager

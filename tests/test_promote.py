@@ -295,6 +295,10 @@ def test_an_out_folder_that_is_not_ours_to_write(collection: Path, tmp_path: Pat
             train(str(collection), str(tmp_path / out), HALF, ignore, ignore)
         assert said in str(refusal.value)
     assert files(tmp_path / "mine") == {"thesis.tex": b"x"}
+    before = files(collection)
+    with pytest.raises(UsageError, match="lies inside the collection"):
+        train(str(collection), str(collection / "space"), HALF, ignore, ignore)
+    assert files(collection) == before
     with pytest.raises(UsageError, match="cannot be written"):
         train(str(collection), "/proc/space", HALF, ignore, ignore)
 

@@ -159,7 +159,7 @@ KINDS_HELP = (
 @app.command(epilog="Example: batchproj train ./photos.batchproj --out ./photos-space --projector mlp")
 def train(
     collection: CollectionArgument,
-    out: Annotated[str, typer.Option("--out", help="Folder for the new space, on any fsspec URL.")],
+    out: Annotated[str, typer.Option("--out", help="Folder for the new space, any fsspec URL; replaces one there.")],
     projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
     modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
@@ -218,7 +218,7 @@ def train(
         watch = Watch(progress.step, progress.totals, progress.progress)
         report = run_promote(collection, out, watch, verbose) if promote else None
     if as_json:
-        print_json(result)
+        print_json(result if report is None else {**result, "promoted": report.model_dump()})
         return
     _print_training(result, read_card(out))
     if report is not None:

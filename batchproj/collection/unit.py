@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +64,20 @@ class Receipt(BaseModel):
     busy_s: float
     part: Part | None
     features: FeatureFile | None = None
+
+
+@dataclass
+class Output:
+    """A unit's tables, as they will be written.
+
+    `encoded` segments went through the encoder, `copied` items had cached features.
+    """
+
+    vectors: pa.Table
+    features: pa.Table
+    outcome: pa.Table
+    encoded: int
+    copied: int = 0
 
 
 def unit_name(context: list[Any], inputs: pa.Table) -> str:
