@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from batchproj.errors import SourceError, WeightsError
-from batchproj.objectstore import Folder, canonical, list_objects
+from batchproj import fetching
+from batchproj.errors import WeightsError
+from batchproj.objectstore import canonical
 
 _SAFE = ".safetensors"
 _UNSAFE = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
@@ -55,12 +54,11 @@ def resolve(model: str, revision: str | None, digest: str | None) -> LocalModel:
 def _locate(model: str, revision: str | None) -> Path:
     if model.startswith("package:"):
         return _in_package(model)
-    if "://" in model:
-        return _fetched(model)
-    folder = Path(model).expanduser()
-    if folder.is_dir() or not _HUB_ID.fullmatch(model):
+    if _is_elsewhere(model):
+        return fetching.from_url(model, lambda inside: _role(inside) is not None)
+    if (folder := _folder(model)).is_dir() or "://" in model or not _HUB_ID.fullmatch(model):
         return _existing(folder, model)
-    return _from_hub(model, revision)
+    return fetching.from_hub(model, revision, _PATTERNS, _SKIPPED)
 
 
 def _in_package(reference: str) -> Path:
@@ -77,67 +75,31 @@ def _in_package(reference: str) -> Path:
     raise WeightsError(f"'{reference}': package '{name}' is installed, but has no folder '{inside}'")
 
 
-def _fetched(url: str) -> Path:
-    """Download the folder at `url` once, whole or not at all; later calls only look.
-
-    Two processes may fetch at the same time: each fills a folder of its own, the first rename wins.
-    """
-    if (uri := canonical(url)).startswith("file://"):
-        return _existing(Path(uri.removeprefix("file://")), url)
-    target = _cache_folder() / hashlib.sha256(uri.encode()).hexdigest()
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        fresh = Path(scratch) / "model"
-        try:
-            _download(url, fresh)
-        except (SourceError, OSError) as error:
-            raise WeightsError(f"cannot fetch model '{url}': {error}: check the URL and credentials") from error
-        try:
-            fresh.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    return target
-
-
-def _download(url: str, fresh: Path) -> None:
-    store = Folder(url)
-    fresh.mkdir()
-    for page in list_objects(url.rstrip("/") + "/"):
-        for listed in page:
-            inside = PurePosixPath(listed.key)
-            if ".." not in inside.parts and _role(inside) is not None:
-                (fresh / inside).parent.mkdir(parents=True, exist_ok=True)
-                store.download(listed.key, fresh / inside)
-
-
 def _existing(folder: Path, model: str) -> Path:
     if not folder.is_dir():
         raise WeightsError(f"no model folder '{model}': give a folder, a URL, package:NAME/folder or a hub id")
     return folder.resolve()
 
 
-def _cache_folder() -> Path:
-    root = os.environ.get("BATCHPROJ_CACHE") or "~/.cache/batchproj"
-    return Path(root).expanduser() / "models"
+_PATTERNS = [f"*{suffix}" for suffix in sorted({_SAFE, *_SETTINGS})]
+_SKIPPED = [f"{folder}/*" for folder in sorted(_OTHER_RUNTIMES)]
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def is_here(model: str, revision: str | None) -> bool:
+    """Whether `resolve` would need no network; looks only, and fetches nothing."""
+    if model.startswith("package:"):
+        return importlib.util.find_spec(model.removeprefix("package:").partition("/")[0]) is not None
+    if _is_elsewhere(model):
+        return fetching.url_folder(model).is_dir()
+    return _folder(model).is_dir() or fetching.hub_folder(model, revision, _PATTERNS, _SKIPPED) is not None
 
-    patterns = [f"*{suffix}" for suffix in sorted({_SAFE, *_SETTINGS})]
-    skipped = [f"{folder}/*" for folder in sorted(_OTHER_RUNTIMES)]
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=skipped))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        at = f" at revision '{revision}'" if revision else ""
-        raise WeightsError(
-            f"cannot get model '{repo}'{at}: no such folder here, and the hub said {type(error).__name__}: "
-            "a folder, a URL or package:NAME/folder works without the hub"
-        ) from error
+
+def _is_elsewhere(model: str) -> bool:
+    return "://" in model and not canonical(model).startswith("file://")
+
+
+def _folder(model: str) -> Path:
+    return Path(canonical(model).removeprefix("file://")) if "://" in model else Path(model).expanduser()
 
 
 def _role(inside: PurePosixPath) -> str | None:

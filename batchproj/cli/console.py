@@ -87,10 +87,11 @@ def console(verbose: bool) -> Iterator[TextIO]:
     An error that is not one of ours ends as one line that names the log, which then is kept.
     """
     from batchproj import retry
+    from batchproj.fetching import watch_fetching
 
     with _redirected(None if verbose else tempfile.mkstemp(prefix="batchproj-", suffix=".log")) as (stream, log):
         try:
-            with retry.watch_pauses(lambda line: print(f"  {line}", file=stream, flush=True)):
+            with retry.watch_pauses(lambda line: print(f"  {line}", file=stream, flush=True)), watch_fetching(stream):
                 yield stream
         except BatchprojError:
             raise
