@@ -56,6 +56,20 @@ class ProjectorFile(BaseModel):
         return self.weights
 
 
+class About(BaseModel):
+    """An encoder as its source tells of it, for those who have not fetched it yet; decides nothing.
+
+    dims: of a feature; parameters_m: millions of them in the files, towers included that are not loaded;
+    download_mb: what is fetched at first use, 0 from a wheel that is installed along.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dims: int = Field(gt=0)
+    parameters_m: int = Field(gt=0)
+    download_mb: int = Field(ge=0)
+    licence: str
+
+
 class MemberFile(BaseModel):
     """One modality of a space file; `encoder` is checked by the encoder's own `Config`.
 
@@ -69,6 +83,7 @@ class MemberFile(BaseModel):
     encoder: dict[str, Any]
     cache: Cache = "pooled"
     projector: ProjectorFile | None = None
+    about: About | None = None
 
 
 class Split(BaseModel):
@@ -97,6 +112,7 @@ class Space(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: str = "space"
     dim: int = Field(gt=0)
+    about: str | None = None
     split: Split | None = None
     adapts: Adapts | None = None
     text: MemberFile | None = None

@@ -3,6 +3,7 @@
 console.py     what all commands share
 embedding.py   plan, embed, train, evaluate, demo
 querying.py    search, explain, runs
+inventory.py   encoders
 upkeep.py      rollback, verify, gc, forget
 """
 
@@ -15,11 +16,11 @@ import sys
 import traceback
 from contextlib import suppress
 
-from batchproj.cli import embedding, querying, upkeep
+from batchproj.cli import embedding, inventory, querying, upkeep
 from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
 from batchproj.errors import BatchprojError
 
-__all__ = ["app", "querying", "embedding", "main", "upkeep"]
+__all__ = ["app", "embedding", "inventory", "main", "querying", "upkeep"]
 
 
 def main() -> None:
