@@ -21,9 +21,7 @@ def encoders(as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
     _print_families(present)
     for space in shipped:
         _print_space(space)
-    print(
-        "\nUse one: batchproj embed SOURCE COLLECTION --space NAME; your own space file may name any model."
-    )
+    print("\nUse one: batchproj embed SOURCE COLLECTION --space NAME; your own space file may name any model.")
 
 
 def _document(space: Any) -> dict[str, Any]:
