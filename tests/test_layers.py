@@ -19,7 +19,7 @@ LAYERS = [
     ["objectstore", "comparison"],
     ["weights", "agreement"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
-    ["clap_mel", "sentence_layout"],
+    ["clap_mel", "kaldi_fbank", "sentence_layout"],
     ["torch_runtime", "projector", "features"],
     ["token_projector"],
     ["image_encoder", "text_encoder"],
