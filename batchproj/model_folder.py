@@ -28,13 +28,29 @@ _KIND_OF = {
     "clap": "clap",
     "whisper": "whisper",
 }
-"""Kind of encoder that takes a model type; all that are not here and not refused are text models."""
+"""Kind of encoder that takes a model type; of the rest kind text may take what transformers knows."""
 
 
-def other_kind(model_type: object, known: str) -> str:
-    """The way out where a kind does not take a model type: another kind, or what this one takes."""
+def other_kind(model_type: object, otherwise: str) -> str:
+    """The way out where a kind does not take a model type: the kind that does, or `otherwise`."""
     kind = _KIND_OF.get(str(model_type))
-    return f"use kind: {kind}" if kind else f"{known} was expected"
+    return f"use kind: {kind}" if kind else otherwise
+
+
+def require_known(folder: Path) -> None:
+    """Raise SpaceError if transformers has no code for the model's type, which it takes 2 s to ask; weights stay."""
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    config = read_config(folder)
+    if (name := config.get("model_type")) in CONFIG_MAPPING_NAMES:
+        return
+    if "auto_map" in config:
+        raise SpaceError(
+            f"'{name}' in {folder} needs the Python code that comes with the model, and such code is not run: take a "
+            "model of a type that transformers has itself"
+        )
+    raise SpaceError(f"transformers {__version__} knows no model type '{name}' ({folder}): take another model")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ LAYERS = [
     ["objectstore", "comparison"],
     ["weights", "agreement"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
+    ["standardised_weights"],
     ["clap_mel", "kaldi_fbank", "sentence_layout"],
     ["torch_runtime", "projector", "features"],
     ["token_projector"],

@@ -92,7 +92,9 @@ class Config(EncoderConfig):
         if name in _WAVES:
             return _wave_input(folder)
         known = ", ".join(sorted({_AST, *_WAVES}))
-        raise SpaceError(f"'{name}' in {folder} is no sound model of kind audio: {other_kind(name, known)}")
+        raise SpaceError(
+            f"'{name}' in {folder} is no sound model of kind audio: {other_kind(name, f'{known} was expected')}"
+        )
 
     def _window_s(self, wanted: FbankInput | _WaveInput) -> float:
         if isinstance(wanted, _WaveInput):
