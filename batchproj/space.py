@@ -177,6 +177,11 @@ class Member:
     def vector_fp(self) -> str:
         return fingerprint(self.vector_doc)
 
+    @property
+    def tells_queries(self) -> bool:
+        """Whether it makes another vector of a text as a query than as an item."""
+        return len(set(self.feature_doc.get("prompts", {}).values())) > 1
+
     def load(self, threads: int, *, for_queries: bool = False) -> Embedder:
         """Load encoder and projector on this machine; the weights must be the ones planned with.
 
