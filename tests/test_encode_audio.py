@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 import torch
 from exact_rows import assert_rows_are_their_own
 from safetensors.torch import load_file, save_file
@@ -28,6 +30,8 @@ from transformers import (
     WavLMModel,
 )
 
+from batchproj.decode.audio import decode_audio
+from batchproj.decode.limits import Limits
 from batchproj.encode import Description, Encoder, parse_config
 from batchproj.errors import SpaceError
 from batchproj.kaldi_fbank import KaldiFbank, fbank_input
@@ -225,6 +229,17 @@ def test_windows(folders: dict[str, Path]) -> None:
         described(folders["ast"], window_s=2)
     with pytest.raises(SpaceError, match=r"a sound of 2\.0 s, at most 1\.28 s expected"):
         build(folders["ast"]).encode(sounds(2.0))
+
+
+@pytest.mark.parametrize("name", ["ast", "hubert-group"])
+def test_a_file_is_cut_into_windows_of_the_spec(folders: dict[str, Path], name: str) -> None:
+    encoder = build(folders[name], window_s=1.2)
+    assert isinstance(encoder.spec, AudioSpec)
+    file = io.BytesIO()
+    soundfile.write(file, np.asarray(sounds(3.0)[0].data), 22_050, format="WAV")
+    pieces = decode_audio(file.getvalue(), encoder.spec, Limits())
+    assert [len(piece.data) for piece in pieces] == [19_200, round(3 * RATE * RATE / 22_050) - 19_200]
+    assert encoder.encode(pieces).shape == (2, 32)
 
 
 def test_descriptions(folders: dict[str, Path]) -> None:

@@ -23,7 +23,7 @@ from batchproj.tokens import load_tokenizer
 from batchproj.weights import resolve
 
 TEXTS = ["w1", "w1 w2 w3", " ".join(WORDS), "w4 w5 " * 20, "w7 " * 39, "w3 w9 " * 120]
-NAMES = ["llama", "qwen3", "qwen3_moe"]
+NAMES = ["llama", "qwen3", "qwen3_moe", "glm", "glm4"]
 
 
 @pytest.fixture(scope="module")
