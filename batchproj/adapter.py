@@ -1,6 +1,7 @@
 """An adapter between two text encoders: queries of the new one, answered by an index of the old one.
 
-    new features of the collection's texts     from its cache
+    new features of the collection's texts     from its cache, or made again as queries where an encoder has
+                                               another prompt for these
     old vectors of the same texts              the old space's text encoder, run on them: texts are cheap
     adapter                                    trained from the one to the other, as projectors are
     bridge                                     a space of it, for queries alone (`bridge`), and what it is worth
@@ -13,7 +14,8 @@ training), arXiv:2003.11942.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from batchproj.report import CHANCE, RIDGE, nothing_held_out
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import Member, ResolvedSpace, open_space, resolve
-from batchproj.texts import Texts, collected, encoded, held_out, no_texts
+from batchproj.texts import Texts, as_queries, collected, encoded, held_out, no_texts
 from batchproj.token_projector import TokenProjectorConfig
 from batchproj.train import Say, TrainOptions, Watch, noted
 from batchproj.training_set import MOST_JUDGED
@@ -58,14 +60,14 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
     old = resolve(open_space(old_space))
     new_text, old_text = collection.member(Modality.TEXT), _old_text(old, old_space, collection)
     started = time.monotonic()
-    texts, old_TK = _in_both(collection, new_text, old_text, watch, say)
+    texts, olds = _in_both(collection, new_text, old_text, watch, say)
     tested = texts.held_out(held_out(collection, options.split))
-    alike = texts.alike(old_TK, tested)
+    alike = texts.alike(olds.queries, tested)
     if alike.any():
         say(f"{alike.sum():,} held-out texts equal one that is trained on, to one of the encoders: left out")
-        texts, old_TK, tested = texts.where(~alike), old_TK[~alike], tested[~alike]
-    _check_enough(old_TK[~tested])
-    fit, ridge = _fitted(texts, old_TK, ~tested, config, watch)
+        texts, olds, tested = texts.where(~alike), olds.where(~alike), tested[~alike]
+    _check_enough(olds.queries[~tested])
+    fit, ridge = _fitted(texts, olds.queries, ~tested, config, watch)
     bridge = make_bridge(Path(out).name, old_text, old.dim, new_text, fit.projector, options.split)
     card = {
         "source": collection.snapshot.source,
@@ -84,7 +86,7 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
             "temperature": round(fit.temperature, 4),
             "history": [asdict(check) for check in fit.history],
         },
-        **_judged(collection, old, texts, old_TK, tested, {ADAPTER: fit.projector, RIDGE: ridge}),
+        **_judged(collection, old, texts, olds, tested, {ADAPTER: fit.projector, RIDGE: ridge}),
         "caveats": caveats([(each.name, each.split) for each in (old.space, collection.space.space)], options.split),
     }
     write_bridge(folder, bridge, card)
@@ -118,15 +120,34 @@ def _old_text(old: ResolvedSpace, old_space: str, collection: Collection) -> Mem
     return member
 
 
-def _in_both(collection: Collection, new_text: Member, old_text: Member, watch: Watch, say: Say) -> tuple[Texts, Array]:
-    """The texts, and what the old encoder makes of them (T, K); without those of which it makes nothing."""
-    texts = collected(collection, new_text, say)
-    vectors_TK = encoded(texts.words, old_text, lambda done, total: watch("old encoder", done, total, ""))
-    finite = np.asarray(np.isfinite(vectors_TK).all(axis=1), np.bool_)
+@dataclass(frozen=True)
+class _Olds:
+    """What the old encoder makes of the texts (T, K): what is adapted to, as queries, and what is found, as items."""
+
+    queries: Array
+    items: Array
+
+    def where(self, mask_T: Mask) -> _Olds:
+        return _Olds(self.queries[mask_T], self.items[mask_T])
+
+
+def _in_both(collection: Collection, new_text: Member, old_text: Member, watch: Watch, say: Say) -> tuple[Texts, _Olds]:
+    """The texts as they ask, and what the old encoder makes of them; without those of which it makes nothing."""
+
+    def counted(name: str) -> Callable[[int, int], None]:
+        return lambda done, total: watch(name, done, total, "")
+
+    texts = as_queries(collected(collection, new_text, say), new_text, counted("new encoder"))
+    queries_TK = encoded(texts.words, old_text, counted("old encoder"))
+    items_TK = queries_TK
+    if old_text.tells_queries:
+        items_TK = encoded(texts.words, old_text, counted("old encoder, items"), for_queries=False)
+    olds = _Olds(queries_TK, items_TK)
+    finite = np.asarray(np.isfinite(queries_TK).all(axis=1) & np.isfinite(items_TK).all(axis=1), np.bool_)
     if not finite.all():
         say(f"the old encoder gives no finite vector for {(~finite).sum():,} of {len(texts):,} texts: left out")
-        return texts.where(finite), vectors_TK[finite]
-    return texts, vectors_TK
+        return texts.where(finite), olds.where(finite)
+    return texts, olds
 
 
 def _check_enough(old_NK: Array) -> None:
@@ -149,7 +170,7 @@ def _fitted(
 
 
 def _judged(
-    collection: Collection, old: ResolvedSpace, texts: Texts, old_TK: Array, tested: Mask, made: dict[str, Projector]
+    collection: Collection, old: ResolvedSpace, texts: Texts, olds: _Olds, tested: Mask, made: dict[str, Projector]
 ) -> dict[str, Any]:
     """The parts of the card that have figures."""
     own_Q = np.flatnonzero(tested)
@@ -158,8 +179,9 @@ def _judged(
     if len(own_Q) > MOST_JUDGED:
         own_Q = np.sort(np.random.default_rng(0).choice(own_Q, MOST_JUDGED, replace=False))
     asked = {who: projector.project(texts.features[own_Q]) for who, projector in made.items()}
-    reports, left_out = found(collection, old, texts, own_Q, old_TK, asked[ADAPTER])
-    return {"agreement": agreement(texts, own_Q, old_TK, asked), "found": reports, "left_out": left_out}
+    reports, left_out = found(collection, old, texts, own_Q, olds.queries, asked[ADAPTER])
+    asked[OLD] = olds.queries[own_Q]
+    return {"agreement": agreement(texts, own_Q, olds.items, asked), "found": reports, "left_out": left_out}
 
 
 def _document(out: str, card: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -36,12 +36,10 @@ _NAMES = {OLD: "the old encoder", NEW: "the full re-embedding", RIDGE: "ridge re
 def agreement(texts: Texts, own_Q: Numbers, old_TK: Array, asked: dict[str, Array]) -> dict[str, Any]:
     """Recall@1, 5 and 10 against the full re-embedding, of the texts `own_Q` as queries.
 
-    `asked` are their vectors (Q, K) by who makes them from the new encoder's features, ADAPTER among them.
+    `old_TK` are the texts' old vectors as items; `asked` those of `own_Q` as queries (Q, K), by who makes them.
     """
-    wanted = nearest(texts.live[own_Q], texts.live, own_Q)
-    hits = {
-        who: recalled(wanted, nearest(queries, old_TK, own_Q)) for who, queries in {**asked, OLD: old_TK[own_Q]}.items()
-    }
+    wanted = nearest(texts.queries[own_Q], texts.live, own_Q)
+    hits = {who: recalled(wanted, nearest(queries, old_TK, own_Q)) for who, queries in asked.items()}
     groups, _ = texts.linked()
     asking = [groups[own] for own in own_Q]
     return {
@@ -54,7 +52,10 @@ def agreement(texts: Texts, own_Q: Numbers, old_TK: Array, asked: dict[str, Arra
 def found(
     collection: Collection, old: ResolvedSpace, texts: Texts, own_Q: Numbers, old_TK: Array, adapted_QK: Array
 ) -> tuple[dict[Modality, dict[str, Any]], list[str]]:
-    """Text to item recall by modality that both spaces can make vectors of, and why the others are left out."""
+    """Text to item recall by modality that both spaces can make vectors of, and why the others are left out.
+
+    `old_TK` are the texts' old vectors as queries, `adapted_QK` those that the adapter makes of the new ones.
+    """
     reports: dict[Modality, dict[str, Any]] = {}
     left_out = []
     for modality, live in collection.snapshot.fingerprints.items():
@@ -97,7 +98,7 @@ def _found(
     sides = {
         ADAPTER: (old_queries[0][asking], old_IK),
         OLD: (old_queries[1][asking], old_IK),
-        NEW: (texts.live[own_Q[asking]], new_IK),
+        NEW: (texts.queries[own_Q[asking]], new_IK),
     }
     sets = {who: HeldOut(item_groups, captions, caption_groups) for who, (captions, _) in sides.items()}
     hits = {who: sets[who].answers(items_IK).to_item for who, (_, items_IK) in sides.items()}

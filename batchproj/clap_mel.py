@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchproj.errors import SpaceError
-from batchproj.model_folder import read_json
+from batchproj.model_folder import sound_settings
 
 Padding = Literal["repeatpad", "repeat", "pad"]
 Mel = npt.NDArray[np.float32]
@@ -55,14 +55,10 @@ class ClapInput:
 def clap_input(folder: Path) -> ClapInput:
     """Read the feature extractor's settings saved with the model; SpaceError if they are missing.
 
-    Formats: `preprocessor_config.json`, and since transformers 5 `processor_config.json`. Models
-    trained with feature fusion have filters of their own; a window is never longer than what they
-    take, so that there is nothing to fuse.
+    Models trained with feature fusion have filters of their own; a window is never longer than what
+    they take, so that there is nothing to fuse.
     """
-    found = read_json(folder / "preprocessor_config.json")
-    found = found or read_json(folder / "processor_config.json").get("feature_extractor", {})
-    if not found:
-        raise SpaceError(f"no preprocessor_config.json in {folder}: it says how sound becomes a spectrogram")
+    found = sound_settings(folder)
     try:
         if found["padding"] not in get_args(Padding):
             raise ValueError(f"padding ({found['padding']})")

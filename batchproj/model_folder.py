@@ -19,6 +19,40 @@ PIL_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "biline
 """Pillow's numbers, as image processors store them."""
 
 
+_KIND_OF = {
+    **dict.fromkeys(("clip", "siglip"), "clip"),
+    **dict.fromkeys(
+        ("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext"), "vision"
+    ),
+    **dict.fromkeys(("audio-spectrogram-transformer", "wav2vec2", "hubert", "wavlm"), "audio"),
+    "clap": "clap",
+    "whisper": "whisper",
+}
+"""Kind of encoder that takes a model type; of the rest kind text may take what transformers knows."""
+
+
+def other_kind(model_type: object, otherwise: str) -> str:
+    """The way out where a kind does not take a model type: the kind that does, or `otherwise`."""
+    kind = _KIND_OF.get(str(model_type))
+    return f"use kind: {kind}" if kind else otherwise
+
+
+def require_known(folder: Path) -> None:
+    """Raise SpaceError if transformers has no code for the model's type, which it takes 2 s to ask; weights stay."""
+    from transformers import __version__
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    config = read_config(folder)
+    if (name := config.get("model_type")) in CONFIG_MAPPING_NAMES:
+        return
+    if "auto_map" in config:
+        raise SpaceError(
+            f"'{name}' in {folder} needs the Python code that comes with the model, and such code is not run: take a "
+            "model of a type that transformers has itself"
+        )
+    raise SpaceError(f"transformers {__version__} knows no model type '{name}' ({folder}): take another model")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in `path`, {} if there is no such file; SpaceError if it is something else."""
     content = _parsed(path, {})
@@ -60,6 +94,18 @@ def complete_config(folder: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).partition("\n")[0]
         raise SpaceError(f"transformers does not know the model in {folder}: {reason}") from error
+
+
+def sound_settings(folder: Path) -> dict[str, Any]:
+    """The feature extractor's settings saved with the model; SpaceError if there are none.
+
+    Formats: `preprocessor_config.json`, and since transformers 5 `processor_config.json`.
+    """
+    found = read_json(folder / "preprocessor_config.json")
+    found = found or read_json(folder / "processor_config.json").get("feature_extractor", {})
+    if not found:
+        raise SpaceError(f"no preprocessor_config.json in {folder}: it says how sound is prepared for the model")
+    return found
 
 
 @dataclass(frozen=True)

@@ -141,9 +141,9 @@ class Collection:
         return mean / np.linalg.norm(mean)
 
     def embedder(self, modality: Modality) -> Embedder:
-        """Encoder and projector of a modality, loaded once; refused unless they made the table."""
+        """Encoder and projector of a modality as queries take them, loaded once; refused unless they made the table."""
         if modality not in self._embedders:
-            self._embedders[modality] = self.member(modality).load(self._threads)
+            self._embedders[modality] = self.member(modality).load(self._threads, for_queries=True)
         return self._embedders[modality]
 
     def member(self, modality: Modality) -> Member:
@@ -162,7 +162,7 @@ class Collection:
     def _bridge(self, space: str) -> Embedder:
         """Text encoder and adapter of a bridge, loaded once; refused unless it leads to the table's text vectors."""
         if space not in self._bridges:
-            self._bridges[space] = _bridge_member(space, self).load(self._threads)
+            self._bridges[space] = _bridge_member(space, self).load(self._threads, for_queries=True)
         return self._bridges[space]
 
     def nearest(

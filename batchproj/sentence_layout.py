@@ -24,6 +24,7 @@ _OLD_FLAGS: dict[str, Pooling] = {
     "pooling_mode_lasttoken": "last",
 }
 _NEW_NAMES: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
+_DOCUMENTS = ("document", "passage", "corpus")
 _ACTIVATIONS = frozenset({"Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid"})
 """Of `torch.nn`; a folder names a class to import, and we import no other."""
 
@@ -60,11 +61,15 @@ class Dense:
 
 @dataclass(frozen=True)
 class SentenceLayout:
-    """How token states become one vector: pooled, through dense layers, to unit length or not."""
+    """How token states become one vector: pooled, through dense layers, to unit length or not.
+
+    include_prompt: whether the tokens of a prompt are pooled with those of the text.
+    """
 
     pooling: Pooling
     dense: tuple[Dense, ...] = ()
     normalize: bool = False
+    include_prompt: bool = True
 
     def width(self, hidden: int) -> int:
         """D of a vector from states `hidden` wide; SpaceError if a layer does not fit the one before."""
@@ -89,14 +94,34 @@ def read_layout(folder: Path, pooling: Pooling | None) -> SentenceLayout | None:
     if kinds[:2] != ["Transformer", "Pooling"] or set(inner) - {"Dense"}:
         expected = "Transformer, Pooling, Dense, Normalize"
         raise SpaceError(f"{folder} is made of {', '.join(kinds)}: {expected} were expected")
-    if read_json(folder / "config_sentence_transformers.json").get("default_prompt_name"):
-        raise SpaceError(f"{folder} puts a prompt before each text: not supported, take a model without")
     paths = [folder / str(module.get("path")) for module in modules]
     return SentenceLayout(
         pooling or _pooling(paths[1] / "config.json"),
         tuple(_dense(path) for path in paths[2 : 2 + len(inner)]),
         normalize,
+        read_json(paths[1] / "config.json").get("include_prompt", True) is not False,
     )
+
+
+def stated_prompts(folder: Path) -> dict[str, str]:
+    """What the folder's sentence-transformers files put before a "query" and before a "document"; "" is nothing.
+
+    A document's prompt may also be called passage or corpus; where a role has none of its own, it is the default one.
+    """
+    path = folder / "config_sentence_transformers.json"
+    found = read_json(path)
+    prompts = {name: prompt for name, prompt in (found.get("prompts") or {}).items() if prompt is not None}
+    default = found.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise SpaceError(f"default_prompt_name in {path} is '{default}', which is none of its prompts")
+    usual = str(prompts.get(default, ""))
+    document = next((prompts[name] for name in _DOCUMENTS if name in prompts), usual)
+    return {"query": str(prompts.get("query", usual)), "document": str(document)}
+
+
+def lowercases(folder: Path) -> bool:
+    """Whether the folder's sentence-transformers files want texts in lower case, whatever its tokenizer does."""
+    return read_json(folder / "sentence_bert_config.json").get("do_lower_case") is True
 
 
 def stated_tokens(folder: Path) -> int | None:

@@ -193,10 +193,19 @@ class Member:
     def vector_fp(self) -> str:
         return fingerprint(self.vector_doc)
 
-    def load(self, threads: int) -> Embedder:
-        """Load encoder and projector on this machine; the weights must be the ones planned with."""
+    @property
+    def tells_queries(self) -> bool:
+        """Whether it makes another vector of a text as a query than as an item."""
+        return len(set(self.feature_doc.get("prompts", {}).values())) > 1
+
+    def load(self, threads: int, *, for_queries: bool = False) -> Embedder:
+        """Load encoder and projector on this machine; the weights must be the ones planned with.
+
+        It is for items, which captions are too, unless it is for what a user searches by.
+        """
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
-        return Embedder(self.config.build(model, self.modality, threads), self.load_projector(), self.dim, self.cache)
+        build = self.config.build_for_queries if for_queries else self.config.build
+        return Embedder(build(model, self.modality, threads), self.load_projector(), self.dim, self.cache)
 
     def load_projector(self) -> Projector | None:
         return None if self.projector is None else project.loads(self.projector)

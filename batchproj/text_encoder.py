@@ -18,8 +18,8 @@ from batchproj.torch_runtime import device, forward_tokens, small_batches, to_nu
 
 States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Ids and mask (B, L) -> states (B, L, D) of the last layer."""
-Pooled = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Ids and mask (B, L), and how many tokens of each row are real (B,) -> (B, D)."""
+Pooled = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Ids and mask (B, L), and the place of the first and the end of the last token (B,) that are pooled -> (B, D)."""
 Array = npt.NDArray[np.float32]
 
 
@@ -27,6 +27,7 @@ class TextEncoder:
     """A loaded text model, `width` wide inside and `dim` outside; `spec.spans` cuts long texts to its token limit.
 
     `routed`: tokens of a batch share experts, so that each text has to be alone to be exact.
+    `skipped`: tokens of the prompt, seen by the model, that are not part of what comes out.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class TextEncoder:
         dtype: torch.dtype,
         *,
         routed: bool = False,
+        skipped: int = 0,
     ) -> None:
         self._tokenizer, self._states_of, self._pooled_of, self._dim = tokenizer, states, pooled, dim
+        self._skipped = skipped
         small = small_batches(dtype)
         self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled, small)
         self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
@@ -73,13 +76,18 @@ class TextEncoder:
 
     def _forward_pooled(self, rows: Sequence[Tokens]) -> Array:
         with torch.inference_mode():
-            lengths_B = torch.tensor([len(row) for row in rows], device=device())
-            return to_numpy(self._pooled_of(*self._batch(rows), lengths_B))
+            starts_B = torch.tensor([self._start(row) for row in rows], device=device())
+            ends_B = torch.tensor([len(row) for row in rows], device=device())
+            return to_numpy(self._pooled_of(*self._batch(rows), starts_B, ends_B))
 
     def _forward_tokens(self, rows: Sequence[Tokens]) -> list[Array]:
         with torch.inference_mode():
             states_BLD = to_numpy(self._states_of(*self._batch(rows)))
-        return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
+        return [states_LD[self._start(row) : len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
+
+    def _start(self, row: Tokens) -> int:
+        """An empty text without an end mark is the prompt's last token."""
+        return min(self._skipped, len(row) - 1)
 
     def _batch(self, rows: Sequence[Tokens]) -> tuple[torch.Tensor, torch.Tensor]:
         ids_BL, mask_BL = padded(rows, self._shape(rows[0])[0], self._tokenizer.pad)

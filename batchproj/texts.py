@@ -6,7 +6,8 @@ T different texts, R rows that have them, D dim of the cached features, K dim of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +17,9 @@ import torch
 from batchproj.decode.limits import Limits
 from batchproj.decode.text import decode_text
 from batchproj.errors import UsageError
-from batchproj.features import Features, from_column
+from batchproj.features import Features, from_column, gathered
 from batchproj.linking import linked
-from batchproj.media import TextSpec
+from batchproj.media import Segment, TextSpec
 from batchproj.pairs import cached_features, check_finite, held_out_pairs
 from batchproj.schema import Modality
 from batchproj.search import Collection
@@ -38,6 +39,7 @@ _WINDOW = 256
 class Texts:
     """Each different text once, in order of the words, with its features as they are cached and its live vector (T, K).
 
+    `asked` are the vectors (T, K) as queries, None if they are the live ones, and then `features` are theirs too.
     `pairs`, `contents` and `number` are of the rows that have the texts: pair key, content id, number of the text.
     A row's text is all of its segment, as the collection's encoder has seen it.
     """
@@ -48,6 +50,11 @@ class Texts:
     pairs: list[str | None]
     contents: list[str]
     number: list[int]
+    asked: Array | None = None
+
+    @property
+    def queries(self) -> Array:
+        return self.live if self.asked is None else self.asked
 
     def __len__(self) -> int:
         return len(self.words)
@@ -62,6 +69,7 @@ class Texts:
             [self.pairs[row] for row in rows],
             [self.contents[row] for row in rows],
             [place[self.number[row]] for row in rows],
+            None if self.asked is None else self.asked[mask_T],
         )
 
     def held_out(self, pairs: set[str]) -> Mask:
@@ -137,12 +145,27 @@ def held_out(collection: Collection, how: Split) -> set[str]:
     return held_out_pairs(rows, how)
 
 
-def encoded(words: list[str], member: Member, progress: Callable[[int, int], None]) -> Array:
-    """Vectors (T, K) of texts as a query would get them: the mean over the pieces of what is too long for one.
+def as_queries(texts: Texts, member: Member, progress: Callable[[int, int], None]) -> Texts:
+    """The texts with features and vectors as queries; the same, and nothing is encoded, where that is no difference."""
+    if not member.tells_queries:
+        return texts
+    embedder = member.load(torch.get_num_threads(), for_queries=True)
+    rows: list[Any] = []
+    for start in range(0, len(texts), _WINDOW):
+        rows.extend(embedder.encode([Segment(word) for word in texts.words[start : start + _WINDOW]]))
+        progress(len(rows), len(texts))
+    features = check_finite(gathered(rows, member.dim, member.cache), Modality.TEXT)
+    return replace(texts, features=features, asked=embedder.project(features))
+
+
+def encoded(
+    words: list[str], member: Member, progress: Callable[[int, int], None], *, for_queries: bool = True
+) -> Array:
+    """Vectors (T, K) of texts as a query, or an item, gets them: the mean over the pieces of what is too long for one.
 
     NaN where the encoder gives none. Runs on torch's present number of threads.
     """
-    embedder = member.load(torch.get_num_threads())
+    embedder = member.load(torch.get_num_threads(), for_queries=for_queries)
     assert isinstance(embedder.spec, TextSpec)
     found: list[Array] = []
     for start in range(0, len(words), _WINDOW):

@@ -17,6 +17,17 @@ Tokens = npt.NDArray[np.int64]
 
 LENGTH_STEP = 8
 UNPADDED = 32
+_LEAST_TOKENS = 8
+"""What a prompt must leave for the text and the mark at its end."""
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "vocab.json",
+)
 _CHARACTERS_PER_TOKEN = 8
 _SENTENCE_END = re.compile("[.!?…][\"'\u201d\u2019)\\]]*\\s+|[\u3002\uff01\uff1f]|\n+")
 """Western and CJK full stops, with the closing quotes after them; or the end of a line."""
@@ -26,11 +37,15 @@ _WORD = re.compile(r"\S+\s*")
 
 
 class TextTokenizer:
-    """A tokenizer bound to a token limit."""
+    """A tokenizer bound to a token limit, and to a prompt that is put before each text.
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    `prompt_tokens`: how many tokens the prompt is at the start of a row, the mark before it among them.
+    """
+
+    def __init__(self, tokenizer: Any, max_tokens: int, prompt: str = "", *, lowercase: bool = False) -> None:
         self._slow = None if tokenizer.is_fast else tokenizer
         self.max_tokens = max_tokens
+        self._prompt = prompt
         self._room = max_tokens - tokenizer.num_special_tokens_to_add()
         self.pad = int(tokenizer.pad_token_id or 0)
         if tokenizer.is_fast:
@@ -38,22 +53,26 @@ class TextTokenizer:
             self._whole = type(tokenizer.backend_tokenizer).from_str(serialised)
             self._whole.no_truncation()
             self._whole.no_padding()
+            if lowercase:
+                self._whole.normalizer = _lowercase_first(self._whole.normalizer)
             self._cut = type(self._whole).from_str(self._whole.to_str())
             self._cut.enable_truncation(max_tokens)
+        self.prompt_tokens = self._count_prompt(tokenizer) if prompt else 0
 
     def ids(self, texts: Sequence[str]) -> list[Tokens]:
-        """Ids per text; a text beyond the limit is cut at it.
+        """Ids per text, its prompt before it; a text beyond the limit is cut at it.
 
         A text of which the tokenizer keeps nothing, where it adds no special tokens either, is one pad token.
         """
+        prompted = [self._prompt + text for text in texts]
         if self._slow is not None:
-            rows = self._slow(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+            rows = self._slow(prompted, truncation=True, max_length=self.max_tokens)["input_ids"]
         else:
-            rows = [encoding.ids for encoding in self._cut.encode_batch_fast(list(texts))]
+            rows = [encoding.ids for encoding in self._cut.encode_batch_fast(prompted)]
         return [np.asarray(row or [self.pad], np.int64) for row in rows]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Character ranges within the token limit, cut after a sentence or a word, in order.
+        """Character ranges within what the prompt leaves of the limit, cut after a sentence or a word, in order.
 
         They cover all but blank stretches and never overlap. Linear in the text's length: each
         step tokenizes a window of bounded size.
@@ -80,17 +99,42 @@ class TextTokenizer:
             stop = min(_bound(text, start, last + text[last : last + 1].isspace()), stop - 1)
 
     def _token_ends(self, piece: str) -> list[int]:
-        """The character each token ends at; special tokens are not counted."""
+        """The character each token ends at, the prompt's at 0 or before; special tokens are not counted."""
+        before = len(self._prompt)
         if self._slow is None:
-            return [end for _, end in self._whole.encode(piece, add_special_tokens=False).offsets]
+            offsets = self._whole.encode(self._prompt + piece, add_special_tokens=False).offsets
+            return [end - before for _, end in offsets]
         ends: list[int] = []
-        for word in _WORD.finditer(piece):
-            ends.extend([word.end()] * len(self._slow.tokenize(word.group())))
+        for word in _WORD.finditer(self._prompt + piece):
+            ends.extend([word.end() - before] * len(self._slow.tokenize(word.group())))
         return ends
 
+    def _count_prompt(self, tokenizer: Any) -> int:
+        """As sentence-transformers counts: the prompt as a text of its own, without the mark at its end."""
+        ids = self._whole.encode(self._prompt).ids if self._slow is None else tokenizer(self._prompt)["input_ids"]
+        taken = len(ids) - any(last in tokenizer.all_special_ids for last in ids[-1:])
+        if taken + _LEAST_TOKENS > self.max_tokens:
+            raise SpaceError(
+                f"the prompt '{self._prompt[:40]}' takes {taken} tokens of the {self.max_tokens} that the model does, "
+                f"at least {_LEAST_TOKENS} must be left for the text: shorten it, or raise max_tokens"
+            )
+        return taken
 
-def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
-    """The tokenizer in `folder`; SpaceError if there is none or its package is missing."""
+
+def require_tokenizer(folder: Path) -> None:
+    """Raise SpaceError if no file in `folder` is a tokenizer's; loads nothing."""
+    if not any((folder / name).is_file() for name in _FILES):
+        raise SpaceError(f"no tokenizer in {folder}: tokenizer.json, or what transformers makes one of, was expected")
+
+
+def _lowercase_first(normalizer: Any) -> Any:
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    return Lowercase() if normalizer is None else Sequence([Lowercase(), normalizer])
+
+
+def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "", *, lowercase: bool = False) -> TextTokenizer:
+    """The tokenizer in `folder`; SpaceError if there is none, its package is missing, or the prompt leaves no room."""
     from transformers import AutoTokenizer
 
     try:
@@ -104,7 +148,9 @@ def load_tokenizer(folder: Path, max_tokens: int) -> TextTokenizer:
             f"no usable tokenizer in {folder}: as {type(tokenizer).__name__}, which transformers makes of it, it keeps "
             "nothing of plain words; tokenizer.json may be of another kind than config.json's model_type"
         )
-    return TextTokenizer(tokenizer, max_tokens)
+    if lowercase and not tokenizer.is_fast:
+        raise SpaceError(f"the tokenizer in {folder} cannot be made to take lower case: save it as tokenizer.json")
+    return TextTokenizer(tokenizer, max_tokens, prompt, lowercase=lowercase)
 
 
 def padded_length(tokens: int) -> int:

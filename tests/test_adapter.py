@@ -401,6 +401,43 @@ def test_an_adapter_starts_from_pooled_tokens_too(
     assert len(old.search(words(3), space=str(tmp_path / "bridge"))) == 10
 
 
+def test_encoders_that_tell_queries_from_items_are_adapted_as_queries(
+    new_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New query to old query; what is found are old items, and the measure is new query to new items."""
+    (tmp_path / "corpus").mkdir()
+    for number in range(20):
+        (tmp_path / f"corpus/{number}.txt").write_text(words(number))
+    encoder = yaml.safe_load((new_space / "space.yaml").read_text())["text"]["encoder"]
+    for name, prompts in (("old", {"query": "w1 w1 "}), ("new", {"query": "w2 w2 ", "document": "w3 w3 "})):
+        document = {"name": name, "dim": 32, "text": {"encoder": {**encoder, "prompts": prompts}}}
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(document))
+        embedded(tmp_path, tmp_path / f"{name}.yaml", f"{name}-c")
+    seen: dict[str, Any] = {}
+
+    def watched(texts: Texts, own_Q: Any, old_TK: Any, asked: dict[str, Any]) -> dict[str, Any]:
+        seen.update(texts=texts, own_Q=own_Q, old_TK=old_TK, asked=asked)
+        return {"competitors": {}}
+
+    monkeypatch.setattr(adapter_module, "agreement", watched)
+    monkeypatch.setattr(adapter_module, "_document", lambda *_: {})
+    trained(tmp_path / "new-c", tmp_path / "old.yaml", tmp_path / "bridge")
+    texts, own_Q = seen["texts"], seen["own_Q"]
+    old, new = Collection(str(tmp_path / "old-c")), Collection(str(tmp_path / "new-c"))
+    for collection, items in ((old, seen["old_TK"]), (new, texts.live)):
+        rows = rows_of(Path(collection.uri.removeprefix("file://")), "text")
+        table = dict(zip(rows["text"].to_pylist(), matrix(rows["vector"]), strict=True))
+        np.testing.assert_allclose(items, [table[word] for word in texts.words], atol=1e-6)
+    for number, own in enumerate(own_Q):
+        word = texts.words[own]
+        np.testing.assert_allclose(seen["asked"][OLD][number], old.embed_query(word), atol=1e-6)
+        np.testing.assert_allclose(texts.queries[own], new.embed_query(word), atol=1e-6)
+        bridged = old.embed_query(word, space=str(tmp_path / "bridge"))
+        np.testing.assert_allclose(seen["asked"][ADAPTER][number], bridged, atol=1e-5)
+    assert np.abs(texts.queries - texts.live).max() > 1e-2
+    assert texts.where(np.arange(len(texts)) == 3).queries.tobytes() == texts.queries[3].tobytes()
+
+
 def test_texts_that_the_old_encoder_makes_nothing_of_are_left_out_and_said(
     home: Path, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModel,
+    AutoTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
@@ -161,10 +162,63 @@ def test_what_it_cannot_serve_is_refused(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SpaceError, match=r"'bert' .* clip or siglip was expected"):
         config.describe(LocalModel(tmp_path, ""), Modality.TEXT)
+    (tmp_path / "config.json").write_text('{"model_type": "siglip2"}')
+    with pytest.raises(SpaceError, match=r"'siglip2' .* \(NaFlex\); take a SigLIP 2 of fixed resolution"):
+        config.describe(LocalModel(tmp_path, ""), Modality.IMAGE)
+    (tmp_path / "config.json").write_text('{"model_type": "dinov2"}')
+    with pytest.raises(SpaceError, match=r"'dinov2' .* use kind: vision"):
+        config.describe(LocalModel(tmp_path, ""), Modality.IMAGE)
+    mute = tmp_path / "mute"
+    shutil.copytree(clip, mute, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(SpaceError, match=r"no tokenizer in .*mute"):
+        config.describe(LocalModel(mute, ""), Modality.TEXT)
+    assert config.describe(LocalModel(mute, ""), Modality.IMAGE).dim == 24
     bare = tmp_path / "bare"
     shutil.copytree(clip, bare, ignore=shutil.ignore_patterns("preprocessor_config.json"))
     with pytest.raises(SpaceError, match=r"no preprocessor_config\.json"):
         config.describe(LocalModel(bare, ""), Modality.IMAGE)
+
+
+def save_gemma_tokenizer(folder: Path) -> None:
+    """As in the fixed-resolution checkpoints of SigLIP 2: characters and a few merges, an end mark, no lower case."""
+    letters = {letter: number for number, letter in enumerate("▁abcdeghost", start=4)}
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, **letters}
+    words = Tokenizer(models.BPE(vocab=vocabulary, merges=[], fuse_unk=True, unk_token="<unk>"))
+    words.normalizer = normalizers.Replace(" ", "▁")
+    words.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    marks = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **marks).save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    fields = {"tokenizer_class": "GemmaTokenizer", "padding_side": "right"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **fields}))
+
+
+def test_siglip_2_of_fixed_resolution(tmp_path: Path) -> None:
+    """Of model_type siglip, with Gemma's tokenizer; its texts were in lower case when it was trained."""
+    torch.manual_seed(0)
+    text = SiglipTextConfig(**{**TEXT, "vocab_size": 20}, max_position_embeddings=64, pad_token_id=0)
+    vision = SiglipVisionConfig(**VISION, image_size=32, patch_size=8)
+    SiglipModel(SiglipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())).save_pretrained(tmp_path)
+    save_processor(tmp_path, size={"height": 32, "width": 32})
+    save_gemma_tokenizer(tmp_path)
+    whole = AutoModel.from_pretrained(tmp_path, local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert type(tokenizer).__name__ == "GemmaTokenizer"
+    rows = ["a cat", "the dogs chase a toad", "a goat " * 30]
+    inputs = tokenizer(rows, padding="max_length", max_length=64, truncation=True, return_tensors="pt")["input_ids"]
+    assert inputs.shape == (3, 64)
+    with torch.inference_mode():
+        expected = whole.get_text_features(input_ids=inputs).pooler_output.numpy()
+    for dtype, least in (("fp32", 0.9999), ("bf16", 0.999)):
+        encoder = build(tmp_path, Modality.TEXT, dtype=dtype)
+        features = encoder.encode([Segment(row) for row in rows])
+        cosines = (features * expected).sum(1) / np.linalg.norm(features, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosines.min() >= least
+        np.testing.assert_array_equal(encoder.encode([Segment("A Cat")])[0], features[0])
+    config = parse_config({"kind": "clip", "model": "m"}, "test")
+    text_doc = config.describe(LocalModel(tmp_path, ""), Modality.TEXT).decides
+    assert (text_doc["max_tokens"], text_doc["lowercase"]) == (64, True)
+    assert "lowercase" not in config.describe(LocalModel(tmp_path, ""), Modality.IMAGE).decides
 
 
 def test_nothing_in_nothing_out(clip: Path) -> None:

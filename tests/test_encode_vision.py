@@ -12,7 +12,16 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    DINOv3ConvNextConfig,
+    DINOv3ConvNextModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    ViTConfig,
+    ViTModel,
+)
 
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError
@@ -139,12 +148,27 @@ def test_threads_do_not_change_bits(efficientnet: Encoder) -> None:
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
 
-@pytest.fixture(scope="module", params=["vit", "dinov2"])
+PREFIX = {"vit": 1, "dinov2": 1, "dinov3_vit": 5, "dinov3_convnext": 1}
+"""Class token and registers; of the convolutions the mean of the map, put before it."""
+
+
+def cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    found: npt.NDArray[np.float32] = (
+        (left * right).sum(1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+    )
+    return found
+
+
+@pytest.fixture(scope="module", params=list(PREFIX))
 def transformer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     if request.param == "vit":
         network: Any = ViTModel(ViTConfig(**SMALL, intermediate_size=64), add_pooling_layer=False)
+    elif request.param == "dinov3_vit":
+        network = DINOv3ViTModel(DINOv3ViTConfig(**SMALL, intermediate_size=64, num_register_tokens=4))
+    elif request.param == "dinov3_convnext":
+        network = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1]))
     else:
         network = Dinov2Model(Dinov2Config(**SMALL, mlp_ratio=2))
     network.save_pretrained(folder)
@@ -159,10 +183,18 @@ def test_transformers_poolings(transformer: tuple[Path, Any], pooling: str | Non
     segments = pictures(4, edge=32)
     with torch.inference_mode():
         states = network(pixel_values=normalised(segments, 0.5, 0.25)).last_hidden_state
-    expected: npt.NDArray[np.float32] = (states[:, 1:].mean(1) if pooling == "mean" else states[:, 0]).numpy()
-    encoder = build({"kind": "vision", "model": str(folder), "dtype": "fp32", "pooling": pooling})
+    patches = states[:, PREFIX[network.config.model_type] :]
+    expected: npt.NDArray[np.float32] = (patches.mean(1) if pooling == "mean" else states[:, 0]).numpy()
+    fields = {"kind": "vision", "model": str(folder), "pooling": pooling}
+    encoder = build({**fields, "dtype": "fp32"})
     np.testing.assert_allclose(encoder.encode(segments), expected, atol=1e-5)
     assert encoder.spec == ImageSpec(32, 32, 32, "squash", "bilinear")
+    assert cosines(encoder.encode(segments), expected).min() >= 0.9999
+    assert cosines(build(fields).encode(segments), expected).min() >= 0.999
+    np.testing.assert_allclose(np.stack(encoder.encode_tokens(segments)), patches.numpy(), atol=1e-5)
+    config = parse_config(fields, "test")
+    for described in (config.describe, config.describe_tokens):
+        assert described(LocalModel(folder, "sha256:x"), Modality.IMAGE).dim == 32
 
 
 def test_transformers_rows_never_show_their_neighbours(transformer: tuple[Path, Any]) -> None:
@@ -171,7 +203,7 @@ def test_transformers_rows_never_show_their_neighbours(transformer: tuple[Path, 
 
 def test_a_pooler_that_was_never_trained_is_refused(transformer: tuple[Path, Any]) -> None:
     fields = {"kind": "vision", "model": str(transformer[0]), "pooling": "pooler", "dtype": "fp32"}
-    if "dinov2" in str(transformer[0]):  # there it is the normalised class token, without weights
+    if "dino" in str(transformer[0]):  # there it is the normalised class token, without weights
         assert build(fields).encode(pictures(1, edge=32)).shape == (1, 32)
         return
     with pytest.raises(SpaceError, match=r"lack 2 parameters of ViTModel, 'pooler"):
@@ -194,6 +226,69 @@ def test_timm_folder_with_its_own_config(tmp_path: Path) -> None:
     np.testing.assert_allclose(encoder.encode(segments), expected, atol=1e-4, rtol=1e-4)
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "dm_nfnet_f6": {"channels": [32, 64, 96, 96], "stem_chs": 16, "group_size": 16, "num_features": 128},
+    "nfnet_l0": {"depths": [1, 2, 2, 1], "channels": [64, 128, 192, 192], "stem_chs": 32, "group_size": 16},
+    "convnext_atto": {"depths": [1, 1, 2, 1], "dims": [16, 32, 48, 64]},
+    "efficientnet_b0": {},
+    "tf_efficientnetv2_b0": {},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
+    "swin_tiny_patch4_window7_224": {"img_size": 64, "depths": [1, 1, 1, 1], "embed_dim": 24, "window_size": 2},
+}
+"""timm's names, made narrow; F6 in all its depth."""
+
+
+def save_timm(folder: Path, name: str) -> Any:
+    """With every gain away from its first value, so that no branch is multiplied by zero."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, num_classes=7, **NETWORKS[name]).eval()
+    with torch.no_grad():
+        for key, weight in network.named_parameters():
+            if key.endswith(("skipinit_gain", "gamma")):
+                weight.fill_(0.3)
+            elif key.endswith("gain"):
+                weight.add_(torch.randn_like(weight) / 5)
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors")
+    cut = {"input_size": [3, 64, 64], "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    settings = {"architecture": name, "num_classes": 7, "model_args": NETWORKS[name], "pretrained_cfg": cut}
+    (folder / "config.json").write_text(json.dumps(settings))
+    network.reset_classifier(0)
+    return network
+
+
+@pytest.mark.filterwarnings("ignore:.*meshgrid")
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_any_timm_model(tmp_path: Path, name: str) -> None:
+    network, segments = save_timm(tmp_path, name), pictures(19, edge=64)
+    pixels = normalised(segments[:4], 0.5, 0.5)
+    with torch.inference_mode():
+        expected, features = network(pixels).numpy(), network.forward_features(pixels)
+    encoder, half = (build({"kind": "vision", "model": str(tmp_path), "dtype": dtype}) for dtype in ("fp32", "bf16"))
+    assert encoder.encode(segments[:4]).shape == expected.shape
+    assert cosines(encoder.encode(segments[:4]), expected).min() >= 0.9999
+    assert cosines(half.encode(segments[:4]), expected).min() >= 0.999
+    width = features.shape[-1 if features.ndim == 3 or "swin" in name else 1]
+    tokens = encoder.encode_tokens(segments[:2])
+    assert tokens[0].shape == (16 if "vit" in name else 4, width)
+    assert_exact_rows(half, segments)
+    model, config = LocalModel(tmp_path, "sha256:x"), parse_config({"kind": "vision", "model": "m"}, "test")
+    assert config.describe(model, Modality.IMAGE).dim == expected.shape[1]
+    described = config.describe_tokens(model, Modality.IMAGE)
+    assert described.dim == width
+    assert described.decides.get("standardised") == ("before bf16" if "nfnet" in name else None)
+
+
+def test_nfnets_standardise_their_weights_before_they_are_rounded(tmp_path: Path) -> None:
+    """Rounded first, as timm's layers would in bf16, the depth of F6 loses twice to four times as much."""
+    network, segments = save_timm(tmp_path, "dm_nfnet_f6"), pictures(8, edge=64)
+    pixels = normalised(segments, 0.5, 0.5)
+    with torch.inference_mode():
+        expected = network(pixels).numpy()
+        rounded = network.to(torch.bfloat16)(pixels.to(torch.bfloat16)).float().numpy()
+    ours = build({"kind": "vision", "model": str(tmp_path)}).encode(segments)
+    assert (cosines(ours, expected) > cosines(rounded, expected)).all()
+
+
 def test_what_it_cannot_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=r"'_conv_stem\.weight' \(32, 3, 3, 3\) stands where 'conv_stem\.weight' \(40"):
         build({**EFFICIENTNET, "architecture": "tf_efficientnet_b3"})
@@ -203,5 +298,10 @@ def test_what_it_cannot_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="takes image, not text"):
         config.describe(LocalModel(tmp_path, ""), Modality.TEXT)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(SpaceError, match=r"'bert' .* is no image model of kind vision"):
+    with pytest.raises(
+        SpaceError, match=r"'bert' .* is no image model of kind vision: vit, .* or a timm model expected"
+    ):
+        config.describe(LocalModel(tmp_path, ""), Modality.IMAGE)
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(SpaceError, match=r"'siglip' .* is no image model of kind vision: use kind: clip"):
         config.describe(LocalModel(tmp_path, ""), Modality.IMAGE)

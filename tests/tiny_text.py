@@ -15,6 +15,10 @@ from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    Glm4Config,
+    Glm4ForCausalLM,
+    GlmConfig,
+    GlmForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MT5Config,
@@ -107,6 +111,24 @@ def save_llama(folder: Path) -> Path:
     return folder
 
 
+def save_glm(folder: Path) -> Path:
+    """As in transformers itself; the older ChatGLM brings Python code of its own, and is refused."""
+    return _save_glm(folder, GlmForCausalLM, GlmConfig)
+
+
+def save_glm4(folder: Path) -> Path:
+    return _save_glm(folder, Glm4ForCausalLM, Glm4Config)
+
+
+def _save_glm(folder: Path, network: Any, config: Any) -> Path:
+    torch.manual_seed(0)
+    network(config(vocab_size=VOCABULARY, head_dim=8, pad_token_id=0, eos_token_id=0, **_LLM_SIZES)).save_pretrained(
+        folder
+    )
+    save_tokenizer(folder, ["<end>", "<unk>"], None, padding_side="left", pad_token="<end>", eos_token="<end>")
+    return folder
+
+
 def save_qwen3(folder: Path) -> Path:
     """With its head; the tokenizer adds an end mark and pads on the left, as Qwen3-Embedding's."""
     return _save_qwen3(folder, Qwen3ForCausalLM, Qwen3Config(vocab_size=VOCABULARY, head_dim=8, **_LLM_SIZES))
@@ -175,6 +197,8 @@ SAVED: dict[str, Callable[[Path], Path]] = {
     "umt5": save_umt5,
     "llama": save_llama,
     "qwen3": save_qwen3,
+    "glm": save_glm,
+    "glm4": save_glm4,
     "qwen3_moe": save_qwen3_moe,
     "clap": save_clap,
 }

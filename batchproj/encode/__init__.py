@@ -95,6 +95,10 @@ class EncoderConfig(BaseModel):
         """Load the weights; called once per worker."""
         raise NotImplementedError(self.kind)
 
+    def build_for_queries(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
+        """The same for what a user searches by: another encoder only where a model tells queries from items."""
+        return self.build(model, modality, threads)
+
 
 def kinds() -> list[str]:
     """Names of the encoder families present."""

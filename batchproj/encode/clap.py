@@ -18,9 +18,9 @@ from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes, SmallBatches
 from batchproj.media import AudioSpec, Segment, Spec
-from batchproj.model_folder import complete_config, read_config
+from batchproj.model_folder import complete_config, other_kind, read_config
 from batchproj.schema import Modality
-from batchproj.tokens import load_tokenizer
+from batchproj.tokens import load_tokenizer, require_tokenizer
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Config(EncoderConfig):
         if modality is Modality.AUDIO:
             decides["preprocess"] = _sound_input(model.path, whole).decides()
             return Description(int(whole.audio_config.hidden_size), decides)
+        require_tokenizer(model.path)
         decides["max_tokens"] = _max_tokens(whole)
         return Description(int(whole.text_config.hidden_size), decides)
 
@@ -159,7 +160,7 @@ def _text(folder: Path, whole: Any, dtype: Literal["bf16", "fp32"]) -> Encoder:
         found: torch.Tensor = tower(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
         return found
 
-    def pooled(ids_BL: torch.Tensor, mask_BL: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    def pooled(ids_BL: torch.Tensor, mask_BL: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(tower(input_ids=ids_BL, attention_mask=mask_BL).text_embeds.float())
 
     tokenizer, width = load_tokenizer(folder, _max_tokens(whole)), int(whole.text_config.hidden_size)
@@ -168,7 +169,7 @@ def _text(folder: Path, whole: Any, dtype: Literal["bf16", "fp32"]) -> Encoder:
 
 def _whole_config(folder: Path) -> Any:
     if (found := read_config(folder).get("model_type")) != "clap":
-        raise SpaceError(f"'{found}' in {folder} is not a CLAP model: kind clap takes no other")
+        raise SpaceError(f"'{found}' in {folder} is not a CLAP model: {other_kind(found, 'kind clap takes no other')}")
     return complete_config(folder)
 
 

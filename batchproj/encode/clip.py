@@ -1,6 +1,7 @@
 """Dual towers, CLIP and SigLIP: image or text -> the space both towers already share.
 
-Sources: Radford et al. 2021 (CLIP), arXiv:2103.00020; Zhai et al. 2023 (SigLIP), arXiv:2303.15343.
+Sources: Radford et al. 2021 (CLIP), arXiv:2103.00020; Zhai et al. 2023 (SigLIP), arXiv:2303.15343;
+Tschannen et al. 2025 (SigLIP 2), arXiv:2502.14786.
 B rows, L tokens, D width of the shared space.
 """
 
@@ -16,9 +17,9 @@ from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes
 from batchproj.media import Segment, Spec, TextSpec
-from batchproj.model_folder import complete_config, image_input, read_config
+from batchproj.model_folder import complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
-from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length
+from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length, require_tokenizer
 from batchproj.weights import LocalModel
 
 _TOWERS = {
@@ -56,7 +57,11 @@ class Config(EncoderConfig):
         if modality is Modality.IMAGE:
             decides["preprocess"] = image_input(model.path).decides()
         else:
+            require_tokenizer(model.path)
             decides["max_tokens"] = _max_tokens(model.path)
+            # only if so: collections made before there was a SigLIP 2 stay valid
+            if _lowercases(model.path):
+                decides["lowercase"] = True
         return Description(int(_tower_config(model.path, modality).hidden_size), decides)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
@@ -82,7 +87,7 @@ class Config(EncoderConfig):
                 image_input(model.path),
                 tower.dtype,
             )
-        tokenizer = load_tokenizer(model.path, _max_tokens(model.path))
+        tokenizer = load_tokenizer(model.path, _max_tokens(model.path), lowercase=_lowercases(model.path))
         return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")
 
 
@@ -140,8 +145,20 @@ def _family(folder: Path) -> str:
     config = read_config(folder)
     name = str(config.get("model_type"))
     if name not in {family for family, _ in _TOWERS}:
-        raise SpaceError(f"'{name}' in {folder} is not a dual tower kind clip knows: clip or siglip was expected")
+        raise SpaceError(f"'{name}' in {folder} is not a dual tower kind clip knows: {_way(name)}")
     return name
+
+
+def _way(name: str) -> str:
+    if name == "siglip2":
+        return "it takes images at any aspect ratio (NaFlex); take a SigLIP 2 of fixed resolution (model_type siglip)"
+    return other_kind(name, "clip or siglip was expected")
+
+
+def _lowercases(folder: Path) -> bool:
+    """SigLIP 2 was trained on lower case, which the tokenizer saved with it, Gemma's, does not make by itself."""
+    name = str(read_json(folder / "tokenizer_config.json").get("tokenizer_class"))
+    return _family(folder) == "siglip" and name.startswith(("Gemma", "Siglip2"))
 
 
 def _tower_config(folder: Path, modality: Modality) -> Any:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from batchproj.encode import Description, Encoder, EncoderConfig
 from batchproj.errors import SpaceError
-from batchproj.model_folder import complete_config, read_config, read_json
+from batchproj.model_folder import complete_config, other_kind, read_config, read_json, require_known
 from batchproj.schema import Modality
-from batchproj.sentence_layout import Pooling, SentenceLayout, read_layout, stated_tokens
-from batchproj.tokens import load_tokenizer
+from batchproj.sentence_layout import Pooling, SentenceLayout, lowercases, read_layout, stated_prompts, stated_tokens
+from batchproj.tokens import load_tokenizer, require_tokenizer
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -38,17 +40,24 @@ _CAUSAL = frozenset(
 """Decoder-only language models, also if saved without their head; of others a class named …ForCausalLM tells."""
 _SWITCHED = frozenset("bert camembert electra megatron-bert rembert roberta roformer xlm-roberta".split())  # noqa: SIM905
 """Encoders whose class …ForCausalLM is causal only if `is_decoder` says so."""
-_KINDS = {"clip": "clip", "siglip": "clip", "clap": "clap"}
-"""Kind of encoder that takes the towers of a model of several."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+class Prompts(BaseModel):
+    """What is put before a text of each role; None means: what the model's sentence-transformers files say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    query: str | None = None
+    document: str | None = None
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """How token states become one vector, and how many tokens fit."""
+    """How token states become one vector, how many tokens fit, and the prompt of each role."""
 
     sentence: SentenceLayout
     max_tokens: int
+    prompts: dict[str, str]
 
 
 class Config(EncoderConfig):
@@ -59,6 +68,10 @@ class Config(EncoderConfig):
     tokens that have not seen the text. What the tokenizer of the folder puts at the end (T5's
     `</s>`, an end mark or nothing) is that last token. `max_tokens` of a T5 without a stated limit,
     and of a decoder-only model without sentence-transformers files, is 512 if it is not given.
+
+    `prompts` go before a text as they are: items have the document's, what is searched by the query's.
+    `dims` keeps so many of the first dimensions, of models trained for it, and then makes the unit
+    length new: Kusupati et al. 2022 (Matryoshka representations), arXiv:2205.13147.
     """
 
     modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.TEXT})
@@ -66,13 +79,18 @@ class Config(EncoderConfig):
     pooling: Pooling | None = None
     normalize: bool | None = None
     max_tokens: int | None = None
+    prompts: Prompts | None = None
+    dims: int | None = Field(default=None, ge=1)
 
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a text's feature, from the folder's JSON files."""
         tokens = self.describe_tokens(model, modality)
         sentence = self._layout(model.path).sentence
         decides = {**tokens.decides, "pooling": sentence.pooling, "normalize": sentence.normalize}
-        return Description(sentence.width(tokens.dim), decides)
+        # only what is set: collections made before there was such a choice stay valid
+        if self.dims is not None:
+            decides["dims"] = self.dims
+        return Description(self._dim(sentence.width(tokens.dim)), decides)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the last layer's states, the special tokens' among them."""
@@ -84,11 +102,22 @@ class Config(EncoderConfig):
             "max_tokens": layout.max_tokens,
             "dtype": self.dtype,
         }
-        is_mean = layout.sentence.pooling == "mean" and not layout.sentence.dense
+        if lowercases(model.path):
+            decides["lowercase"] = True
+        if any(layout.prompts.values()):
+            decides |= {"prompts": layout.prompts, "include_prompt": layout.sentence.include_prompt}
+        is_mean = layout.sentence.pooling == "mean" and not layout.sentence.dense and self.dims is None
         return Description(_hidden_size(model.path), decides, mean_pooled=is_mean)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load model and tokenizer; SpaceError if the folder has no usable tokenizer."""
+        return self._build(model, modality, threads, "document")
+
+    def build_for_queries(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
+        """The same, with the query's prompt before each text."""
+        return self._build(model, modality, threads, "query")
+
+    def _build(self, model: LocalModel, modality: Modality, threads: int, role: str) -> Encoder:
         from transformers import AutoModel, AutoModelForTextEncoding
 
         from batchproj import torch_runtime
@@ -101,24 +130,40 @@ class Config(EncoderConfig):
         loaded = torch_runtime.load_pretrained(loader, model.path, self.dtype, unused=["pooler."])
         loaded.config.use_cache = False  # each text is read once: keys and values for a next token would be waste
         width = int(loaded.config.hidden_size)
-        pooled = _Pooled(loaded, layout.sentence, torch_runtime.device())
+        dim = self._dim(layout.sentence.width(width))
+        pooled = _Pooled(loaded, layout.sentence, dim, torch_runtime.device())
+        # the other role's too, so that a query's prompt without room is found before anything is embedded
+        lowercase = lowercases(model.path)
+        tokenizers = {
+            name: load_tokenizer(model.path, layout.max_tokens, prompt, lowercase=lowercase)
+            for name, prompt in layout.prompts.items()
+        }
         return TextEncoder(
-            load_tokenizer(model.path, layout.max_tokens),
+            tokenizers[role],
             pooled.states,
             pooled,
-            layout.sentence.width(width),
+            dim,
             width,
             loaded.dtype,
             routed=any(getattr(loaded.config, name, None) for name in _EXPERTS),
+            skipped=0 if layout.sentence.include_prompt else tokenizers[role].prompt_tokens,
         )
+
+    def _dim(self, width: int) -> int:
+        """What `dims` leaves of `width`."""
+        if self.dims is not None and self.dims > width:
+            raise SpaceError(f"dims is {self.dims}, this model's vectors have {width}")
+        return self.dims or width
 
     def _layout(self, folder: Path) -> _Layout:
         _refuse_unsuitable(folder)
+        require_tokenizer(folder)
         default = SentenceLayout("last" if _is_causal(folder) else "mean")
         sentence = read_layout(folder, self.pooling) or replace(default, pooling=self.pooling or default.pooling)
         if self.normalize is not None:
             sentence = replace(sentence, normalize=self.normalize)
-        return _Layout(sentence, self._max_tokens(folder))
+        own = {} if self.prompts is None else self.prompts.model_dump(exclude_none=True)
+        return _Layout(sentence, self._max_tokens(folder), {**stated_prompts(folder), **own})
 
     def _max_tokens(self, folder: Path) -> int:
         limit = _token_limit(folder)
@@ -137,10 +182,10 @@ class Config(EncoderConfig):
 
 
 class _Pooled:
-    """A loaded model with the layers after it; vectors are pooled and normalised in float32."""
+    """A loaded model with the layers after it; vectors are pooled, cut to `dim` and normalised in float32."""
 
-    def __init__(self, model: Any, sentence: SentenceLayout, device: torch.device) -> None:
-        self._model, self._sentence = model, sentence
+    def __init__(self, model: Any, sentence: SentenceLayout, dim: int, device: torch.device) -> None:
+        self._model, self._sentence, self._dim = model, sentence, dim
         self._dense = [layer.build(device) for layer in sentence.dense]
 
     def states(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor) -> torch.Tensor:
@@ -148,25 +193,30 @@ class _Pooled:
         states_BLD: torch.Tensor = self._model(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state
         return states_BLD
 
-    def __call__(self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, starts_B: torch.Tensor, ends_B: torch.Tensor
+    ) -> torch.Tensor:
         import torch
 
-        pooled_BD = pool(self.states(ids_BL, mask_BL), lengths_B, self._sentence.pooling)
+        pooled_BD = pool(self.states(ids_BL, mask_BL), starts_B, ends_B, self._sentence.pooling)
         for layer in self._dense:
             pooled_BD = layer(pooled_BD)
+        pooled_BD = pooled_BD[:, : self._dim]
         return torch.nn.functional.normalize(pooled_BD) if self._sentence.normalize else pooled_BD
 
 
-def pool(states_BLD: torch.Tensor, lengths_B: torch.Tensor, pooling: Pooling) -> torch.Tensor:
-    """Token states -> (B, D) float32; the first `lengths_B` tokens of a row are real."""
+def pool(states_BLD: torch.Tensor, starts_B: torch.Tensor, ends_B: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Token states -> (B, D) float32, of the tokens from `starts_B` to before `ends_B` of each row."""
     import torch
 
+    rows_B = torch.arange(len(ends_B), device=ends_B.device)
     if pooling == "cls":
-        return states_BLD[:, 0].float()
+        return states_BLD[rows_B, starts_B].float()
     if pooling == "last":
-        return states_BLD[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1].float()
-    real_BL = torch.arange(states_BLD.shape[1], device=lengths_B.device) < lengths_B[:, None]
-    return (states_BLD.float() * real_BL[:, :, None]).sum(1) / lengths_B[:, None]
+        return states_BLD[rows_B, ends_B - 1].float()
+    places_L = torch.arange(states_BLD.shape[1], device=ends_B.device)
+    pooled_BL = (places_L >= starts_B[:, None]) & (places_L < ends_B[:, None])
+    return (states_BLD.float() * pooled_BL[:, :, None]).sum(1) / (ends_B - starts_B)[:, None]
 
 
 def _model_type(folder: Path) -> str:
@@ -178,8 +228,7 @@ def _refuse_unsuitable(folder: Path) -> None:
     config = read_config(folder)
     name = config.get("model_type")
     if "text_config" in config or "vision_config" in config:
-        kind = _KINDS.get(str(name))
-        way = f"use kind: {kind}" if kind else "take its text model alone, saved in a folder of its own"
+        way = other_kind(name, "take its text model alone, saved in a folder of its own")
         raise SpaceError(f"'{name}' in {folder} has towers for several modalities: {way}")
     if name not in _T5 and (config.get("is_encoder_decoder") or name == "bart"):
         raise SpaceError(
@@ -188,6 +237,10 @@ def _refuse_unsuitable(folder: Path) -> None:
         )
     if not name:
         raise SpaceError(f"config.json in {folder} names no model_type: a transformers text model was expected")
+    if name not in _T5 | _CAUSAL | _SWITCHED | _POSITION_OFFSET:
+        require_known(folder)
+    if kind := other_kind(name, ""):
+        raise SpaceError(f"'{name}' in {folder} is no text model: {kind}")
 
 
 def _is_causal(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes, SmallBatches
 from batchproj.log_mel import HOP, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES, LogMel
 from batchproj.media import AudioSpec, Segment, Spec
-from batchproj.model_folder import complete_config, read_config
+from batchproj.model_folder import complete_config, other_kind, read_config
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel
 
@@ -178,7 +178,9 @@ def _sizes(folder: Path) -> _Sizes:
         width, mels, _ = shapes["encoder/conv1/weight"]
         return _Sizes(width, mels)
     if (found := read_config(folder).get("model_type")) != "whisper":
-        raise SpaceError(f"'{found}' in {folder} is not a Whisper model: kind whisper takes no other")
+        raise SpaceError(
+            f"'{found}' in {folder} is not a Whisper model: {other_kind(found, 'kind whisper takes no other')}"
+        )
     config = complete_config(folder)
     return _Sizes(int(config.d_model), int(config.num_mel_bins))
 
