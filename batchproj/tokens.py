@@ -31,7 +31,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self._slow = None if tokenizer.is_fast else tokenizer
         self.max_tokens = max_tokens
-        self._room = max_tokens - tokenizer.num_special_tokens_to_add()
+        self.special_tokens = int(tokenizer.num_special_tokens_to_add())
+        self._room = max_tokens - self.special_tokens
         self.pad = int(tokenizer.pad_token_id or 0)
         if tokenizer.is_fast:
             serialised = tokenizer.backend_tokenizer.to_str()
@@ -71,7 +72,7 @@ class TextTokenizer:
         """Where the span from `start` ends: as far as the limit allows, at most `stop`."""
         room = self._room
         while True:
-            ends = self._token_ends(text[start:stop])
+            ends = self.token_ends(text[start:stop])
             if len(ends) <= room:
                 whole = stop == len(text) or stop < start + self._room * _CHARACTERS_PER_TOKEN
                 return stop if whole else _bound(text, start, stop)
@@ -79,7 +80,7 @@ class TextTokenizer:
             last = start + max(1, ends[room - 1])
             stop = min(_bound(text, start, last + text[last : last + 1].isspace()), stop - 1)
 
-    def _token_ends(self, piece: str) -> list[int]:
+    def token_ends(self, piece: str) -> list[int]:
         """The character each token ends at; special tokens are not counted."""
         if self._slow is None:
             return [end for _, end in self._whole.encode(piece, add_special_tokens=False).offsets]

@@ -14,9 +14,9 @@ ROOT = Path(batchproj.__file__).parent
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
     ["schema", "failpoint"],
-    ["errors", "media", "learning_curve"],
+    ["errors", "media", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
-    ["objectstore", "comparison"],
+    ["objectstore", "comparison", "segments"],
     ["weights", "agreement"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["clap_mel", "sentence_layout"],

@@ -72,7 +72,7 @@ class Config(EncoderConfig):
         tokens = self.describe_tokens(model, modality)
         sentence = self._layout(model.path).sentence
         decides = {**tokens.decides, "pooling": sentence.pooling, "normalize": sentence.normalize}
-        return Description(sentence.width(tokens.dim), decides)
+        return Description(sentence.width(tokens.dim), decides, longest=tokens.longest)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the last layer's states, the special tokens' among them."""
@@ -85,7 +85,7 @@ class Config(EncoderConfig):
             "dtype": self.dtype,
         }
         is_mean = layout.sentence.pooling == "mean" and not layout.sentence.dense
-        return Description(_hidden_size(model.path), decides, mean_pooled=is_mean)
+        return Description(_hidden_size(model.path), decides, is_mean, layout.max_tokens)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load model and tokenizer; SpaceError if the folder has no usable tokenizer."""
