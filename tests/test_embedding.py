@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
+import torch
 import yaml
 from conftest import WORDS
+from transformers import WhisperConfig, WhisperModel
 
 from batchproj import embedding
 from batchproj.collection.unit import Unit
@@ -137,3 +142,51 @@ def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
     assert output.vectors.equals(alone.vectors)
     assert sum(done) == 3
     assert output.encoded > alone.encoded if part == 2 else output.encoded == alone.encoded
+
+
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A space whose only encoder is a Whisper of random weights, which hears windows of 10 s."""
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    WhisperModel(WhisperConfig(**sizes, **heads, **marks, vocab_size=20)).save_pretrained(folder / "model")
+    audio = {"encoder": {"kind": "whisper", "model": str(folder / "model")}, "segments": {"seconds": 10, "overlap": 2}}
+    (folder / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "audio": audio}))
+    return folder
+
+
+def write_long_sound(file: Path, minutes: int, silent: range) -> None:
+    """Noise at 22,050 Hz that has no sound in some of its seconds."""
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 60 * 22_050).astype(np.float32)
+    with soundfile.SoundFile(file, "w", 22_050, 1, format="FLAC", subtype="PCM_16") as out:
+        for minute in range(minutes):
+            block = noise.copy()
+            begin, end = (min(max(edge - 60 * minute, 0), 60) for edge in (silent.start, silent.stop))
+            block[begin * 22_050 : end * 22_050] = 0
+            out.write(block)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "silent", "vectors"),
+    [
+        (12, range(124, 308), 68),
+        pytest.param(180, range(3_596, 5_404), 1_125, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+    ],
+)
+def test_a_long_sound_takes_little_memory_however_long(
+    minutes: int, silent: range, vectors: int, tiny_whisper: Path, tmp_path: Path
+) -> None:
+    """Three hours are 690 MB of samples, and as much again of windows and log-mels."""
+    write_long_sound(tmp_path / "long.flac", minutes, silent)
+    line = [sys.executable, str(Path(__file__).with_name("long_sound.py")), tiny_whisper, tmp_path / "long.flac"]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    starts = [start for start in range(0, 60 * minutes - 2, 8) if start < silent.start or start + 10 > silent.stop]
+    assert (found["vectors"], found["starts"]) == (len(starts), starts)
+    assert found["vectors"] == vectors
+    assert found["peak_mib"] < 1_500
+    assert found["peak_mib"] - found["before_mib"] < 300
