@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from batchproj.balance import Balance, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
 from batchproj.decode.item import decode
@@ -109,17 +110,46 @@ class Collection:
         modality: str | None = None,
         where: Sequence[str] = (),
         group: bool = False,
+        balance: bool = False,
         space: str | None = None,
     ) -> list[Hit]:
         """The `k` rows nearest to a text, an image file or a sound file, best first; with `group` of `k` items.
 
+        `balance` ranks hits of different modalities by their score's distance from the mean of such
+        scores, in standard deviations (`evaluate` measures them); a hit's `score` stays the cosine.
         `where` holds conditions `column=value` on the columns of the collection. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
         """
         self._condition(k, modality, where)  # what is wrong with these need not wait for a model
-        return self.nearest(self.embed_query(text, image, audio, space), k, modality, where, group=group)
+        measured = self._balance() if balance else None
+        vector = self.embed_query(text, image, audio, space)
+        if measured is None:
+            return self.nearest(vector, k, modality, where, group=group)
+        asking = Modality.TEXT if text else Modality.IMAGE if image else Modality.AUDIO
+        return self._balanced(measured, asking, vector, k, modality, where, group)
+
+    def _balance(self) -> Balance:
+        found = read_balance(self._folder, self.run)
+        if found is None:
+            raise UsageError(f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}")
+        return found
+
+    def _balanced(
+        self,
+        measured: Balance,
+        asking: Modality,
+        vector: npt.NDArray[np.float32],
+        k: int,
+        modality: str | None,
+        where: Sequence[str],
+        group: bool,
+    ) -> list[Hit]:
+        """The nearest of every modality, the first of all of them by standardised score."""
+        asked = [modality] if modality else [str(each) for each in self.snapshot.fingerprints]
+        hits = [hit for each in asked for hit in self.nearest(vector, k, each, where, group=group)]
+        return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))[:k]
 
     def embed_query(
         self,

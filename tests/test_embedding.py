@@ -173,7 +173,7 @@ def write_long_sound(file: Path, minutes: int, silent: range) -> None:
     ("minutes", "silent", "vectors"),
     [
         (12, range(124, 308), 68),
-        pytest.param(180, range(3_596, 5_404), 1_125, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
+        pytest.param(180, range(3_596, 5_404), 1_125, marks=[pytest.mark.long, pytest.mark.timeout(2_400)]),
     ],
 )
 def test_a_long_sound_takes_little_memory_however_long(

@@ -17,7 +17,7 @@ LAYERS = [
     ["errors", "media", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
     ["objectstore", "comparison", "segments"],
-    ["weights", "agreement"],
+    ["weights", "agreement", "balance"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["clap_mel", "sentence_layout"],
     ["torch_runtime", "projector", "features"],

@@ -19,6 +19,13 @@ def search(
     modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
     group: Annotated[bool, typer.Option("--group", help="One result an item: the best of its segments.")] = False,
+    balance: Annotated[
+        bool,
+        typer.Option(
+            "--balance/--no-balance",
+            help="Rank kinds by scores standardised as evaluate measured them; the score shown stays the cosine.",
+        ),
+    ] = False,
     space: Annotated[
         str | None,
         typer.Option(help="A bridge of train --adapter: its text encoder asks.", show_default="the collection's own"),
@@ -31,7 +38,15 @@ def search(
 
     with console(verbose):
         found = Collection(collection).search(
-            text, image=image, audio=audio, k=k, modality=modality, where=where or (), group=group, space=space
+            text,
+            image=image,
+            audio=audio,
+            k=k,
+            modality=modality,
+            where=where or (),
+            group=group,
+            balance=balance,
+            space=space,
         )
     if as_json:
         print_json([hit.as_dict() for hit in found])
