@@ -30,6 +30,7 @@ def make_bridge(name: str, old_text: Member, dim: int, text: Member, adapter: Pr
     file = MemberFile(
         encoder=text.encoder_file(),
         cache=text.cache,
+        segments=None if text.segments is None else text.segments.model_dump(),
         projector=ProjectorFile(kind=adapter.config.kind, weights="text.safetensors"),
     )
     adapts = Adapts(query=member.vector_fp, vectors=old_text.vector_fp)

@@ -1,7 +1,8 @@
 """One unit of work on one worker: bytes -> decode -> encode -> project -> rows.
 
 Imports neither Ray nor Lance, so it can be tested, profiled and run on a bare machine. Decoding
-runs in threads a little ahead of the model; a faulty item becomes an outcome row, nothing more.
+runs in threads a little ahead of the model, of a long item a part at a time; a faulty item becomes
+an outcome row, nothing more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from batchproj.collection.cache import chosen
 from batchproj.collection.unit import Output, Unit
-from batchproj.decode.item import decode
+from batchproj.decode.item import stream
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault, SpaceError
@@ -30,7 +31,15 @@ from batchproj.space import Embedder, Member, to_vectors
 from batchproj.token_features import TokenFeatures
 
 WINDOW_BYTES = 32 * 2**20
+WINDOW_SEGMENTS = 2_048
 """Decoded segments handed to the encoder at once; large enough to sort, small enough to hold."""
+
+PART_BYTES = 16 * 2**20
+PART_SEGMENTS = 1_024
+"""An item of more is long: it goes to the encoder by itself, in parts of this size."""
+
+Span = tuple[float | None, float | None, str | None]
+"""Start, end and text of a segment."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -50,11 +59,15 @@ class Fetched:
 
 @dataclass
 class _Decoded:
-    """An item on its way: its segments, or the cached rows of the same bytes, or where it stopped."""
+    """An item on its way: its segments, or the cached rows of the same bytes, or where it stopped.
+
+    Of a long item `segments` are the first part, and `rest` decodes the others.
+    """
 
     source: Fetched
     modality: Modality | None = None
     segments: list[Segment] = field(default_factory=list)
+    rest: Iterator[Segment] | None = None
     cached: pa.Table | None = None
     fault: ItemFault | None = None
     deferred: bool = False
@@ -86,14 +99,19 @@ class UnitWorker:
         """
         rows = _Rows(unit, self._member, self._dim)
         window: list[_Decoded] = []
-        held = 0
+        held = count = 0
         for decoded in self._decode_ahead(items, _by_content(known)):
-            window.append(decoded)
-            held += sum(segment.nbytes for segment in decoded.segments)
-            if held >= WINDOW_BYTES:
+            if decoded.rest is None:
+                window.append(decoded)
+                held += sum(segment.nbytes for segment in decoded.segments)
+                count += len(decoded.segments)
+            if decoded.rest is not None or held >= WINDOW_BYTES or count >= WINDOW_SEGMENTS:
                 self._encode(window, rows)
                 report(len(window))
-                window, held = [], 0
+                window, held, count = [], 0, 0
+            if decoded.rest is not None:
+                self._encode_long(decoded, decoded.rest, rows)
+                report(1)
         self._encode(window, rows)
         report(len(window))
         return rows.output()
@@ -122,7 +140,8 @@ class UnitWorker:
             elif (cached := known.get(source.content_id)) is not None:
                 decoded.cached = cached
             else:
-                decoded.segments = decode(source.data, decoded.modality, self._embedder.spec, self._limits)
+                segments = stream(source.data, decoded.modality, self._embedder.spec, self._limits)
+                decoded.segments, decoded.rest = _part(segments)
         except ItemFault as fault:
             decoded.fault = fault
         return decoded
@@ -134,8 +153,23 @@ class UnitWorker:
             if own is None:
                 rows.skip(decoded)
             else:
-                rows.add(decoded, own, vectors[at : at + len(own)])
+                rows.add(decoded, _spans(decoded), own, vectors[at : at + len(own)])
                 at += len(own)
+
+    def _encode_long(self, decoded: _Decoded, rest: Iterator[Segment], rows: _Rows) -> None:
+        """Encode a long item part by part; its pixels, samples and tokens are never all in memory."""
+        assert self._embedder is not None, "only what it wants was decoded"
+        features: list[Half] = []
+        spans: list[Span] = []
+        first, decoded.segments = decoded.segments, []
+        try:
+            for part in _parts(first, rest):
+                features.extend(self._embedder.encode(part))
+                spans.extend((segment.start, segment.end, segment.text) for segment in part)
+        except ItemFault as fault:
+            rows.skip(replace(decoded, fault=fault), len(features))
+            return
+        rows.add(decoded, spans, features, self._project([features]))
 
     def _features(self, window: list[_Decoded]) -> list[list[Half] | None]:
         """Features of each item's segments, encoded now or cached; None for an item without any."""
@@ -169,15 +203,16 @@ class _Rows:
         self._features: list[Half] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
 
-    def skip(self, decoded: _Decoded) -> None:
-        """An item without vectors: faulty, or of a modality another worker embeds."""
+    def skip(self, decoded: _Decoded, encoded: int = 0) -> None:
+        """An item without vectors: faulty, a long one after so many `encoded` segments, or for another worker."""
+        self._encoded += encoded
         if decoded.fault is None:
             self._outcome(decoded, "deferred")
         else:
             self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.source.content_id else "read")
 
-    def add(self, decoded: _Decoded, features: list[Half], vectors: npt.NDArray[np.float32]) -> None:
-        self._encoded += len(decoded.segments)
+    def add(self, decoded: _Decoded, spans: list[Span], features: list[Half], vectors: npt.NDArray[np.float32]) -> None:
+        self._encoded += len(features) if decoded.cached is None else 0
         problem = vector_problem(features, vectors)
         if problem is not None:
             self._outcome(decoded, "quarantined", problem, "encode")
@@ -186,7 +221,7 @@ class _Rows:
         self._outcome(decoded, "embedded", segments=len(features))
         self._features.extend(features)
         self._vectors.append(vectors)
-        for number, (start, end, text) in enumerate(_spans(decoded)):
+        for number, (start, end, text) in enumerate(spans):
             item = decoded.source.item
             self._rows.append(
                 {
@@ -245,7 +280,29 @@ def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
     return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
 
 
-def _spans(decoded: _Decoded) -> list[tuple[float | None, float | None, str | None]]:
+def _part(segments: Iterator[Segment]) -> tuple[list[Segment], Iterator[Segment] | None]:
+    """The next segments, and the same iterator if there may be more."""
+    part: list[Segment] = []
+    held = 0
+    for segment in segments:
+        part.append(segment)
+        held += segment.nbytes
+        if held >= PART_BYTES or len(part) >= PART_SEGMENTS:
+            return part, segments
+    return part, None
+
+
+def _parts(first: list[Segment], rest: Iterator[Segment]) -> Iterator[list[Segment]]:
+    """The parts of a long item, each decoded while the one before it is encoded."""
+    part = first
+    with ThreadPoolExecutor(1) as pool:
+        while part:
+            coming = pool.submit(_part, rest)
+            yield part
+            part, _ = coming.result()
+
+
+def _spans(decoded: _Decoded) -> list[Span]:
     """Start, end and text of an item's segments, in order."""
     if decoded.cached is None:
         return [(segment.start, segment.end, segment.text) for segment in decoded.segments]

@@ -1,7 +1,8 @@
-"""How good a collection's space and index are: recall per modality pair, ANN recall, modality gap."""
+"""How good a collection's space and index are: recall per modality pair, ANN recall, modality gap, balance."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any
@@ -10,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batchproj import balance
+from batchproj.errors import BatchprojError
+from batchproj.objectstore import Folder
 from batchproj.pairs import held_out_pairs, matrix, paired_rows
 from batchproj.recall import modality_gap, retrieval
 from batchproj.schema import Modality
@@ -33,7 +37,9 @@ def evaluate(uri: str) -> dict[str, Any]:
 
     Recall is on the pairs held out when the space was trained, all pairs if its file has no
     `split`: every item asks among the items of the other modality. A query is right when any item
-    of its pair is among the first K. The vectors of all paired rows are held in memory.
+    of its pair is among the first K. The vectors of all paired rows are held in memory. `balance` has
+    mean and standard deviation of the scores of each pair, and its share of the first ten in a mixed
+    search without and with them; they are stored for `search --balance`.
     """
     collection = Collection(uri)
     rows = paired_rows(collection)
@@ -49,7 +55,32 @@ def evaluate(uri: str) -> dict[str, Any]:
             for a, b in permutations(by_modality, 2)
             if a < b
         },
+        "balance": _balance(collection, by_modality),
     }
+
+
+def _balance(collection: Collection, by_modality: dict[Modality, Rows]) -> dict[str, dict[str, float]]:
+    rows = {
+        modality: balance.sample(
+            by_modality[modality].vectors if modality in by_modality else _some(collection, modality)
+        )
+        for modality in collection.snapshot.fingerprints
+    }
+    measured = balance.measure(collection.run, rows)
+    with suppress(BatchprojError):  # of a collection that may only be read the figures are shown all the same
+        balance.write_balance(Folder(collection.uri), measured)
+    effect = balance.shares(measured, rows)
+    return {
+        pair: {"mean": round(mean, 4), "std": round(std, 4), "share@10": effect[pair]["plain"]}
+        | {"balanced_share@10": effect[pair]["balanced"]}
+        for pair, (mean, std) in measured.pairs.items()
+    }
+
+
+def _some(collection: Collection, modality: Modality) -> npt.NDArray[np.float32]:
+    """Vectors of a modality that has no pairs: its first rows."""
+    wanted = pa.compute.field("modality") == str(modality)
+    return matrix(collection.dataset().scanner(columns=["vector"], filter=wanted).head(balance.SAMPLE)["vector"])
 
 
 def _by_modality(rows: pa.Table, how: Split | None) -> dict[Modality, Rows]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +27,16 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class AudioSpec:
-    """Sample rate (Hz) an audio encoder hears, and the longest piece (seconds) it takes at once."""
+    """Sample rate (Hz) an audio encoder hears, and how a long sound is cut into pieces of `window_s` seconds.
+
+    `overlap_s` of a piece are the end of the piece before it; with `skip_silence` pieces in which
+    nothing is to be heard are left out.
+    """
 
     sample_rate: int
     window_s: float
+    overlap_s: float = 0.0
+    skip_silence: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,10 +44,13 @@ class TextSpec:
     """How a text encoder cuts a long text.
 
     `spans(text)` gives character ranges (start, end), in order, each within the encoder's
-    token limit; one range for a short text.
+    token limit; one range for a short text. `token_ends` gives the character each token of a text
+    ends at, without the `reserved_tokens` (special ones, a prompt's) that every piece has beside them.
     """
 
-    spans: Callable[[str], list[tuple[int, int]]]
+    spans: Callable[[str], Iterable[tuple[int, int]]]
+    token_ends: Callable[[str], Sequence[int]] | None = None
+    reserved_tokens: int = 0
 
 
 Spec = ImageSpec | AudioSpec | TextSpec

@@ -33,6 +33,7 @@ class Reason(StrEnum):
     BLANK_TEXT = "blank_text"  # nothing but white space
     INVALID_UTF8 = "invalid_utf8"  # text that is not UTF-8; detail has the byte offset
     NO_SAMPLES = "no_samples"  # sound of length 0
+    SILENT = "silent"  # sound in which nothing is to be heard, where the space leaves out silence
     NOT_FINITE = "not_finite"  # NaN or infinity in samples, features or vector
     NO_ENCODER = "no_encoder"  # the space has no encoder for this modality
     CHANGED = "changed"  # not the bytes that were listed: changed or gone during the run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from batchproj.balance import Balance, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
 from batchproj.decode.item import decode
@@ -32,6 +33,9 @@ from batchproj.tags import live_run
 MAX_K = 1_000
 REFINE, REFINE_ROWS = 5, 100
 """IVF_RQ answers with 1-bit vectors: 5 k of them, and no fewer than 100, are ranked again exactly."""
+
+GROUP_ROWS = 4
+"""Rows asked for, first, for each item of a grouped search."""
 
 _COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text"]
 
@@ -105,17 +109,47 @@ class Collection:
         k: int = 10,
         modality: str | None = None,
         where: Sequence[str] = (),
+        group: bool = False,
+        balance: bool = False,
         space: str | None = None,
     ) -> list[Hit]:
-        """The `k` rows nearest to a text, an image file or a sound file, best first.
+        """The `k` rows nearest to a text, an image file or a sound file, best first; with `group` of `k` items.
 
+        `balance` ranks hits of different modalities by their score's distance from the mean of such
+        scores, in standard deviations (`evaluate` measures them); a hit's `score` stays the cosine.
         `where` holds conditions `column=value` on the columns of the collection. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
         """
         self._condition(k, modality, where)  # what is wrong with these need not wait for a model
-        return self.nearest(self.embed_query(text, image, audio, space), k, modality, where)
+        measured = self._balance() if balance else None
+        vector = self.embed_query(text, image, audio, space)
+        if measured is None:
+            return self.nearest(vector, k, modality, where, group=group)
+        asking = Modality.TEXT if text else Modality.IMAGE if image else Modality.AUDIO
+        return self._balanced(measured, asking, vector, k, modality, where, group)
+
+    def _balance(self) -> Balance:
+        found = read_balance(self._folder, self.run)
+        if found is None:
+            raise UsageError(f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}")
+        return found
+
+    def _balanced(
+        self,
+        measured: Balance,
+        asking: Modality,
+        vector: npt.NDArray[np.float32],
+        k: int,
+        modality: str | None,
+        where: Sequence[str],
+        group: bool,
+    ) -> list[Hit]:
+        """The nearest of every modality, the first of all of them by standardised score."""
+        asked = [modality] if modality else [str(each) for each in self.snapshot.fingerprints]
+        hits = [hit for each in asked for hit in self.nearest(vector, k, each, where, group=group)]
+        return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))[:k]
 
     def embed_query(
         self,
@@ -172,16 +206,43 @@ class Collection:
         modality: str | None = None,
         where: Sequence[str] = (),
         exact: bool = False,
+        group: bool = False,
     ) -> list[Hit]:
-        """Rows nearest to a vector (K,) by cosine; `exact` passes by the index."""
+        """Rows nearest to a vector (K,) by cosine; `exact` passes by the index.
+
+        With `group` each item has one row among them, its best segment.
+        """
         condition = self._condition(k, modality, where)
+        return (self._items if group else self._rows)(vector, k, condition, exact)
+
+    def _items(self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool) -> list[Hit]:
+        """The best rows of the `k` nearest items.
+
+        However many segments of one item come first: what is asked next is without the items found,
+        whose best rows are known, for rows come best first.
+        """
+        from lancedb.expr import col
+
+        best: dict[str, Hit] = {}
+        rows, terms = GROUP_ROWS * k, condition
+        while found := self._rows(vector, rows, terms, exact):
+            for hit in found:
+                best.setdefault(hit.item, hit)
+            if len(best) >= k:
+                break
+            others = ~col("item").isin(list(best))
+            terms = others if condition is None else condition & others
+            rows = min(2 * rows, GROUP_ROWS * MAX_K)
+        return _ranked(best.values())[:k]
+
+    def _rows(self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool) -> list[Hit]:
         query = self._table.search(vector).distance_type("cosine").limit(k)
         query = query.bypass_vector_index() if exact else query.refine_factor(max(REFINE, math.ceil(REFINE_ROWS / k)))
         if condition is not None:
             query = query.where(condition, prefilter=True)
         found = query.select([*_COLUMNS, "_distance"]).to_list()
         hits = [Hit(score=1.0 - row["_distance"], **{name: row[name] for name in _COLUMNS}) for row in found]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.id))
+        return _ranked(hits)
 
     def _condition(self, k: int, modality: str | None, where: Sequence[str]) -> Any:
         """The conditions as one typed expression: user text never becomes SQL. Checks `k` on the way."""
@@ -250,6 +311,10 @@ def _bridge_member(where: str, collection: Collection) -> Member:
             f"{collection.uri}/{layout.space(live.space)} --out BRIDGE"
         )
     return member
+
+
+def _ranked(hits: Iterable[Hit]) -> list[Hit]:
+    return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
 def _read_query(path: str, modality: Modality) -> bytes:

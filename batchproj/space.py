@@ -20,6 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchproj import encode, project
+from batchproj import segments as segmenting
 from batchproj.config import read_yaml, validate
 from batchproj.errors import SpaceError
 from batchproj.features import Features, gathered
@@ -77,11 +78,14 @@ class MemberFile(BaseModel):
     pooled features gets mean and standard deviation of the tokens then, added in float32 from the
     float16 of the cache, or the mean alone if it was trained on as many dims as a token has; so one
     cache serves every kind.
+    segments: how long items are cut, checked by the modality's model in `segments`; without it as
+    little as the encoder's limit allows, and without overlap.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     encoder: dict[str, Any]
     cache: Cache = "pooled"
+    segments: dict[str, Any] | None = None
     projector: ProjectorFile | None = None
     about: About | None = None
 
@@ -184,6 +188,7 @@ class Member:
     feature_doc: dict[str, Any]
     vector_doc: dict[str, Any]
     projector: bytes | None
+    segments: segmenting.Segments | None = None
 
     @property
     def feature_fp(self) -> str:
@@ -205,7 +210,9 @@ class Member:
         """
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
         build = self.config.build_for_queries if for_queries else self.config.build
-        return Embedder(build(model, self.modality, threads), self.load_projector(), self.dim, self.cache)
+        encoder = build(model, self.modality, threads)
+        spec = encoder.spec if self.segments is None else self.segments.applied(encoder.spec)
+        return Embedder(encoder, spec, self.load_projector(), self.dim, self.cache)
 
     def load_projector(self) -> Projector | None:
         return None if self.projector is None else project.loads(self.projector)
@@ -248,6 +255,8 @@ class ResolvedSpace:
         document, untrained = self.space.model_dump(exclude_none=True), self.space.untrained()
         for modality, member in self.members.items():
             document[modality]["encoder"] = member.encoder_file()
+            if member.segments is not None:
+                document[modality]["segments"] = member.segments.model_dump()
             if member.projector is not None:
                 document[modality]["projector"]["weights"] = f"{modality}.safetensors"
                 if modality in untrained:
@@ -269,14 +278,18 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
+    segments = segmenting.parse(modality, member.segments, described.longest, where)
     weights = _projector_bytes(modality, member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
-    # the documents of pooled features do not say so: collections made before there were tokens stay valid
+    # what is left to the defaults is not in the documents: collections made before there was a choice stay valid
     cached = {"cache": "tokens"} if member.cache == "tokens" else {}
+    cut = {} if segments is None else {"segments": segmenting.decides(segments)}
     made = {"epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
-    feature_doc = {**described.decides, **cached, **made}
+    feature_doc = {**described.decides, **cached, **cut, **made}
     vector_doc = _vector_doc(feature_doc, weights, opened.space.dim)
-    return Member(modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights)
+    return Member(
+        modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights, segments
+    )
 
 
 def _vector_doc(feature_doc: dict[str, Any], weights: bytes | None, dim: int) -> dict[str, Any]:
@@ -378,13 +391,12 @@ def _check_bare(described: encode.Description, member: MemberFile, dim: int, whe
 class Embedder:
     """An encoder and its projector, loaded."""
 
-    def __init__(self, encoder: encode.Encoder, projector: Projector | None, dim: int, cache: Cache) -> None:
-        self._encoder, self._projector = encoder, projector
+    def __init__(
+        self, encoder: encode.Encoder, spec: Spec, projector: Projector | None, dim: int, cache: Cache
+    ) -> None:
+        """`spec` is what the items are decoded for: the encoder's own, or cut finer."""
+        self._encoder, self.spec, self._projector = encoder, spec, projector
         self._dim, self._cache = dim, cache
-
-    @property
-    def spec(self) -> Spec:
-        return self._encoder.spec
 
     def encode(self, segments: Sequence[Segment]) -> Features:
         """Features as they are cached; beyond float16's range they become infinite."""

@@ -48,7 +48,7 @@ class TextEncoder:
         self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled, small)
         self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
         self._full_tokens = 1 if routed and small != "as they come" else forward_tokens(width)
-        self.spec: Spec = TextSpec(spans=tokenizer.spans)
+        self.spec: Spec = TextSpec(tokenizer.spans, tokenizer.text_ends, tokenizer.reserved_tokens)
 
     def encode(self, segments: Sequence[Segment]) -> Array:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""

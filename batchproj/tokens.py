@@ -46,7 +46,8 @@ class TextTokenizer:
         self._slow = None if tokenizer.is_fast else tokenizer
         self.max_tokens = max_tokens
         self._prompt = prompt
-        self._room = max_tokens - tokenizer.num_special_tokens_to_add()
+        self._special_tokens = int(tokenizer.num_special_tokens_to_add())
+        self._room = max_tokens - self._special_tokens
         self.pad = int(tokenizer.pad_token_id or 0)
         if tokenizer.is_fast:
             serialised = tokenizer.backend_tokenizer.to_str()
@@ -97,6 +98,15 @@ class TextTokenizer:
             # tokens of a piece can differ from the same tokens inside the text: then look again
             last = start + max(1, ends[room - 1])
             stop = min(_bound(text, start, last + text[last : last + 1].isspace()), stop - 1)
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens of a row that are none of the text's: special ones and the prompt's."""
+        return self._special_tokens + len(self._token_ends(""))
+
+    def text_ends(self, piece: str) -> list[int]:
+        """The character each token of a text ends at, without the special ones and the prompt's."""
+        return [end for end in self._token_ends(piece) if end > 0]
 
     def _token_ends(self, piece: str) -> list[int]:
         """The character each token ends at, the prompt's at 0 or before; special tokens are not counted."""

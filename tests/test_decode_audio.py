@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+import tracemalloc
 from typing import Any
 
 import av
@@ -15,7 +16,8 @@ import soundfile
 import soxr
 
 from batchproj.decode import audio
-from batchproj.decode.audio import decode_audio
+from batchproj.decode.audio import decode_audio, stream_audio
+from batchproj.decode.audio_windows import windows
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, Segment
@@ -264,3 +266,73 @@ def test_film_without_sound_has_no_samples():
         frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
         container.mux([*stream.encode(frame), *stream.encode(None)])
     assert fault(file.getvalue()).reason is Reason.NO_SAMPLES
+
+
+@pytest.mark.parametrize(
+    ("seconds", "overlap", "spans"),
+    [
+        (1.5, 0.5, [(0, 1.5)]),
+        (2.05, 0.5, [(0, 1.275), (0.775, 2.05)]),  # less than 0.1 s would be new: two equal parts
+        (3.5, 0.5, [(0, 2), (1.5, 3.5)]),
+        (4.0, 0.5, [(0, 2), (1.5, 3.5), (3.0, 4.0)]),
+        (4.0, 1.9, [(round(begin * 0.1, 1), round(2 + begin * 0.1, 1)) for begin in range(21)]),
+    ],
+)
+def test_overlapping_windows(seconds: float, overlap: float, spans: list[tuple[float, float]]):
+    sound = tone(seconds, 16_000)
+    found = heard(written(sound, "WAV", 16_000, "FLOAT"), AudioSpec(16_000, 2.0, overlap))
+    np.testing.assert_allclose([(segment.start, segment.end) for _, segment in found], spans, atol=1e-9)
+    for samples, segment in found:
+        assert segment.start is not None
+        begin = round(segment.start * 16_000)
+        np.testing.assert_array_equal(samples, sound[begin : begin + len(samples)])
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1_600, 50_000])
+def test_windows_do_not_depend_on_the_pieces_they_come_in(pieces: int):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 50_001).astype(np.float32)
+    spec = AudioSpec(16_000, 0.5, 0.2)
+    whole = list(windows([sound], spec))
+    found = list(windows((sound[at : at + pieces] for at in range(0, len(sound), pieces)), spec))
+    assert [(s.start, s.end) for s in found] == [(s.start, s.end) for s in whole]
+    assert [s.data.tobytes() for s in found] == [s.data.tobytes() for s in whole]  # type: ignore[union-attr]
+
+
+def test_silent_windows_are_left_out_and_quiet_ones_are_not():
+    sound = np.random.default_rng(0).normal(0, 0.001, 12 * 16_000).astype(np.float32)  # -60 dBFS
+    sound[3 * 16_000 : 4 * 16_000] = tone(1, 16_000)
+    sound[8 * 16_000 : 8 * 16_000 + 800] = 0.004  # 50 ms at -48 dBFS
+    spec = AudioSpec(16_000, 2.0, 0.5, skip_silence=True)
+    found = heard(written(sound, "WAV", 16_000, "FLOAT"), spec)
+    assert [(segment.start, segment.end) for _, segment in found] == [(1.5, 3.5), (3.0, 5.0), (7.5, 9.5)]
+    assert len(heard(written(sound, "WAV", 16_000, "FLOAT"), AudioSpec(16_000, 2.0, 0.5))) == 8
+
+
+def test_a_sound_of_silence_alone_is_refused_only_where_silence_is_left_out():
+    data = written(np.zeros(80_000, np.float32), "WAV", 16_000)
+    with pytest.raises(ItemFault) as raised:
+        decode_audio(data, AudioSpec(16_000, 2.0, 0.5, skip_silence=True), Limits())
+    assert raised.value.reason is Reason.SILENT
+    assert raised.value.detail == "5.0 s of sound, all of it below -50 dBFS"
+    assert len(heard(data)) == 1
+
+
+def test_a_long_sound_is_decoded_as_it_is_asked_for():
+    """Half an hour, 115 MB of samples; what is held is a block and a window."""
+    data = written(np.tile(tone(60, 16_000), 30), "FLAC", 16_000)
+    tracemalloc.start()
+    segments = stream_audio(data, AudioSpec(16_000, 10.0, 2.0), Limits())
+    ends = [segment.end for segment in segments]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(ends), ends[-1]) == (225, 1_800.0)
+    assert peak < 24 * 2**20
+
+
+def test_a_cut_long_sound_gives_its_first_windows_before_the_fault():
+    data = written(np.random.default_rng(3).uniform(-0.5, 0.5, 16_000 * 240).astype(np.float32), "FLAC", 16_000)
+    segments = stream_audio(data[: len(data) * 3 // 4], AudioSpec(16_000, 10.0), Limits())
+    assert next(segments).end == 10.0
+    with pytest.raises(ItemFault) as raised:
+        list(segments)
+    assert raised.value.reason is Reason.TRUNCATED

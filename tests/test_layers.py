@@ -14,10 +14,10 @@ ROOT = Path(batchproj.__file__).parent
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
     ["schema", "failpoint"],
-    ["errors", "media", "learning_curve"],
+    ["errors", "media", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
-    ["objectstore", "comparison"],
-    ["fetching", "agreement"],
+    ["objectstore", "comparison", "segments"],
+    ["fetching", "agreement", "balance"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["standardised_weights"],

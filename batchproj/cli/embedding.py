@@ -300,6 +300,9 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     Console().print(table)
     gaps = ", ".join(f"{pair} {gap:.2f}" for pair, gap in result["modality_gap"].items())
     print(f"ANN recall@10 against exact search: {result['ann_recall@10']}; modality gap: {gaps or 'none'}")
+    for pair, found in result["balance"].items():
+        shares = f"{found['share@10']:.0%} of the first ten, {found['balanced_share@10']:.0%} with search --balance"
+        print(f"{pair}: {shares} (scores {found['mean']:.2f} +- {found['std']:.2f})")
 
 
 @app.command(epilog="Example: batchproj demo ./demo --size 300")

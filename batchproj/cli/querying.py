@@ -18,6 +18,14 @@ def search(
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
     modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
+    group: Annotated[bool, typer.Option("--group", help="One result an item: the best of its segments.")] = False,
+    balance: Annotated[
+        bool,
+        typer.Option(
+            "--balance/--no-balance",
+            help="Rank kinds by scores standardised as evaluate measured them; the score shown stays the cosine.",
+        ),
+    ] = False,
     space: Annotated[
         str | None,
         typer.Option(help="A bridge of train --adapter: its text encoder asks.", show_default="the collection's own"),
@@ -30,7 +38,15 @@ def search(
 
     with console(verbose):
         found = Collection(collection).search(
-            text, image=image, audio=audio, k=k, modality=modality, where=where or (), space=space
+            text,
+            image=image,
+            audio=audio,
+            k=k,
+            modality=modality,
+            where=where or (),
+            group=group,
+            balance=balance,
+            space=space,
         )
     if as_json:
         print_json([hit.as_dict() for hit in found])
@@ -45,12 +61,25 @@ def _print_hits(hits: list[Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
-    for name in ("modality", "uri", "text"):
+    for name in ("modality", "at", "uri", "text"):
         table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
     for hit in hits:
         snippet = printable(" ".join((hit.text or "").split()))[:80]
-        table.add_row(f"{hit.score:.3f}", hit.modality, Text(printable(hit.uri)), Text(snippet))
+        table.add_row(f"{hit.score:.3f}", hit.modality, _place(hit), Text(printable(hit.uri)), Text(snippet))
     Console().print(table)
+
+
+def _place(hit: Any) -> str:
+    """Where in a sound or video a hit is; of a text its passage is shown."""
+    if hit.start is None or hit.end is None or hit.modality == "text":
+        return ""
+    return f"{_clock(hit.start)}-{_clock(hit.end)}"
+
+
+def _clock(seconds: float) -> str:
+    """mm:ss, from an hour on h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes:02d}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 @app.command(epilog="Example: batchproj explain ./photos.batchproj s3://bucket/photos/frog.jpg")

@@ -2,22 +2,21 @@
 
 N samples, C channels. libsndfile decodes what it knows (WAV, FLAC, OGG, MP3, AIFF ...), PyAV the
 rest (AAC, M4A, WebM, WMA ...). Everything streams in blocks through one resampler, so that neither
-the blocks nor the windows leave a seam.
+the blocks nor the windows leave a seam, and memory is that of a block however long the sound.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterable, Iterator
 
 import av
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 from av.container import InputContainer
 
+from batchproj.decode.audio_windows import Samples, windows
 from batchproj.decode.complete import shortfall, wav_data
 from batchproj.decode.container import demuxer, open_container
 from batchproj.decode.faults import refusals_as_faults
@@ -26,11 +25,8 @@ from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, Segment
 from batchproj.schema import Reason
 
-Samples = npt.NDArray[np.float32]
-
 _BLOCK_VALUES = 1 << 20
 """Samples times channels decoded at once: 4 MiB, whatever number of channels a header claims."""
-_SHORT_TAIL_S = 0.1
 _RATES_HZ = (1_000, 1_000_000)
 _LOUDEST = np.float32(1e6)
 _BY_LIBSNDFILE = frozenset({"wav", "flac", "ogg", "mp3", "aiff", "caf", "au"})
@@ -42,13 +38,19 @@ def decode_audio(data: bytes, spec: AudioSpec, limits: Limits) -> list[Segment]:
     """Decode sound to (N,) float32 mono segments at `spec.sample_rate`, at most `window_s` each.
 
     Mono is the mean of the channels; samples beyond [-1, 1] are clipped, after resampling.
-    Windows follow each other without overlap. A last window under 0.1 s would be too little to
-    encode, so it shares the sound with the window before it in equal halves; nothing is dropped.
-    A short sound is one segment. `start`, `end` are seconds.
+    A window begins `window_s - overlap_s` after the one before it. A last window with less than
+    0.1 s that the one before it has not would be too little to encode, so the two share the sound in
+    equal parts; nothing is dropped, but with `skip_silence` the windows of which no 50 ms reach
+    -50 dBFS. A short sound is one segment. `start`, `end` are seconds.
 
     Raises ItemFault: TRUNCATED (where the container states its length), CORRUPT, TOO_LARGE,
-    NOT_FINITE, NO_SAMPLES.
+    NOT_FINITE, NO_SAMPLES, SILENT.
     """
+    return list(stream_audio(data, spec, limits))
+
+
+def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
+    """The same, decoded as it is asked for; a fault is raised where it is come upon, segments before it."""
     if missing := shortfall(data):
         raise ItemFault(Reason.TRUNCATED, missing)
     name = demuxer(data)
@@ -57,12 +59,11 @@ def decode_audio(data: bytes, spec: AudioSpec, limits: Limits) -> list[Segment]:
         with file:
             _check_duration(file.frames / max(1, file.samplerate), limits)
             blocks = _soundfile_blocks(file)
-            sound = _mono(blocks, file.samplerate, spec.sample_rate, limits)
+            yield from windows(_mono(blocks, file.samplerate, spec.sample_rate, limits), spec)
     elif name is not None:
-        sound = _from_pyav(data, name, spec.sample_rate, limits)
+        yield from windows(_from_pyav(data, name, spec.sample_rate, limits), spec)
     else:
         raise ItemFault(Reason.CORRUPT, "not a sound format that we open")
-    return _windows(sound, spec)
 
 
 class _Bytes(io.BytesIO):
@@ -71,8 +72,12 @@ class _Bytes(io.BytesIO):
     An exception there would be printed, from its callback, and not raised.
     """
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.size = len(data)  # to ask `getbuffer` would copy the data
+
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        origin = (0, self.tell(), self.getbuffer().nbytes)[whence]
+        origin = (0, self.tell(), self.size)[whence]
         return super().seek(max(0, origin + offset))
 
 
@@ -115,14 +120,14 @@ def _cut_flac(file: soundfile.SoundFile, done: int) -> ItemFault | None:
 
     Told apart by where the reader stands: at a cut it has eaten the whole file.
     """
-    source: io.BytesIO = file.name
-    if file.format != "FLAC" or source.tell() < source.getbuffer().nbytes:
+    source: _Bytes = file.name
+    if file.format != "FLAC" or source.tell() < source.size:
         return None
     return ItemFault(Reason.TRUNCATED, f"FLAC file of {file.frames} samples, {done} of them can be decoded")
 
 
-def _from_pyav(data: bytes, name: str, rate: int, limits: Limits) -> Samples:
-    """Samples (N,) at `rate` of the first sound stream."""
+def _from_pyav(data: bytes, name: str, rate: int, limits: Limits) -> Iterator[Samples]:
+    """Samples (N,) at `rate` of the first sound stream, in pieces."""
     with refusals_as_faults("PyAV"):
         container = open_container(data, name)
     with container:
@@ -133,7 +138,7 @@ def _from_pyav(data: bytes, name: str, rate: int, limits: Limits) -> Samples:
         if container.streams.audio[0].codec_context is None:
             raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{name} file with an unknown sound codec")
         stream_rate = container.streams.audio[0].rate
-        return _mono(_pyav_blocks(container, stream_rate), stream_rate, rate, limits)
+        yield from _mono(_pyav_blocks(container, stream_rate), stream_rate, rate, limits)
 
 
 def _pyav_blocks(container: InputContainer, rate: int) -> Iterator[Samples]:
@@ -148,24 +153,25 @@ def _pyav_blocks(container: InputContainer, rate: int) -> Iterator[Samples]:
                 yield planes.to_ndarray().astype(np.float32, copy=False).T
 
 
-def _mono(blocks: Iterable[Samples], from_rate: int, to_rate: int, limits: Limits) -> Samples:
-    """Mean of the channels at `to_rate`: blocks (N, C) to samples (N,) in [-1, 1]."""
+def _mono(blocks: Iterable[Samples], from_rate: int, to_rate: int, limits: Limits) -> Iterator[Samples]:
+    """Mean of the channels at `to_rate`: blocks (N, C) to pieces (N,) of samples in [-1, 1]."""
     if not _RATES_HZ[0] <= from_rate <= _RATES_HZ[1]:
         raise ItemFault(Reason.CORRUPT, f"sample rate of {from_rate} Hz: not of a sound")
     stream = None if from_rate == to_rate else soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
-    pieces: list[Samples] = []
-    heard = 0
+    heard = made = 0
     for block in blocks:
         heard += len(block)
         _check_duration(heard / from_rate, limits)
         mono = _mean_of_channels(block)
-        pieces.append(mono if stream is None else stream.resample_chunk(mono))
+        piece = mono if stream is None else stream.resample_chunk(mono)
+        made += len(piece)
+        yield np.clip(piece, -1.0, 1.0)
     if stream is not None:
-        pieces.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
-    sound: Samples = np.concatenate(pieces) if pieces else np.empty(0, np.float32)
-    if not len(sound):
+        last = stream.resample_chunk(np.empty(0, np.float32), last=True)
+        made += len(last)
+        yield np.clip(last, -1.0, 1.0)
+    if not made:
         raise ItemFault(Reason.NO_SAMPLES, f"{heard} samples at {from_rate} Hz: no sound in it")
-    return np.clip(sound, -1.0, 1.0, out=sound)
 
 
 def _mean_of_channels(block: Samples) -> Samples:
@@ -186,13 +192,3 @@ def _check_duration(seconds: float, limits: Limits) -> None:
     if seconds > limits.audio_s:
         detail = f"{seconds:.0f} s of sound, the limit is {limits.audio_s:.0f} s"
         raise ItemFault(Reason.TOO_LARGE, detail)
-
-
-def _windows(sound: Samples, spec: AudioSpec) -> list[Segment]:
-    """Cut (N,) samples to segments, as `decode_audio` tells."""
-    rate = spec.sample_rate
-    window = max(1, int(spec.window_s * rate))
-    edges = [*range(0, len(sound), window), len(sound)]
-    if len(edges) > 2 and edges[-1] - edges[-2] < _SHORT_TAIL_S * rate:
-        edges[-2] = (edges[-3] + edges[-1]) // 2
-    return [Segment(sound[begin:end], begin / rate, end / rate) for begin, end in itertools.pairwise(edges)]

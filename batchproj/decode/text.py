@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
 from batchproj.media import Segment, TextSpec
@@ -19,16 +21,20 @@ def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
     Raises ItemFault: TOO_LARGE, INVALID_UTF8 (detail has the byte offset), CORRUPT (a NUL
     character: a binary file, or a database dump cut to its zeros), BLANK_TEXT.
     """
-    text = _decoded(data, limits)
-    segments = []
+    return list(stream_text(data, spec, limits))
+
+
+def stream_text(data: bytes, spec: TextSpec, limits: Limits) -> Iterator[Segment]:
+    """The same, cut as it is asked for."""
+    text, is_blank = _decoded(data, limits), True
     for start, end in spec.spans(text):
         piece = text[start:end].strip()
         if piece:
+            is_blank = False
             begin = start + len(text[start:end]) - len(text[start:end].lstrip())
-            segments.append(Segment(piece, float(begin), float(begin + len(piece)), piece))
-    if not segments:
+            yield Segment(piece, float(begin), float(begin + len(piece)), piece)
+    if is_blank:
         raise ItemFault(Reason.BLANK_TEXT, f"{len(text)} characters, no span of them with text in it")
-    return segments
 
 
 def _decoded(data: bytes, limits: Limits) -> str:

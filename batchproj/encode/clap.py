@@ -46,7 +46,7 @@ class Config(EncoderConfig):
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature of `modality`, from the folder's JSON files."""
         tower = self.describe_tokens(model, modality)
-        return Description(int(_whole_config(model.path).projection_dim), tower.decides)
+        return Description(int(_whole_config(model.path).projection_dim), tower.decides, longest=tower.longest)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the tower's last states: the text's tokens, or the places of the last map of the sound."""
@@ -59,11 +59,12 @@ class Config(EncoderConfig):
             "dtype": self.dtype,
         }
         if modality is Modality.AUDIO:
-            decides["preprocess"] = _sound_input(model.path, whole).decides()
-            return Description(int(whole.audio_config.hidden_size), decides)
+            wanted = _sound_input(model.path, whole)
+            decides["preprocess"] = wanted.decides()
+            return Description(int(whole.audio_config.hidden_size), decides, longest=wanted.window_s)
         require_tokenizer(model.path)
         decides["max_tokens"] = _max_tokens(whole)
-        return Description(int(whole.text_config.hidden_size), decides)
+        return Description(int(whole.text_config.hidden_size), decides, longest=decides["max_tokens"])
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load one tower."""

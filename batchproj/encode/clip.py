@@ -42,7 +42,7 @@ class Config(EncoderConfig):
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature of `modality`, from the folder's JSON files."""
         tower = self.describe_tokens(model, modality)
-        return Description(_shared_dim(model.path, _family(model.path)), tower.decides)
+        return Description(_shared_dim(model.path, _family(model.path)), tower.decides, longest=tower.longest)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the tower's last states, before they are pooled and projected: patches, or the text's tokens."""
@@ -62,7 +62,8 @@ class Config(EncoderConfig):
             # only if so: collections made before there was a SigLIP 2 stay valid
             if _lowercases(model.path):
                 decides["lowercase"] = True
-        return Description(int(_tower_config(model.path, modality).hidden_size), decides)
+        width = int(_tower_config(model.path, modality).hidden_size)
+        return Description(width, decides, longest=decides.get("max_tokens"))
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load one tower."""
@@ -107,7 +108,7 @@ class ClipTextEncoder:
         small = small_batches(tower.dtype)
         self._pooled: FixedShapes[Tokens] = FixedShapes(lambda rows: self._forward(rows, output), small)
         self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
-        self.spec: Spec = TextSpec(spans=tokenizer.spans)
+        self.spec: Spec = TextSpec(tokenizer.spans, tokenizer.text_ends, tokenizer.reserved_tokens)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""

@@ -90,7 +90,7 @@ class Config(EncoderConfig):
         # only what is set: collections made before there was such a choice stay valid
         if self.dims is not None:
             decides["dims"] = self.dims
-        return Description(self._dim(sentence.width(tokens.dim)), decides)
+        return Description(self._dim(sentence.width(tokens.dim)), decides, longest=tokens.longest)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the last layer's states, the special tokens' among them."""
@@ -107,7 +107,7 @@ class Config(EncoderConfig):
         if any(layout.prompts.values()):
             decides |= {"prompts": layout.prompts, "include_prompt": layout.sentence.include_prompt}
         is_mean = layout.sentence.pooling == "mean" and not layout.sentence.dense and self.dims is None
-        return Description(_hidden_size(model.path), decides, mean_pooled=is_mean)
+        return Description(_hidden_size(model.path), decides, is_mean, layout.max_tokens)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load model and tokenizer; SpaceError if the folder has no usable tokenizer."""

