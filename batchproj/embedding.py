@@ -1,8 +1,7 @@
 """One unit of work on one worker: bytes -> decode -> encode -> project -> rows.
 
 Imports neither Ray nor Lance, so it can be tested, profiled and run on a bare machine. Decoding
-runs in threads a little ahead of the model, of a long item a part at a time; a faulty item becomes
-an outcome row, nothing more.
+runs in threads a little ahead of the model; a faulty item becomes an outcome row, nothing more.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from batchproj.collection.cache import chosen
 from batchproj.collection.unit import Output, Unit
-from batchproj.decode.item import stream
+from batchproj.decode.item import Piece, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault, SpaceError
@@ -33,13 +33,6 @@ from batchproj.token_features import TokenFeatures
 WINDOW_BYTES = 32 * 2**20
 WINDOW_SEGMENTS = 2_048
 """Decoded segments handed to the encoder at once; large enough to sort, small enough to hold."""
-
-PART_BYTES = 16 * 2**20
-PART_SEGMENTS = 1_024
-"""An item of more is long: it goes to the encoder by itself, in parts of this size."""
-
-Span = tuple[float | None, float | None, str | None]
-"""Start, end and text of a segment."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -58,19 +51,45 @@ class Fetched:
 
 
 @dataclass
-class _Decoded:
-    """An item on its way: its segments, or the cached rows of the same bytes, or where it stopped.
-
-    Of a long item `segments` are the first part, and `rest` decodes the others.
-    """
+class _Item:
+    """An item on its way: what came of it so far, or where it stopped; changed by one thread alone."""
 
     source: Fetched
     modality: Modality | None = None
+    encoded: int = 0
+    copied: bool = False
+    features: list[Half] = field(default_factory=list)
+    spans: list[tuple[float | None, float | None, str | None]] = field(default_factory=list)
+    fault: ItemFault | None = None
+
+    def add(self, segments: list[Segment], features: list[Half]) -> None:
+        """Take features of its next segments."""
+        self.encoded += len(segments)
+        self.features += features
+        self.spans += [(segment.start, segment.end, segment.text) for segment in segments]
+
+    def copy(self, cached: pa.Table) -> None:
+        """Take the cached rows of the same bytes."""
+        self.copied = True
+        self.features = list(from_column(cached["feature"]))
+        self.spans = list(zip(*(cached[name].to_pylist() for name in ("start", "end", "text")), strict=True))
+
+    def stop(self, fault: ItemFault) -> None:
+        """Its content is at fault; nothing of what came before is kept."""
+        self.fault = fault
+        self.features, self.spans = [], []
+
+
+@dataclass
+class _Decoded:
+    """What a thread found of an item: its next segments, and the iterator of `pieces` that has more of them unless
+    this was the last one; or cached rows of the same bytes, or a fault; or nothing, if it is another worker's."""
+
+    item: _Item
     segments: list[Segment] = field(default_factory=list)
-    rest: Iterator[Segment] | None = None
+    pieces: Iterator[Piece] | None = None
     cached: pa.Table | None = None
     fault: ItemFault | None = None
-    deferred: bool = False
 
 
 class UnitWorker:
@@ -101,91 +120,70 @@ class UnitWorker:
         window: list[_Decoded] = []
         held = count = 0
         for decoded in self._decode_ahead(items, _by_content(known)):
-            if decoded.rest is None:
-                window.append(decoded)
-                held += sum(segment.nbytes for segment in decoded.segments)
-                count += len(decoded.segments)
-            if decoded.rest is not None or held >= WINDOW_BYTES or count >= WINDOW_SEGMENTS:
-                self._encode(window, rows)
-                report(len(window))
+            window.append(decoded)
+            held += sum(segment.nbytes for segment in decoded.segments)
+            count += len(decoded.segments)
+            if held >= WINDOW_BYTES or count >= WINDOW_SEGMENTS:
+                report(self._encode(window, rows))
                 window, held, count = [], 0, 0
-            if decoded.rest is not None:
-                self._encode_long(decoded, decoded.rest, rows)
-                report(1)
-        self._encode(window, rows)
-        report(len(window))
+        report(self._encode(window, rows))
         return rows.output()
 
     def _decode_ahead(self, items: list[Fetched], known: dict[str, pa.Table]) -> Iterator[_Decoded]:
-        """Decoded items in order, never more than a few ahead of the model."""
+        """Pieces of items, in order, never more than a few ahead of the model."""
         ahead: deque[Future[_Decoded]] = deque()
         with ThreadPoolExecutor(self._threads) as pool:
-            for item in items:
-                ahead.append(pool.submit(self._decode, item, known))
-                if len(ahead) > 4 * self._threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            waiting = iter(items)
+            while True:
+                for source in islice(waiting, 4 * self._threads + 1 - len(ahead)):
+                    ahead.append(pool.submit(self._begin, source, known))
+                if not ahead:
+                    return
+                decoded = ahead.popleft().result()
+                if decoded.pieces is not None:  # decoded while the model has what comes before it
+                    ahead.appendleft(pool.submit(_next_piece, decoded.item, decoded.pieces))
+                yield decoded
 
-    def _decode(self, source: Fetched, known: dict[str, pa.Table]) -> _Decoded:
-        if source.fault is not None:
-            return _Decoded(source, fault=source.fault)
-        decoded = _Decoded(source)
+    def _begin(self, source: Fetched, known: dict[str, pa.Table]) -> _Decoded:
+        item = _Item(source)
         try:
-            decoded.modality = sniff(source.data, source.uri)
-            if decoded.modality not in self._in_space:
-                raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {decoded.modality}")
-            if self._embedder is None or self._member is None or decoded.modality is not self._member.modality:
-                decoded.deferred = True
-            elif (cached := known.get(source.content_id)) is not None:
-                decoded.cached = cached
-            else:
-                segments = stream(source.data, decoded.modality, self._embedder.spec, self._limits)
-                decoded.segments, decoded.rest = _part(segments)
+            if source.fault is not None:
+                raise source.fault
+            item.modality = sniff(source.data, source.uri)
+            if item.modality not in self._in_space:
+                raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
         except ItemFault as fault:
-            decoded.fault = fault
-        return decoded
+            return _Decoded(item, fault=fault)
+        if self._embedder is None or self._member is None or item.modality is not self._member.modality:
+            return _Decoded(item)
+        if (cached := known.get(source.content_id)) is not None:
+            return _Decoded(item, cached=cached)
+        return _next_piece(item, decode_pieces(source.data, item.modality, self._embedder.spec, self._limits))
 
-    def _encode(self, window: list[_Decoded], rows: _Rows) -> None:
-        features = self._features(window)
-        at, vectors = 0, self._project([each for each in features if each is not None])
-        for decoded, own in zip(window, features, strict=True):
-            if own is None:
-                rows.skip(decoded)
-            else:
-                rows.add(decoded, _spans(decoded), own, vectors[at : at + len(own)])
-                at += len(own)
-
-    def _encode_long(self, decoded: _Decoded, rest: Iterator[Segment], rows: _Rows) -> None:
-        """Encode a long item part by part; its pixels, samples and tokens are never all in memory."""
-        assert self._embedder is not None, "only what it wants was decoded"
-        features: list[Half] = []
-        spans: list[Span] = []
-        first, decoded.segments = decoded.segments, []
-        try:
-            for part in _parts(first, rest):
-                features.extend(self._embedder.encode(part))
-                spans.extend((segment.start, segment.end, segment.text) for segment in part)
-        except ItemFault as fault:
-            rows.skip(replace(decoded, fault=fault), len(features))
-            return
-        rows.add(decoded, spans, features, self._project([features]))
-
-    def _features(self, window: list[_Decoded]) -> list[list[Half] | None]:
-        """Features of each item's segments, encoded now or cached; None for an item without any."""
+    def _encode(self, window: list[_Decoded], rows: _Rows) -> int:
+        """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
-        return [
-            list(from_column(decoded.cached["feature"]))
-            if decoded.cached is not None
-            else [next(encoded) for _ in decoded.segments] or None
-            for decoded in window
-        ]
+        for decoded in window:
+            decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
+            if decoded.cached is not None:
+                decoded.item.copy(decoded.cached)
+            if decoded.fault is not None:
+                decoded.item.stop(decoded.fault)
+        complete = [decoded.item for decoded in window if decoded.pieces is None]
+        at, vectors = 0, self._project([item.features for item in complete])
+        for item in complete:
+            if item.features:
+                rows.add(item, vectors[at : at + len(item.features)])
+                at += len(item.features)
+            else:
+                rows.skip(item)
+        return len(complete)
 
     def _project(self, features: list[list[Half]]) -> npt.NDArray[np.float32]:
-        if not features or self._embedder is None or self._member is None:
-            return np.empty((0, self._dim), np.float32)
         rows = [row for own in features for row in own]
+        if not rows or self._embedder is None or self._member is None:
+            return np.empty((0, self._dim), np.float32)
         return self._embedder.project(gathered(rows, self._member.dim, self._member.cache))
 
 
@@ -203,60 +201,55 @@ class _Rows:
         self._features: list[Half] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
 
-    def skip(self, decoded: _Decoded, encoded: int = 0) -> None:
-        """An item without vectors: faulty, a long one after so many `encoded` segments, or for another worker."""
-        self._encoded += encoded
-        if decoded.fault is None:
-            self._outcome(decoded, "deferred")
+    def skip(self, item: _Item) -> None:
+        """An item without vectors: faulty, or of a modality another worker embeds."""
+        self._encoded += item.encoded
+        if item.fault is None:
+            self._outcome(item, "deferred")
         else:
-            self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.source.content_id else "read")
+            self._outcome(item, "quarantined", item.fault, "decode" if item.source.content_id else "read")
 
-    def add(self, decoded: _Decoded, spans: list[Span], features: list[Half], vectors: npt.NDArray[np.float32]) -> None:
-        self._encoded += len(features) if decoded.cached is None else 0
-        problem = vector_problem(features, vectors)
+    def add(self, item: _Item, vectors: npt.NDArray[np.float32]) -> None:
+        self._encoded += item.encoded
+        problem = vector_problem(item.features, vectors)
         if problem is not None:
-            self._outcome(decoded, "quarantined", problem, "encode")
+            self._outcome(item, "quarantined", problem, "encode")
             return
-        self._copied += decoded.cached is not None
-        self._outcome(decoded, "embedded", segments=len(features))
-        self._features.extend(features)
+        self._copied += item.copied
+        self._outcome(item, "embedded", segments=len(item.features))
+        self._features.extend(item.features)
         self._vectors.append(vectors)
-        for number, (start, end, text) in enumerate(spans):
-            item = decoded.source.item
+        source = item.source
+        for number, (start, end, text) in enumerate(item.spans):
             self._rows.append(
                 {
-                    "id": item if len(features) == 1 else f"{item}-{number}",
-                    "item": item,
+                    "id": source.item if len(item.spans) == 1 else f"{source.item}-{number}",
+                    "item": source.item,
                     "segment": number,
-                    "uri": decoded.source.uri,
-                    "modality": decoded.modality,
-                    "pair": decoded.source.pair,
+                    "uri": source.uri,
+                    "modality": item.modality,
+                    "pair": source.pair,
                     "start": start,
                     "end": end,
                     "text": text,
                     "metadata": None,
-                    "content_id": decoded.source.content_id,
-                    "source_version": decoded.source.source_version,
+                    "content_id": source.content_id,
+                    "source_version": source.source_version,
                 }
             )
 
     def _outcome(
-        self,
-        decoded: _Decoded,
-        status: str,
-        fault: ItemFault | None = None,
-        stage: str | None = None,
-        segments: int = 0,
+        self, item: _Item, status: str, fault: ItemFault | None = None, stage: str | None = None, segments: int = 0
     ) -> None:
         self._outcomes.append(
             {
-                "item": decoded.source.item,
+                "item": item.source.item,
                 "status": status,
                 "reason": fault.reason if fault else None,
                 "detail": fault.detail if fault else None,
                 "stage": stage,
-                "modality": decoded.modality,
-                "content_id": decoded.source.content_id or None,
+                "modality": item.modality,
+                "content_id": item.source.content_id or None,
                 "segments": segments,
                 "features": self._unit.name if status == "embedded" else None,
             }
@@ -280,34 +273,12 @@ def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
     return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
 
 
-def _part(segments: Iterator[Segment]) -> tuple[list[Segment], Iterator[Segment] | None]:
-    """The next segments, and the same iterator if there may be more."""
-    part: list[Segment] = []
-    held = 0
-    for segment in segments:
-        part.append(segment)
-        held += segment.nbytes
-        if held >= PART_BYTES or len(part) >= PART_SEGMENTS:
-            return part, segments
-    return part, None
-
-
-def _parts(first: list[Segment], rest: Iterator[Segment]) -> Iterator[list[Segment]]:
-    """The parts of a long item, each decoded while the one before it is encoded."""
-    part = first
-    with ThreadPoolExecutor(1) as pool:
-        while part:
-            coming = pool.submit(_part, rest)
-            yield part
-            part, _ = coming.result()
-
-
-def _spans(decoded: _Decoded) -> list[Span]:
-    """Start, end and text of an item's segments, in order."""
-    if decoded.cached is None:
-        return [(segment.start, segment.end, segment.text) for segment in decoded.segments]
-    columns = (decoded.cached[name].to_pylist() for name in ("start", "end", "text"))
-    return list(zip(*columns, strict=True))
+def _next_piece(item: _Item, pieces: Iterator[Piece]) -> _Decoded:
+    try:
+        piece = next(pieces)
+    except ItemFault as fault:
+        return _Decoded(item, fault=fault)
+    return _Decoded(item, piece.segments, None if piece.last else pieces)
 
 
 def project_unit(unit: Unit, member: Member, pair_of: Mapping[str, str | None], cached: pa.Table) -> Output:

@@ -1,4 +1,4 @@
-"""A worker's unit: long items go through in parts, and that they do never shows."""
+"""A worker's unit: long items go through in pieces, and that they do never shows."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from transformers import WhisperConfig, WhisperModel
 
 from batchproj import embedding
 from batchproj.collection.unit import Unit
+from batchproj.decode import item
 from batchproj.decode.limits import Limits
 from batchproj.embedding import Fetched, Output, UnitWorker
 from batchproj.schema import Modality
@@ -89,21 +90,21 @@ CASES: list[tuple[Modality, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("modality", "contents"), CASES, ids=["text", "audio"])
-@pytest.mark.parametrize("part", [1, 3])
-def test_parts_and_windows_change_no_bit(
+@pytest.mark.parametrize("piece", [1, 3])
+def test_pieces_and_windows_change_no_bit(
     modality: Modality,
     contents: dict[str, Any],
-    part: int,
+    piece: int,
     worker_of: Callable[[Modality], UnitWorker],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     items = {name: own.encode() if isinstance(own, str) else own for name, own in contents.items()}
     whole, _ = embed(worker_of(modality), modality, items)
-    monkeypatch.setattr(embedding, "PART_SEGMENTS", part)
+    monkeypatch.setattr(item, "PIECE_SEGMENTS", piece)
     monkeypatch.setattr(embedding, "WINDOW_SEGMENTS", 2)
-    parted, done = embed(worker_of(modality), modality, items)
-    assert all(one.equals(other) for one, other in zip(tables(parted), tables(whole), strict=True))
-    assert parted.encoded == whole.encoded == whole.vectors.num_rows > len(items)
+    in_pieces, done = embed(worker_of(modality), modality, items)
+    assert all(one.equals(other) for one, other in zip(tables(in_pieces), tables(whole), strict=True))
+    assert in_pieces.encoded == whole.encoded == whole.vectors.num_rows > len(items)
     assert sum(done) == len(items)
 
 
@@ -125,11 +126,12 @@ def test_rows_of_a_long_text_are_its_passages(worker_of: Callable[[Modality], Un
     assert all(row["text"].endswith(".") for row in rows)
 
 
-@pytest.mark.parametrize("part", [2, 1_000])
+@pytest.mark.parametrize("piece", [2, 1_000])
 def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
-    part: int, worker_of: Callable[[Modality], UnitWorker], monkeypatch: pytest.MonkeyPatch
+    piece: int, worker_of: Callable[[Modality], UnitWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "PART_SEGMENTS", part)
+    monkeypatch.setattr(item, "PIECE_SEGMENTS", piece)
+    monkeypatch.setattr(embedding, "WINDOW_SEGMENTS", piece)
     cut, good = sound(90, 1), sound(2, 2)
     contents = {"cut.flac": cut[: len(cut) * 9 // 10], "silent.flac": sound(5, 3, (0, 5)), "good.flac": good}
     output, done = embed(worker_of(Modality.AUDIO), Modality.AUDIO, contents)
@@ -141,7 +143,7 @@ def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
     alone, _ = embed(worker_of(Modality.AUDIO), Modality.AUDIO, {"good.flac": good})
     assert output.vectors.equals(alone.vectors)
     assert sum(done) == 3
-    assert output.encoded > alone.encoded if part == 2 else output.encoded == alone.encoded
+    assert output.encoded > alone.encoded if piece == 2 else output.encoded == alone.encoded
 
 
 @pytest.fixture(scope="module")

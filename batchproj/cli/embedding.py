@@ -275,7 +275,7 @@ def _score(value: float | None) -> str:
 
 @app.command(epilog="Example: batchproj evaluate ./photos.batchproj --json")
 def evaluate(collection: CollectionArgument, as_json: JsonFlag = False, verbose: VerboseFlag = False) -> None:
-    """Recall per ordered modality pair, ANN recall against exact search, modality gap."""
+    """Recall per ordered modality pair, ANN recall against exact search, modality gap, who fills a mixed page."""
     from batchproj.evaluate import evaluate as run_evaluate
 
     with console(verbose):

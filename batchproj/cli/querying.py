@@ -77,8 +77,8 @@ def _place(hit: Any) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """mm:ss, from an hour on h:mm:ss."""
-    minutes, rest = divmod(round(seconds), 60)
+    """mm:ss, from an hour on h:mm:ss; a second begun counts as it does in a player."""
+    minutes, rest = divmod(int(seconds), 60)
     return f"{minutes:02d}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from batchproj.decode.audio import stream_audio
 from batchproj.decode.image import decode_image
@@ -12,30 +13,55 @@ from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec
 from batchproj.schema import Modality, Reason
 
+PIECE_BYTES = 8 * 2**20
+PIECE_SEGMENTS = 1_024
+"""An item is handed on in pieces of about so many bytes, and segments: its length must not decide the memory.
+
+A text chunk is small, and what a tokenizer makes of it is not.
+"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some of an item's segments, in order; `last` if there are no more."""
+
+    segments: list[Segment]
+    last: bool = True
+
 
 def decode(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> list[Segment]:
-    """Decode one item, whole in memory, into at least one segment.
-
-    Raises ItemFault where the content is at fault; TypeError where `spec` is not of `modality`.
-    """
-    return list(stream(data, modality, spec, limits))
+    """Decode one item, whole in memory, into at least one segment; `decode_pieces` has the faults."""
+    return [segment for piece in decode_pieces(data, modality, spec, limits) for segment in piece.segments]
 
 
-def stream(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> Iterator[Segment]:
-    """The same, decoded as it is asked for: the pieces of a long item need not be in memory at once.
+def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> Iterator[Piece]:
+    """Decode one item piece by piece, in order; a short one is one piece.
 
-    A fault is raised where it is come upon, after the segments before it.
+    Raises, when the next piece is asked for, ItemFault where the content is at fault; TypeError where `spec` is not
+    of `modality`.
     """
     if len(data) > limits.item_bytes:
         raise ItemFault(Reason.TOO_LARGE, f"item of {len(data)} bytes, the limit is {limits.item_bytes}")
     match modality, spec:
         case Modality.IMAGE, ImageSpec():
-            return iter(decode_image(data, spec, limits))
+            yield Piece(decode_image(data, spec, limits))
         case Modality.AUDIO, AudioSpec():
-            return stream_audio(data, spec, limits)
+            yield from _pieces(stream_audio(data, spec, limits))
         case Modality.TEXT, TextSpec():
-            return stream_text(data, spec, limits)
+            yield from _pieces(stream_text(data, spec, limits))
         case Modality.VIDEO, _:
             raise ItemFault(Reason.NO_ENCODER, "video cannot be decoded yet")
         case _:
             raise TypeError(f"{modality} cannot be decoded for {type(spec).__name__}")
+
+
+def _pieces(segments: Iterator[Segment]) -> Iterator[Piece]:
+    piece: list[Segment] = []
+    held = 0
+    for segment in segments:
+        if held >= PIECE_BYTES or len(piece) >= PIECE_SEGMENTS:
+            yield Piece(piece, last=False)
+            piece, held = [], 0
+        piece.append(segment)
+        held += segment.nbytes
+    yield Piece(piece)
