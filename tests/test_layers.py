@@ -14,8 +14,8 @@ ROOT = Path(batchproj.__file__).parent
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
     ["schema", "failpoint"],
-    ["errors", "media", "learning_curve"],
-    ["config", "retry", "recall", "linking", "losses"],
+    ["errors", "segments", "learning_curve"],
+    ["media", "config", "retry", "recall", "linking", "losses"],
     ["objectstore", "comparison"],
     ["weights", "agreement"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from batchproj.decode.audio import decode_audio
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
 from batchproj.decode.text import decode_text
+from batchproj.decode.video import decode_video
 from batchproj.errors import ItemFault
-from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec
+from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec, VideoSpec
 from batchproj.schema import Modality, Reason
+
+PIECE_BYTES = 8 * 2**20
+"""A video is handed on in pieces of about so many bytes of segments: its length must not decide the memory."""
 
 
 def decode(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> list[Segment]:
-    """Decode one item, whole in memory, into at least one segment.
+    """Decode one item, whole in memory, into at least one segment; `decode_pieces` has the faults."""
+    return [segment for piece in decode_pieces(data, modality, spec, limits) for segment in piece]
 
-    Raises ItemFault where the content is at fault; TypeError where `spec` is not of `modality`.
+
+def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> Iterator[list[Segment]]:
+    """Decode one item piece by piece, in order; only a video has more than one of them.
+
+    Raises, when the next piece is asked for, ItemFault where the content is at fault; TypeError where `spec` is not
+    of `modality`.
     """
     if len(data) > limits.item_bytes:
         raise ItemFault(Reason.TOO_LARGE, f"item of {len(data)} bytes, the limit is {limits.item_bytes}")
     match modality, spec:
         case Modality.IMAGE, ImageSpec():
-            return decode_image(data, spec, limits)
+            yield decode_image(data, spec, limits)
         case Modality.AUDIO, AudioSpec():
-            return decode_audio(data, spec, limits)
+            yield decode_audio(data, spec, limits)
         case Modality.TEXT, TextSpec():
-            return decode_text(data, spec, limits)
-        case Modality.VIDEO, _:
-            raise ItemFault(Reason.NO_ENCODER, "video cannot be decoded yet")
+            yield decode_text(data, spec, limits)
+        case Modality.VIDEO, VideoSpec():
+            yield from _pieces(decode_video(data, spec, limits))
         case _:
             raise TypeError(f"{modality} cannot be decoded for {type(spec).__name__}")
+
+
+def _pieces(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
+    piece: list[Segment] = []
+    for segment in segments:
+        piece.append(segment)
+        if sum(each.nbytes for each in piece) >= PIECE_BYTES:
+            yield piece
+            piece = []
+    if piece:
+        yield piece
