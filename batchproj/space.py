@@ -23,9 +23,10 @@ from batchproj import encode, project
 from batchproj.config import read_yaml, validate
 from batchproj.errors import SpaceError
 from batchproj.features import Features, gathered
-from batchproj.media import Segment, Spec
+from batchproj.media import Segment, Spec, VideoSpec
 from batchproj.objectstore import Folder
 from batchproj.schema import Cache, Modality
+from batchproj.segments import SETTINGS, VideoSegments
 from batchproj.token_features import TokenFeatures
 from batchproj.weights import LocalModel
 from batchproj.weights import resolve as resolve_weights
@@ -59,6 +60,7 @@ class ProjectorFile(BaseModel):
 class MemberFile(BaseModel):
     """One modality of a space file; `encoder` is checked by the encoder's own `Config`.
 
+    segments: where an item of this modality is cut, checked by its model in `batchproj.segments`.
     cache: keep the encoder's tokens as features, for projectors that take them. A kind that takes
     pooled features gets mean and standard deviation of the tokens then, added in float32 from the
     float16 of the cache, or the mean alone if it was trained on as many dims as a token has; so one
@@ -67,6 +69,7 @@ class MemberFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     encoder: dict[str, Any]
+    segments: dict[str, Any] | None = None
     cache: Cache = "pooled"
     projector: ProjectorFile | None = None
 
@@ -168,6 +171,7 @@ class Member:
     feature_doc: dict[str, Any]
     vector_doc: dict[str, Any]
     projector: bytes | None
+    segments: VideoSegments | None = None
 
     @property
     def feature_fp(self) -> str:
@@ -180,7 +184,8 @@ class Member:
     def load(self, threads: int) -> Embedder:
         """Load encoder and projector on this machine; the weights must be the ones planned with."""
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
-        return Embedder(self.config.build(model, self.modality, threads), self.load_projector(), self.dim, self.cache)
+        encoder = self.config.build(model, self.modality, threads)
+        return Embedder(encoder, self.load_projector(), self.dim, self.cache, self.segments)
 
     def load_projector(self) -> Projector | None:
         return None if self.projector is None else project.loads(self.projector)
@@ -244,14 +249,34 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
+    cut = _segments(modality, member, described, where)
     weights = _projector_bytes(modality, member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
     # the documents of pooled features do not say so: collections made before there were tokens stay valid
     cached = {"cache": "tokens"} if member.cache == "tokens" else {}
+    pieces = {} if cut is None else {"segments": cut.model_dump()}
     made = {"epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
-    feature_doc = {**described.decides, **cached, **made}
+    feature_doc = {**described.decides, **cached, **pieces, **made}
     vector_doc = _vector_doc(feature_doc, weights, opened.space.dim)
-    return Member(modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights)
+    return Member(modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights, cut)
+
+
+def _segments(
+    modality: Modality, member: MemberFile, described: encode.Description, where: str
+) -> VideoSegments | None:
+    """Where items of the modality are cut, None where there is nothing to say of it."""
+    if (model := SETTINGS.get(modality)) is None:
+        if member.segments is not None:
+            raise SpaceError(f"{where}: 'segments' is for {', '.join(SETTINGS)} alone, leave it out")
+        return None
+    cut = validate(model, member.segments or {}, f"{where}.segments")
+    if described.frames in (None, cut.frames):
+        return cut
+    if "frames" in cut.model_fields_set:
+        raise SpaceError(
+            f"{where}: the model takes {described.frames} frames, 'segments' says {cut.frames}; leave 'frames' out"
+        )
+    return cut.model_copy(update={"frames": described.frames})
 
 
 def _vector_doc(feature_doc: dict[str, Any], weights: bytes | None, dim: int) -> dict[str, Any]:
@@ -353,13 +378,25 @@ def _check_bare(described: encode.Description, member: MemberFile, dim: int, whe
 class Embedder:
     """An encoder and its projector, loaded."""
 
-    def __init__(self, encoder: encode.Encoder, projector: Projector | None, dim: int, cache: Cache) -> None:
+    def __init__(
+        self,
+        encoder: encode.Encoder,
+        projector: Projector | None,
+        dim: int,
+        cache: Cache,
+        segments: VideoSegments | None = None,
+    ) -> None:
         self._encoder, self._projector = encoder, projector
         self._dim, self._cache = dim, cache
+        self._segments = segments
 
     @property
     def spec(self) -> Spec:
-        return self._encoder.spec
+        """How the encoder wants its input, cut as the space says."""
+        spec = self._encoder.spec
+        if isinstance(spec, VideoSpec) and self._segments is not None:
+            return replace(spec, segments=self._segments)
+        return spec
 
     def encode(self, segments: Sequence[Segment]) -> Features:
         """Features as they are cached; beyond float16's range they become infinite."""

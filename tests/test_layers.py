@@ -23,6 +23,7 @@ LAYERS = [
     ["torch_runtime", "projector", "features"],
     ["token_projector"],
     ["image_encoder", "text_encoder"],
+    ["frame_encoder"],
     ["source", "decode", "encode", "project"],
     ["ridge", "objective"],
     ["space", "recipe", "fit"],

@@ -35,11 +35,13 @@ class Description:
     `dim` is D. `decides` holds all that decides a feature beside the input's bytes: kind,
     weights digest, preprocessing, pooling, dtype. No path, batch size, device or time.
     `mean_pooled`, of tokens: the pooled feature is their mean, up to its length.
+    `frames`, of video: how many a model takes, None where it is free.
     """
 
     dim: int
     decides: dict[str, Any]
     mean_pooled: bool = False
+    frames: int | None = None
 
 
 class Encoder(Protocol):
