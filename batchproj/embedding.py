@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 
 from batchproj.collection.cache import chosen
 from batchproj.collection.unit import Unit
-from batchproj.decode.item import decode
+from batchproj.decode.item import Piece, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault, SpaceError
@@ -63,15 +64,45 @@ class Output:
 
 
 @dataclass
-class _Decoded:
-    """An item on its way: its segments, or the cached rows of the same bytes, or where it stopped."""
+class _Item:
+    """An item on its way: what came of it so far, or where it stopped; changed by one thread alone."""
 
     source: Fetched
     modality: Modality | None = None
+    encoded: int = 0
+    copied: bool = False
+    features: list[Half] = field(default_factory=list)
+    spans: list[tuple[float | None, float | None, str | None]] = field(default_factory=list)
+    fault: ItemFault | None = None
+
+    def add(self, segments: list[Segment], features: list[Half]) -> None:
+        """Take features of its next segments."""
+        self.encoded += len(segments)
+        self.features += features
+        self.spans += [(segment.start, segment.end, segment.text) for segment in segments]
+
+    def copy(self, cached: pa.Table) -> None:
+        """Take the cached rows of the same bytes."""
+        self.copied = True
+        self.features = list(from_column(cached["feature"]))
+        self.spans = list(zip(*(cached[name].to_pylist() for name in ("start", "end", "text")), strict=True))
+
+    def stop(self, fault: ItemFault) -> None:
+        """Its content is at fault; nothing of what came before is kept."""
+        self.fault = fault
+        self.features, self.spans = [], []
+
+
+@dataclass
+class _Decoded:
+    """What a thread found of an item: its next segments, and the iterator of `pieces` that has more of them unless
+    this was the last one; or cached rows of the same bytes, or a fault; or nothing, if it is another worker's."""
+
+    item: _Item
     segments: list[Segment] = field(default_factory=list)
+    pieces: Iterator[Piece] | None = None
     cached: pa.Table | None = None
     fault: ItemFault | None = None
-    deferred: bool = False
 
 
 class UnitWorker:
@@ -105,67 +136,66 @@ class UnitWorker:
             window.append(decoded)
             held += sum(segment.nbytes for segment in decoded.segments)
             if held >= WINDOW_BYTES:
-                self._encode(window, rows)
-                report(len(window))
+                report(self._encode(window, rows))
                 window, held = [], 0
-        self._encode(window, rows)
-        report(len(window))
+        report(self._encode(window, rows))
         return rows.output()
 
     def _decode_ahead(self, items: list[Fetched], known: dict[str, pa.Table]) -> Iterator[_Decoded]:
-        """Decoded items in order, never more than a few ahead of the model."""
+        """Pieces of items, in order, never more than a few ahead of the model."""
         ahead: deque[Future[_Decoded]] = deque()
         with ThreadPoolExecutor(self._threads) as pool:
-            for item in items:
-                ahead.append(pool.submit(self._decode, item, known))
-                if len(ahead) > 4 * self._threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            waiting = iter(items)
+            while True:
+                for source in islice(waiting, 4 * self._threads + 1 - len(ahead)):
+                    ahead.append(pool.submit(self._begin, source, known))
+                if not ahead:
+                    return
+                decoded = ahead.popleft().result()
+                if decoded.pieces is not None:  # decoded while the model has what comes before it
+                    ahead.appendleft(pool.submit(_next_piece, decoded.item, decoded.pieces))
+                yield decoded
 
-    def _decode(self, source: Fetched, known: dict[str, pa.Table]) -> _Decoded:
-        if source.fault is not None:
-            return _Decoded(source, fault=source.fault)
-        decoded = _Decoded(source)
+    def _begin(self, source: Fetched, known: dict[str, pa.Table]) -> _Decoded:
+        item = _Item(source)
         try:
-            decoded.modality = sniff(source.data, source.uri)
-            if decoded.modality not in self._in_space:
-                raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {decoded.modality}")
-            if self._embedder is None or self._member is None or decoded.modality is not self._member.modality:
-                decoded.deferred = True
-            elif (cached := known.get(source.content_id)) is not None:
-                decoded.cached = cached
-            else:
-                decoded.segments = decode(source.data, decoded.modality, self._embedder.spec, self._limits)
+            if source.fault is not None:
+                raise source.fault
+            item.modality = sniff(source.data, source.uri)
+            if item.modality not in self._in_space:
+                raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
         except ItemFault as fault:
-            decoded.fault = fault
-        return decoded
+            return _Decoded(item, fault=fault)
+        if self._embedder is None or self._member is None or item.modality is not self._member.modality:
+            return _Decoded(item)
+        if (cached := known.get(source.content_id)) is not None:
+            return _Decoded(item, cached=cached)
+        return _next_piece(item, decode_pieces(source.data, item.modality, self._embedder.spec, self._limits))
 
-    def _encode(self, window: list[_Decoded], rows: _Rows) -> None:
-        features = self._features(window)
-        at, vectors = 0, self._project([each for each in features if each is not None])
-        for decoded, own in zip(window, features, strict=True):
-            if own is None:
-                rows.skip(decoded)
-            else:
-                rows.add(decoded, own, vectors[at : at + len(own)])
-                at += len(own)
-
-    def _features(self, window: list[_Decoded]) -> list[list[Half] | None]:
-        """Features of each item's segments, encoded now or cached; None for an item without any."""
+    def _encode(self, window: list[_Decoded], rows: _Rows) -> int:
+        """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
-        return [
-            list(from_column(decoded.cached["feature"]))
-            if decoded.cached is not None
-            else [next(encoded) for _ in decoded.segments] or None
-            for decoded in window
-        ]
+        for decoded in window:
+            decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
+            if decoded.cached is not None:
+                decoded.item.copy(decoded.cached)
+            if decoded.fault is not None:
+                decoded.item.stop(decoded.fault)
+        complete = [decoded.item for decoded in window if decoded.pieces is None]
+        at, vectors = 0, self._project([item.features for item in complete])
+        for item in complete:
+            if item.features:
+                rows.add(item, vectors[at : at + len(item.features)])
+                at += len(item.features)
+            else:
+                rows.skip(item)
+        return len(complete)
 
     def _project(self, features: list[list[Half]]) -> npt.NDArray[np.float32]:
-        if not features or self._embedder is None or self._member is None:
-            return np.empty((0, self._dim), np.float32)
         rows = [row for own in features for row in own]
+        if not rows or self._embedder is None or self._member is None:
+            return np.empty((0, self._dim), np.float32)
         return self._embedder.project(gathered(rows, self._member.dim, self._member.cache))
 
 
@@ -183,59 +213,55 @@ class _Rows:
         self._features: list[Half] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
 
-    def skip(self, decoded: _Decoded) -> None:
+    def skip(self, item: _Item) -> None:
         """An item without vectors: faulty, or of a modality another worker embeds."""
-        if decoded.fault is None:
-            self._outcome(decoded, "deferred")
+        self._encoded += item.encoded
+        if item.fault is None:
+            self._outcome(item, "deferred")
         else:
-            self._outcome(decoded, "quarantined", decoded.fault, "decode" if decoded.source.content_id else "read")
+            self._outcome(item, "quarantined", item.fault, "decode" if item.source.content_id else "read")
 
-    def add(self, decoded: _Decoded, features: list[Half], vectors: npt.NDArray[np.float32]) -> None:
-        self._encoded += len(decoded.segments)
-        problem = vector_problem(features, vectors)
+    def add(self, item: _Item, vectors: npt.NDArray[np.float32]) -> None:
+        self._encoded += item.encoded
+        problem = vector_problem(item.features, vectors)
         if problem is not None:
-            self._outcome(decoded, "quarantined", problem, "encode")
+            self._outcome(item, "quarantined", problem, "encode")
             return
-        self._copied += decoded.cached is not None
-        self._outcome(decoded, "embedded", segments=len(features))
-        self._features.extend(features)
+        self._copied += item.copied
+        self._outcome(item, "embedded", segments=len(item.features))
+        self._features.extend(item.features)
         self._vectors.append(vectors)
-        for number, (start, end, text) in enumerate(_spans(decoded)):
-            item = decoded.source.item
+        source = item.source
+        for number, (start, end, text) in enumerate(item.spans):
             self._rows.append(
                 {
-                    "id": item if len(features) == 1 else f"{item}-{number}",
-                    "item": item,
+                    "id": source.item if len(item.spans) == 1 else f"{source.item}-{number}",
+                    "item": source.item,
                     "segment": number,
-                    "uri": decoded.source.uri,
-                    "modality": decoded.modality,
-                    "pair": decoded.source.pair,
+                    "uri": source.uri,
+                    "modality": item.modality,
+                    "pair": source.pair,
                     "start": start,
                     "end": end,
                     "text": text,
                     "metadata": None,
-                    "content_id": decoded.source.content_id,
-                    "source_version": decoded.source.source_version,
+                    "content_id": source.content_id,
+                    "source_version": source.source_version,
                 }
             )
 
     def _outcome(
-        self,
-        decoded: _Decoded,
-        status: str,
-        fault: ItemFault | None = None,
-        stage: str | None = None,
-        segments: int = 0,
+        self, item: _Item, status: str, fault: ItemFault | None = None, stage: str | None = None, segments: int = 0
     ) -> None:
         self._outcomes.append(
             {
-                "item": decoded.source.item,
+                "item": item.source.item,
                 "status": status,
                 "reason": fault.reason if fault else None,
                 "detail": fault.detail if fault else None,
                 "stage": stage,
-                "modality": decoded.modality,
-                "content_id": decoded.source.content_id or None,
+                "modality": item.modality,
+                "content_id": item.source.content_id or None,
                 "segments": segments,
                 "features": self._unit.name if status == "embedded" else None,
             }
@@ -259,12 +285,12 @@ def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
     return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
 
 
-def _spans(decoded: _Decoded) -> list[tuple[float | None, float | None, str | None]]:
-    """Start, end and text of an item's segments, in order."""
-    if decoded.cached is None:
-        return [(segment.start, segment.end, segment.text) for segment in decoded.segments]
-    columns = (decoded.cached[name].to_pylist() for name in ("start", "end", "text"))
-    return list(zip(*columns, strict=True))
+def _next_piece(item: _Item, pieces: Iterator[Piece]) -> _Decoded:
+    try:
+        piece = next(pieces)
+    except ItemFault as fault:
+        return _Decoded(item, fault=fault)
+    return _Decoded(item, piece.segments, None if piece.last else pieces)
 
 
 def project_unit(unit: Unit, member: Member, pair_of: Mapping[str, str | None], cached: pa.Table) -> Output:

@@ -299,7 +299,9 @@ def test_nothing_is_opened_beside_the_bytes(name: str, tmp_path: Path) -> None:
 def test_pieces_are_the_whole() -> None:
     spec = VideoSpec(ImageSpec(224, 224, 224), VideoSegments(seconds=0.5, frames=8))
     data = film(seconds_of(8, 10))
-    pieces = list(decode_pieces(data, Modality.VIDEO, spec, Limits()))
+    made = list(decode_pieces(data, Modality.VIDEO, spec, Limits()))
+    assert [piece.last for piece in made] == [False, False, True]
+    pieces = [piece.segments for piece in made]
     assert [len(piece) for piece in pieces] == [7, 7, 2]
     assert all(sum(each.nbytes for each in piece[:-1]) < PIECE_BYTES for piece in pieces)
     whole = decode(data, Modality.VIDEO, spec, Limits())
@@ -318,7 +320,7 @@ from batchproj.segments import VideoSegments
 spec = VideoSpec(ImageSpec(224, 224, 224), VideoSegments(seconds=2, at=sys.argv[2]))
 seconds = frames = 0
 for piece in decode_pieces(Path(sys.argv[1]).read_bytes(), Modality.VIDEO, spec, Limits()):
-    seconds, frames = piece[-1].end, frames + sum(len(each.data) for each in piece)
+    seconds, frames = piece.segments[-1].end, frames + sum(len(each.data) for each in piece.segments)
 print(seconds, frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +16,9 @@ def search(
     text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
     image: Annotated[str | None, typer.Option(help="Search with an image file.")] = None,
     audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
+    video: Annotated[str | None, typer.Option(help="Search with a video file.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
-    modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Only text, image, audio or video.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
     space: Annotated[
         str | None,
@@ -25,12 +27,12 @@ def search(
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Find the nearest items to a text, an image or a sound, of any kind."""
+    """Find the nearest items to a text, an image, a sound or a video, of any kind."""
     from batchproj.search import Collection
 
     with console(verbose):
         found = Collection(collection).search(
-            text, image=image, audio=audio, k=k, modality=modality, where=where or (), space=space
+            text, image=image, audio=audio, video=video, k=k, modality=modality, where=where or (), space=space
         )
     if as_json:
         print_json([hit.as_dict() for hit in found])
@@ -45,12 +47,24 @@ def _print_hits(hits: list[Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
-    for name in ("modality", "uri", "text"):
+    for name in ("modality", "uri", "at", "text"):
         table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
     for hit in hits:
         snippet = printable(" ".join((hit.text or "").split()))[:80]
-        table.add_row(f"{hit.score:.3f}", hit.modality, Text(printable(hit.uri)), Text(snippet))
+        table.add_row(f"{hit.score:.3f}", hit.modality, Text(printable(hit.uri)), _place(hit), Text(snippet))
     Console().print(table)
+
+
+def _place(hit: Any) -> str:
+    """Where in a sound or a video the segment is, as 1:02:03; nothing of a text or an image."""
+    if hit.modality not in ("audio", "video") or hit.start is None or hit.end is None:
+        return ""
+    return f"{_clock(math.floor(hit.start))} to {_clock(math.ceil(hit.end))}"
+
+
+def _clock(seconds: int) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 @app.command(epilog="Example: batchproj explain ./photos.batchproj s3://bucket/photos/frog.jpg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from batchproj.decode.audio import decode_audio
 from batchproj.decode.image import decode_image
@@ -17,12 +18,20 @@ PIECE_BYTES = 8 * 2**20
 """A video is handed on in pieces of about so many bytes of segments: its length must not decide the memory."""
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Some of an item's segments, in order; `last` if there are no more."""
+
+    segments: list[Segment]
+    last: bool = True
+
+
 def decode(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> list[Segment]:
     """Decode one item, whole in memory, into at least one segment; `decode_pieces` has the faults."""
-    return [segment for piece in decode_pieces(data, modality, spec, limits) for segment in piece]
+    return [segment for piece in decode_pieces(data, modality, spec, limits) for segment in piece.segments]
 
 
-def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> Iterator[list[Segment]]:
+def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> Iterator[Piece]:
     """Decode one item piece by piece, in order; only a video has more than one of them.
 
     Raises, when the next piece is asked for, ItemFault where the content is at fault; TypeError where `spec` is not
@@ -32,23 +41,22 @@ def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -
         raise ItemFault(Reason.TOO_LARGE, f"item of {len(data)} bytes, the limit is {limits.item_bytes}")
     match modality, spec:
         case Modality.IMAGE, ImageSpec():
-            yield decode_image(data, spec, limits)
+            yield Piece(decode_image(data, spec, limits))
         case Modality.AUDIO, AudioSpec():
-            yield decode_audio(data, spec, limits)
+            yield Piece(decode_audio(data, spec, limits))
         case Modality.TEXT, TextSpec():
-            yield decode_text(data, spec, limits)
+            yield Piece(decode_text(data, spec, limits))
         case Modality.VIDEO, VideoSpec():
             yield from _pieces(decode_video(data, spec, limits))
         case _:
             raise TypeError(f"{modality} cannot be decoded for {type(spec).__name__}")
 
 
-def _pieces(segments: Iterator[Segment]) -> Iterator[list[Segment]]:
-    piece: list[Segment] = []
+def _pieces(segments: Iterator[Segment]) -> Iterator[Piece]:
+    held: list[Segment] = []
     for segment in segments:
-        piece.append(segment)
-        if sum(each.nbytes for each in piece) >= PIECE_BYTES:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
+        if sum(each.nbytes for each in held) >= PIECE_BYTES:
+            yield Piece(held, last=False)
+            held = []
+        held.append(segment)
+    yield Piece(held)
