@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -306,38 +303,3 @@ def test_pieces_are_the_whole() -> None:
     assert all(sum(each.nbytes for each in piece[:-1]) < PIECE_BYTES for piece in pieces)
     whole = decode(data, Modality.VIDEO, spec, Limits())
     assert spans(whole) == [span for piece in pieces for span in spans(piece)]
-
-
-_TWO_HOURS = """
-import resource, sys
-from pathlib import Path
-from batchproj.decode.item import decode_pieces
-from batchproj.decode.limits import Limits
-from batchproj.media import ImageSpec, VideoSpec
-from batchproj.schema import Modality
-from batchproj.segments import VideoSegments
-
-spec = VideoSpec(ImageSpec(224, 224, 224), VideoSegments(seconds=2, at=sys.argv[2]))
-seconds = frames = 0
-for piece in decode_pieces(Path(sys.argv[1]).read_bytes(), Modality.VIDEO, spec, Limits()):
-    seconds, frames = piece.segments[-1].end, frames + sum(len(each.data) for each in piece.segments)
-print(seconds, frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-"""
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("at", ["length", "scene"])
-def test_memory_does_not_grow_with_the_length(tmp_path: Path, at: str) -> None:
-    """Two hours of 720p, of which the frames alone that are taken would be 4 GB."""
-    y, x = np.mgrid[0:720, 0:1280]
-    scene = np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)
-    file = tmp_path / "long.mp4"
-    shown = (np.roll(scene, 8 * (number % 64), axis=1) for number in range(7_200))
-    file.write_bytes(film(shown, fps=1, gop=250, options={"preset": "ultrafast"}))
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_TWO_HOURS), file, at], capture_output=True, text=True, check=True
-    )
-    seconds, frames, peak_mib = map(float, done.stdout.split())
-    assert (seconds, frames) == (7_200, 3_600 * 8)
-    assert peak_mib < 400

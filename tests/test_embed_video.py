@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from conftest import write_picture, write_words
 from films import Pixels, film
 from in_process import command, without_ray
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel
 
 import batchproj
 from batchproj.collection.unit import Unit
@@ -242,3 +245,55 @@ def test_a_fault_late_in_a_video_leaves_nothing_of_it(space: Path, monkeypatch: 
     ]
     assert output.encoded == 4 + 2 + 4  # the third of its four was decoded and waited for the fourth
     assert output.vectors["item"].to_pylist() == ["item0"] * 4 + ["item2"] * 4
+
+
+_ONE_FILM = """
+import resource, sys
+from pathlib import Path
+from batchproj.collection.unit import Unit
+from batchproj.decode.limits import Limits
+from batchproj.embedding import Fetched, UnitWorker
+from batchproj.schema import Modality
+from batchproj.space import open_space, resolve
+
+members = resolve(open_space(sys.argv[2])).members
+worker = UnitWorker(members[Modality.VIDEO], 24, frozenset(members), Limits(), threads=2)
+worker.load()
+unit = Unit(name="u", run="1", task="embed", modality=Modality.VIDEO, items=1, bytes=0)
+item = Fetched("item", "film.mp4", None, "v", Path(sys.argv[1]).read_bytes(), "sha")
+output = worker.embed(unit, [item], None, lambda _: None)
+peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+print(output.vectors.num_rows, output.vectors["end"][-1].as_py(), peak_mib)
+"""
+
+
+@pytest.fixture(scope="module")
+def two_hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """720p, one frame a second that drifts, a keyframe every 250."""
+    y, x = np.mgrid[0:720, 0:1280]
+    drawn = np.stack([x % 256, y % 256, (x + y) % 256], -1).astype(np.uint8)
+    shown = (np.roll(drawn, 8 * (number % 64), axis=1) for number in range(7_200))
+    file = tmp_path_factory.mktemp("long") / "film.mp4"
+    file.write_bytes(film(shown, fps=1, gop=250, options={"preset": "ultrafast"}))
+    return file
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("at", ["length", "scene"])
+def test_memory_does_not_grow_with_the_length(two_hours: Path, tmp_path: Path, at: str) -> None:
+    """Two hours; what is taken of them, at the usual 224 pixels, would be 4 GB at once."""
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 224, "patch_size": 56}
+    CLIPModel(CLIPConfig(text_config=small, vision_config=vision, projection_dim=24)).save_pretrained(tmp_path / "clip")
+    geometry = {"size": {"shortest_edge": 224}, "crop_size": 224, "do_center_crop": True, "resample": 3}
+    moments = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps({**geometry, **moments}))
+    encoder = f"{{kind: clip, model: {tmp_path}/clip}}"
+    file = tmp_path / "space.yaml"
+    file.write_text(f"dim: 24\nvideo: {{encoder: {encoder}, segments: {{seconds: 2, at: {at}}}}}\n")
+    script = [sys.executable, "-c", _ONE_FILM, str(two_hours), str(file)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
+    rows, end, peak_mib = map(float, done.stdout.split())
+    assert (rows, end) == (3_600, 7_200)
+    assert peak_mib < 1_500

@@ -22,7 +22,7 @@ LAYERS = [
     ["clap_mel", "sentence_layout"],
     ["torch_runtime", "projector", "features"],
     ["token_projector"],
-    ["image_encoder", "text_encoder"],
+    ["image_encoder", "text_encoder", "video_encoder"],
     ["frame_encoder"],
     ["source", "decode", "encode", "project"],
     ["ridge", "objective"],
