@@ -27,6 +27,7 @@ def seconds_of(seconds: float, fps: int, size: tuple[int, int] = (64, 48)) -> It
 def film(
     frames: Iterable[Pixels],
     fps: int = 10,
+    first: int = 0,
     format: str = "mp4",
     codec: str = "libx264",
     gop: int = 12,
@@ -35,7 +36,10 @@ def film(
     options: dict[str, str] | None = None,
     container: dict[str, str] | None = None,
 ) -> bytes:
-    """A file with these frames in a video stream; `sound` adds a second of noise as a second stream."""
+    """A file with these frames in a video stream, the first one at time `first` / `fps`.
+
+    `sound` adds a second of noise as a second stream.
+    """
     file = io.BytesIO()
     with av.open(file, "w", format=format, container_options=container or {}) as opened:
         stream: Any = None
@@ -49,7 +53,7 @@ def film(
                 if aspect:
                     stream.codec_context.sample_aspect_ratio = aspect
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts = number
+            frame.pts = first + number
             opened.mux(stream.encode(frame))
         if heard:
             noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 48_000)).astype(np.float32)

@@ -127,6 +127,24 @@ def test_only_what_is_needed_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None
     assert counted[0].packets == 5 + 4 + 24
 
 
+@pytest.mark.parametrize(
+    ("format", "codec", "first", "cut_off"),
+    [
+        ("mp4", "libx264", 7, 0),
+        ("mpegts", "mpeg2video", -15, 0),
+        ("mp4", "libx264", -15, 1.5),  # what comes before 0 is not to be shown: an edit list
+        ("matroska", "libx264", -15, 1.5),  # and here it has no time at all
+    ],
+)
+def test_a_video_begins_with_the_first_frame_to_be_shown(format: str, codec: str, first: int, cut_off: float) -> None:
+    options: dict[str, Any] = {"options": {"bf": "0"}, "container": {"avoid_negative_ts": "disabled"}}
+    video = Film(film(seconds_of(5, 10), first=first, format=format, codec=codec, gop=10, **options), Limits())
+    assert video.seconds == pytest.approx(5 - cut_off)
+    times = np.arange(0.25, 5 - cut_off, 0.5)
+    shown = [frame.to_ndarray(format="gray").mean() for frame in video.frames_at(times)]
+    np.testing.assert_allclose(shown, [LEVELS[int(time + cut_off)] for time in times], atol=6)
+
+
 def test_a_short_last_segment_shares_with_the_one_before_it() -> None:
     assert spans(cut(film(seconds_of(6.5, 10)), seconds=3)) == [(0, 3), (3, 4.75), (4.75, 6.5)]
     assert spans(cut(film(seconds_of(6.5, 10)), seconds=3, min_seconds=0.2)) == [(0, 3), (3, 6), (6, 6.5)]

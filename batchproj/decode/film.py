@@ -85,10 +85,11 @@ class Film:
             raise ItemFault(Reason.TOO_LARGE, detail)
 
     def frames(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Every frame and when it appears."""
+        """Every frame that has a time, and when it appears."""
         with self._opened() as (container, stream):
             for frame in container.decode(stream):
-                yield self._time(frame), frame
+                if (appears := self._time(frame)) is not None:
+                    yield appears, frame
 
     def frames_at(self, times: Iterable[float]) -> Iterator[VideoFrame]:
         """The frame on show at each of these times, which ascend; the last frame stays on show for ever."""
@@ -100,17 +101,18 @@ class Film:
             for packet in container.demux(stream):
                 if time is None:
                     return
-                begin = self._keyframe(time)
-                if begin > fed and not _is_last(packet):
-                    if not _begins(packet, begin):
+                begin, when = self._keyframe(time), _when(packet)
+                # from the first one on all is fed: what comes before it in the file may have no time
+                if begin > max(fed, self._keyframes[0]) and not _is_last(packet):
+                    if when != begin:
                         continue
-                    if fed != _NOTHING_FED:
-                        stream.codec_context.flush_buffers()
+                    stream.codec_context.flush_buffers()
                     fed, shown = begin, None
-                elif packet.is_keyframe:
-                    fed = max(fed, _when(packet) or fed)
+                elif packet.is_keyframe and when is not None:
+                    fed = max(fed, when)
                 for frame in stream.decode(packet):
-                    while time is not None and self._time(frame) > time:
+                    appears = self._time(frame)
+                    while time is not None and appears is not None and appears > time:
                         yield shown or frame
                         time = next(waiting, None)
                     shown = frame
@@ -125,10 +127,8 @@ class Film:
         at = bisect_right(self._keyframes, self._first + time / self._unit_s)
         return self._keyframes[max(0, at - 1)]
 
-    def _time(self, frame: VideoFrame) -> float:
-        if frame.pts is None:
-            raise ItemFault(Reason.CORRUPT, "a frame without a time")
-        return (frame.pts - self._first) * self._unit_s
+    def _time(self, frame: VideoFrame) -> float | None:
+        return None if frame.pts is None else (frame.pts - self._first) * self._unit_s
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[InputContainer, VideoStream]]:
@@ -157,10 +157,6 @@ def rgb(frame: VideoFrame, **scaling: Any) -> npt.NDArray[np.uint8]:
 
 def _when(packet: Packet[VideoStream]) -> int | None:
     return packet.dts if packet.pts is None else packet.pts
-
-
-def _begins(packet: Packet[VideoStream], keyframe: int) -> bool:
-    return _when(packet) == keyframe
 
 
 def _is_last(packet: Packet[VideoStream]) -> bool:
