@@ -21,6 +21,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 import batchproj
+from batchproj import fit
+from batchproj.collection.cache import live_features
 from batchproj.collection.unit import Unit
 from batchproj.decode.limits import Limits
 from batchproj.embed import Options, Report, Watch
@@ -28,9 +30,11 @@ from batchproj.embed import embed as run_embed
 from batchproj.embedding import Fetched, UnitWorker
 from batchproj.errors import UsageError
 from batchproj.estimate import make_plan
+from batchproj.objectstore import Folder
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
+from batchproj.train import TrainOptions, train
 
 PLACES = {"frog": (0, 1), "river": (2, 3), "night": (4, 5)}
 """Each video: two pictures, four seconds of each."""
@@ -175,6 +179,32 @@ def test_a_video_finds_what_is_like_it(corpus: Path, collection: Path, tmp_path:
         opened.search(image=query)
 
 
+def test_a_projector_that_pools_frames_with_attention(tiny_clip: Path, tmp_path: Path) -> None:
+    for seed in range(12):
+        write_words(tmp_path / "corpus" / f"{seed}.txt", seed)
+        (tmp_path / "corpus" / f"{seed}.mp4").write_bytes(film([picture(seed)] * 5 + [picture(50 + seed)] * 5))
+    encoder = f"encoder: {{kind: clip, model: {tiny_clip}}}"
+    settings = "cache: tokens, projector: {kind: cross_attention}, segments: {frames: 4}"
+    file = tmp_path / "space.yaml"
+    file.write_text(f"dim: 24\ntext: {{{encoder}}}\nvideo: {{{encoder}, {settings}}}\n")
+    collection, out = tmp_path / "c", tmp_path / "trained"
+    options = {"width": 16, "heads": 2}
+    with without_ray():
+        assert embed(tmp_path / "corpus", collection, file).encode_calls == {"text": 12, "video": 12}
+        snapshot = batchproj.open(str(collection)).snapshot
+        cached = live_features(Folder(str(collection)), snapshot, Modality.VIDEO)
+        assert cached is not None
+        assert [len(tokens) for tokens in cached["feature"]] == [4] * 12
+        quick = TrainOptions("cross_attention", Modality.VIDEO, fit=fit.Config(max_steps=10, checks=2, options=options))
+        made = train(str(collection), str(out), quick, lambda *_: None, lambda _: None)
+        assert made["modality"]["video"]["projector"] == "cross_attention"
+        report = embed(tmp_path / "corpus", collection, out)
+    assert (report.reprojected, report.encode_calls) == (12, {})
+    video = tmp_path / "corpus/3.mp4"
+    best = batchproj.open(str(collection)).search(video=video, k=1, modality="video")[0]
+    assert (best.uri.rpartition("/")[2], best.score) == ("3.mp4", pytest.approx(1, abs=1e-5))
+
+
 def test_another_cut_is_another_fingerprint(corpus: Path, collection: Path, space: Path, tmp_path: Path) -> None:
     scenes = tmp_path / "scenes.yaml"
     scenes.write_text(space.read_text().replace("seconds: 4,", "seconds: 20, at: scene,"))
@@ -255,6 +285,7 @@ from batchproj.decode.limits import Limits
 from batchproj.embedding import Fetched, UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
+from batchproj.train import TrainOptions, train
 
 members = resolve(open_space(sys.argv[2])).members
 worker = UnitWorker(members[Modality.VIDEO], 24, frozenset(members), Limits(), threads=2)
