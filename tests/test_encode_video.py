@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     PreTrainedTokenizerFast,
     VideoMAEConfig,
+    VideoMAEForVideoClassification,
     VideoMAEImageProcessor,
     VideoMAEModel,
     VideoMAEVideoProcessor,
@@ -185,6 +187,19 @@ def test_from_a_file_to_the_feature(videomae: Path) -> None:
     chosen = [frames[number] for number in (1, 3, 5, 7)]  # on show at 0.5, 1.5, 2.5 and 3.5 s
     expected = reference(videomae, [Segment(np.stack(chosen))])
     assert cosines(encoder.encode([segment]), expected).min() > 0.999  # ffv1 keeps half of the colours' places
+
+
+def test_a_classifiers_checkpoint_serves_without_its_head(videomae: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    config = VideoMAEConfig(**SMALL, **PIXELS, num_frames=4, tubelet_size=2, num_labels=3)
+    classifier = VideoMAEForVideoClassification(config).eval()
+    classifier.save_pretrained(tmp_path / "videomae")
+    shutil.copy(videomae / "video_preprocessor_config.json", tmp_path / "videomae")
+    processor = VideoMAEImageProcessorPil(**GEOMETRY, **MOMENTS)
+    pixels = processor([list(np.asarray(videos(1)[0].data))], return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = classifier.videomae(pixels).last_hidden_state.mean(1).numpy()
+    np.testing.assert_allclose(build(tmp_path / "videomae", dtype="fp32").encode(videos(1)), expected, atol=1e-5)
 
 
 def test_descriptions(videomae: Path, xclip: Path) -> None:
