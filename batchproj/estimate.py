@@ -249,11 +249,11 @@ class _Estimate:
         }
 
     def _encode_s(self, work: _Work) -> float:
-        """An item's seconds: by items, but of sound by bytes, for it costs by its length and lengths differ widely."""
+        """An item's seconds: by items, but by bytes of what costs by its length, sound and video: it differs widely."""
         sample = self.samples[work.modality]
         if not sample.encodes or not work.encodes:
             return 0.0
-        if work.modality == Modality.AUDIO and sample.encode_bytes:
+        if work.modality in (Modality.AUDIO, Modality.VIDEO) and sample.encode_bytes:
             return sample.encode_s / sample.encode_bytes * work.encode_bytes / work.encodes
         return sample.encode_s / sample.encodes
 

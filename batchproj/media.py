@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from batchproj.segments import VideoSegments
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -53,15 +55,24 @@ class TextSpec:
     reserved_tokens: int = 0
 
 
-Spec = ImageSpec | AudioSpec | TextSpec
+@dataclass(frozen=True)
+class VideoSpec:
+    """Geometry of each frame a video encoder sees, how many it sees of a segment, and where segments are cut."""
+
+    image: ImageSpec
+    segments: VideoSegments
+
+
+Spec = ImageSpec | AudioSpec | TextSpec | VideoSpec
 
 
 @dataclass(frozen=True)
 class Segment:
     """A piece of an item that gets one vector.
 
-    `data` is a (H, W, 3) uint8 image, a (N,) float32 sound in [-1, 1], or a text.
-    `start`, `end` are seconds for sound, characters for text, None for a whole image.
+    `data` is a (H, W, 3) uint8 image, a (T, H, W, 3) uint8 video of T frames, a (N,) float32 sound
+    in [-1, 1], or a text. `start`, `end` are seconds for sound and video, characters for text, None
+    for a whole image.
     """
 
     data: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | str

@@ -25,6 +25,7 @@ _KIND_OF = {
         ("vit", "deit", "beit", "dinov2", "dinov2_with_registers", "dinov3_vit", "dinov3_convnext"), "vision"
     ),
     **dict.fromkeys(("audio-spectrogram-transformer", "wav2vec2", "hubert", "wavlm"), "audio"),
+    **dict.fromkeys(("videomae", "xclip"), "video"),
     "clap": "clap",
     "whisper": "whisper",
 }
@@ -136,6 +137,21 @@ def image_input(folder: Path) -> ImageInput:
     found = found or read_json(folder / "processor_config.json").get("image_processor", {})
     if not found:
         raise SpaceError(f"no preprocessor_config.json in {folder}: it says how to resize and normalise images")
+    return _parsed_input(found, folder)
+
+
+def video_input(folder: Path) -> ImageInput:
+    """The same of a video model's frames.
+
+    Formats: `processor_config.json` and `video_preprocessor_config.json` of transformers' video processors, which go
+    before the image processors that older models were saved with.
+    """
+    found = read_json(folder / "processor_config.json").get("video_processor")
+    found = found or read_json(folder / "video_preprocessor_config.json")
+    return _parsed_input(found, folder) if found else image_input(folder)
+
+
+def _parsed_input(found: dict[str, Any], folder: Path) -> ImageInput:
     try:
         return ImageInput(
             _geometry(found),

@@ -19,12 +19,11 @@ import pyarrow.dataset as pads
 from batchproj.balance import Balance, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
-from batchproj.decode.item import decode
+from batchproj.decode.item import decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import CollectionError, ItemFault, UsageError
 from batchproj.index import open_live
-from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
 from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve
@@ -37,6 +36,7 @@ REFINE, REFINE_ROWS = 5, 100
 GROUP_ROWS = 4
 """Rows asked for, first, for each item of a grouped search."""
 
+_ASKING = (Modality.TEXT, Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
 _COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text"]
 
 
@@ -106,6 +106,7 @@ class Collection:
         *,
         image: str | Path | None = None,
         audio: str | Path | None = None,
+        video: str | Path | None = None,
         k: int = 10,
         modality: str | None = None,
         where: Sequence[str] = (),
@@ -113,7 +114,9 @@ class Collection:
         balance: bool = False,
         space: str | None = None,
     ) -> list[Hit]:
-        """The `k` rows nearest to a text, an image file or a sound file, best first; with `group` of `k` items.
+        """The `k` rows nearest to a text, or to a file with an image, a sound or a video, best first.
+
+        With `group` those of `k` items, the best of each.
 
         `balance` ranks hits of different modalities by their score's distance from the mean of such
         scores, in standard deviations (`evaluate` measures them); a hit's `score` stays the cosine.
@@ -124,10 +127,10 @@ class Collection:
         """
         self._condition(k, modality, where)  # what is wrong with these need not wait for a model
         measured = self._balance() if balance else None
-        vector = self.embed_query(text, image, audio, space)
+        vector = self.embed_query(text, image, audio, video, space)
         if measured is None:
             return self.nearest(vector, k, modality, where, group=group)
-        asking = Modality.TEXT if text else Modality.IMAGE if image else Modality.AUDIO
+        asking = next(m for m, given in zip(_ASKING, (text, image, audio, video), strict=True) if given)
         return self._balanced(measured, asking, vector, k, modality, where, group)
 
     def _balance(self) -> Balance:
@@ -156,22 +159,25 @@ class Collection:
         text: str | None = None,
         image: str | Path | None = None,
         audio: str | Path | None = None,
+        video: str | Path | None = None,
         space: str | None = None,
     ) -> npt.NDArray[np.float32]:
         """The query's vector (K,) float32; several segments of a long query are averaged."""
-        given = [(m, v) for m, v in ((Modality.TEXT, text), (Modality.IMAGE, image), (Modality.AUDIO, audio)) if v]
+        queries = dict(zip(_ASKING, (text, image, audio, video), strict=True))
+        given = {modality: value for modality, value in queries.items() if value}
         if len(given) != 1:
-            raise UsageError("give one query: a text, --image FILE or --audio FILE")
-        modality, value = given[0]
+            raise UsageError("give one query: a text, --image FILE, --audio FILE or --video FILE")
+        ((modality, value),) = given.items()
         if space is not None and modality is not Modality.TEXT:
             raise UsageError("--space is for a text query: files are embedded by the collection's own encoders")
         embedder = self.embedder(modality) if space is None else self._bridge(space)
         try:
             data = str(value).encode() if modality is Modality.TEXT else _read_query(str(value), modality)
-            segments: list[Segment] = decode(data, modality, embedder.spec, Limits())
+            pieces = decode_pieces(data, modality, embedder.spec, Limits())
+            vectors = [embedder.project(embedder.encode(piece.segments)) for piece in pieces]
         except ItemFault as fault:
             raise UsageError(f"the query cannot be embedded: {fault}") from fault
-        mean: npt.NDArray[np.float32] = embedder.project(embedder.encode(segments)).mean(axis=0)
+        mean: npt.NDArray[np.float32] = np.concatenate(vectors).mean(axis=0)
         return mean / np.linalg.norm(mean)
 
     def embedder(self, modality: Modality) -> Embedder:

@@ -1,17 +1,14 @@
-"""How a space cuts long items, the `segments` of its file: the settings, and the encoder's wish they change."""
+"""How a space cuts long items: the settings, `segments` beside `encoder` in its file, by modality."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchproj.config import validate
 from batchproj.errors import SpaceError
-from batchproj.media import AudioSpec, Spec, TextSpec
 from batchproj.schema import Modality
-from batchproj.text_chunks import chunks
 
 SEGMENTS_EPOCH = 1
 """Raised by hand when our own code cuts differently by the same settings."""
@@ -41,18 +38,6 @@ class TextSegments(BaseModel):
         if self.overlap >= self.tokens:
             raise SpaceError(f"{where}: overlap is {self.overlap} of {self.tokens} tokens: set fewer than tokens")
 
-    def applied(self, spec: Spec) -> Spec:
-        """What the encoder wants, with its long texts cut by these settings."""
-        assert isinstance(spec, TextSpec)
-        count, room = spec.token_ends, self.tokens - spec.reserved_tokens
-        assert count is not None, "every text encoder counts tokens"
-        if room <= self.overlap:
-            raise SpaceError(
-                f"segments of {self.tokens} tokens: the prompt and special tokens take {spec.reserved_tokens} and "
-                f"{self.overlap} overlap, so nothing new is left; set more tokens"
-            )
-        return replace(spec, spans=lambda text: chunks(text, count, room, self.overlap, self.at))
-
 
 class AudioSegments(BaseModel):
     """Windows of `seconds`, each beginning `seconds - overlap` after the one before it.
@@ -75,30 +60,62 @@ class AudioSegments(BaseModel):
                 "seconds"
             )
 
-    def applied(self, spec: Spec) -> Spec:
-        """What the encoder wants, with its long sounds cut by these settings."""
-        assert isinstance(spec, AudioSpec)
-        return replace(spec, window_s=self.seconds, overlap_s=self.overlap, skip_silence=self.skip_silence)
+
+class VideoSegments(BaseModel):
+    """Where a video is cut, and how many frames of each piece the encoder sees.
+
+    at `length`: every `seconds`; at `scene`: where the picture changes at once, and what is longer than `seconds`
+    in equal parts. A cut that would leave less than `min_seconds` on a side is not made, but for the last piece of
+    `length`, which then shares the time with the one before it in equal halves. `cut` is the mean difference of two
+    frames in a row, of 0 to 255, from which on it is another scene.
+    Without `frames` there are as many as the model takes, and 8 of one that is free.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    seconds: float = Field(default=10.0, ge=0.1, le=3600, allow_inf_nan=False)
+    frames: int = Field(default=8, ge=1, le=256)
+    at: Literal["length", "scene"] = "length"
+    min_seconds: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    cut: float = Field(default=20.0, gt=0, lt=255)
 
 
-Segments = TextSegments | AudioSegments
+Segments = TextSegments | AudioSegments | VideoSegments
 
-_SETTINGS: dict[Modality, type[Segments]] = {Modality.TEXT: TextSegments, Modality.AUDIO: AudioSegments}
+_SETTINGS: dict[Modality, type[Segments]] = {
+    Modality.TEXT: TextSegments,
+    Modality.AUDIO: AudioSegments,
+    Modality.VIDEO: VideoSegments,
+}
 
 
-def parse(modality: Modality, fields: dict[str, Any] | None, longest: float | None, where: str) -> Segments | None:
+def parse(
+    modality: Modality, fields: dict[str, Any] | None, longest: float | None, frames: int | None, where: str
+) -> Segments | None:
     """The settings of a modality, None if there are none: its long items are cut as the encoder must have them.
 
-    `longest` is what the encoder takes at once, in tokens or seconds. Raises SpaceError, starting with `where`.
+    A video is always cut. `longest` is what the encoder takes at once, in tokens or seconds, `frames` how many of a
+    video it takes, None where it is free. Raises SpaceError, starting with `where`.
     """
-    if fields is None:
+    if fields is None and modality is not Modality.VIDEO:
         return None
     model = _SETTINGS.get(modality)
     if model is None:
         raise SpaceError(f"{where}: items of {modality} are not cut; leave out 'segments'")
-    settings = validate(model, fields, f"{where}.segments")
+    settings = validate(model, fields or {}, f"{where}.segments")
+    if isinstance(settings, VideoSegments):
+        return _with_frames(settings, frames, where)
     settings.check(longest, f"{where}.segments")
     return settings
+
+
+def _with_frames(settings: VideoSegments, frames: int | None, where: str) -> VideoSegments:
+    if frames in (None, settings.frames):
+        return settings
+    if "frames" in settings.model_fields_set:
+        raise SpaceError(
+            f"{where}: the model takes {frames} frames, 'segments' says {settings.frames}; leave 'frames' out"
+        )
+    return settings.model_copy(update={"frames": frames})
 
 
 def decides(settings: Segments) -> dict[str, Any]:

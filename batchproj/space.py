@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchproj import encode, project
 from batchproj import segments as segmenting
 from batchproj.config import read_yaml, validate
+from batchproj.cutting import cut
 from batchproj.errors import SpaceError
 from batchproj.features import Features, gathered
 from batchproj.media import Segment, Spec
@@ -78,8 +79,8 @@ class MemberFile(BaseModel):
     pooled features gets mean and standard deviation of the tokens then, added in float32 from the
     float16 of the cache, or the mean alone if it was trained on as many dims as a token has; so one
     cache serves every kind.
-    segments: how long items are cut, checked by the modality's model in `segments`; without it as
-    little as the encoder's limit allows, and without overlap.
+    segments: how long items are cut, checked by the modality's model in `batchproj.segments`; without it
+    texts and sounds as little as the encoder's limit allows, without overlap.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -211,7 +212,7 @@ class Member:
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
         build = self.config.build_for_queries if for_queries else self.config.build
         encoder = build(model, self.modality, threads)
-        spec = encoder.spec if self.segments is None else self.segments.applied(encoder.spec)
+        spec = encoder.spec if self.segments is None else cut(encoder.spec, self.segments)
         return Embedder(encoder, spec, self.load_projector(), self.dim, self.cache)
 
     def load_projector(self) -> Projector | None:
@@ -278,14 +279,14 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
-    segments = segmenting.parse(modality, member.segments, described.longest, where)
+    segments = segmenting.parse(modality, member.segments, described.longest, described.frames, where)
     weights = _projector_bytes(modality, member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
     # what is left to the defaults is not in the documents: collections made before there was a choice stay valid
     cached = {"cache": "tokens"} if member.cache == "tokens" else {}
-    cut = {} if segments is None else {"segments": segmenting.decides(segments)}
+    pieces = {} if segments is None else {"segments": segmenting.decides(segments)}
     made = {"epoch": encode.FEATURE_EPOCH, "cache_dtype": np.dtype(CACHE_DTYPE).name}
-    feature_doc = {**described.decides, **cached, **cut, **made}
+    feature_doc = {**described.decides, **cached, **pieces, **made}
     vector_doc = _vector_doc(feature_doc, weights, opened.space.dim)
     return Member(
         modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights, segments

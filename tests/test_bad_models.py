@@ -59,7 +59,7 @@ def space_of(path: Path, modality: str, kind: str, model: str) -> Path:
         ("image", "clip", "blind-clip", r"no preprocessor_config\.json in .*blind-clip"),
         ("audio", "clap", "deaf-clap", r"no preprocessor_config\.json in .*deaf-clap"),
         ("audio", "audio", "deaf-hubert", r"no preprocessor_config\.json in .*deaf-hubert"),
-        ("audio", "clip", "clip", r"encoder kind 'clip' takes image or text, not audio"),
+        ("audio", "clip", "clip", r"encoder kind 'clip' takes image or text or video, not audio"),
         ("image", "clap", "clap", r"encoder kind 'clap' takes audio or text, not image"),
         ("text", "audio", "hubert", r"encoder kind 'audio' takes audio, not text"),
         ("text", "text", "clip", r"'clip' in .* has towers for several modalities: use kind: clip"),

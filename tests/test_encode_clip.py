@@ -157,7 +157,7 @@ def test_description_of_each_tower(clip: Path, siglip: Path) -> None:
 
 def test_what_it_cannot_serve_is_refused(clip: Path, tmp_path: Path) -> None:
     config = parse_config({"kind": "clip", "model": "m"}, "test")
-    with pytest.raises(SpaceError, match="takes image or text, not audio"):
+    with pytest.raises(SpaceError, match="takes image or text or video, not audio"):
         config.describe(LocalModel(clip, ""), Modality.AUDIO)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(SpaceError, match=r"'bert' .* clip or siglip was expected"):

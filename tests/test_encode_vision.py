@@ -295,7 +295,7 @@ def test_what_it_cannot_serve_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match="timm cannot make architecture 'tf_eficientnet'"):
         build({**EFFICIENTNET, "architecture": "tf_eficientnet"})
     config = parse_config({"kind": "vision", "model": "m"}, "test")
-    with pytest.raises(SpaceError, match="takes image, not text"):
+    with pytest.raises(SpaceError, match="takes image or video, not text"):
         config.describe(LocalModel(tmp_path, ""), Modality.TEXT)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(

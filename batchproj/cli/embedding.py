@@ -161,7 +161,7 @@ def train(
     collection: CollectionArgument,
     out: Annotated[str, typer.Option("--out", help="Folder for the new space, any fsspec URL; replaces one there.")],
     projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
-    modality: Annotated[str | None, typer.Option(help="Only image or audio; all that have pairs otherwise.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Only image, audio or video; else all that have pairs.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
     loss: Annotated[str, typer.Option(help="What is trained by: info_nce or sigmoid.")] = "info_nce",

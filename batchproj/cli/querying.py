@@ -8,6 +8,9 @@ import typer
 
 from batchproj.cli.console import CollectionArgument, JsonFlag, VerboseFlag, app, console, print_json, printable
 
+_UNFOLDED = 10_000
+"""Columns of an output that is no terminal."""
+
 
 @app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
 def search(
@@ -15,8 +18,9 @@ def search(
     text: Annotated[str | None, typer.Argument(help="Words to look for.")] = None,
     image: Annotated[str | None, typer.Option(help="Search with an image file.")] = None,
     audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
+    video: Annotated[str | None, typer.Option(help="Search with a video file.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
-    modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Only text, image, audio or video.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
     group: Annotated[bool, typer.Option("--group", help="One result an item: the best of its segments.")] = False,
     balance: Annotated[
@@ -33,7 +37,7 @@ def search(
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Find the nearest items to a text, an image or a sound, of any kind."""
+    """Find the nearest items to a text, an image, a sound or a video, of any kind."""
     from batchproj.search import Collection
 
     with console(verbose):
@@ -41,6 +45,7 @@ def search(
             text,
             image=image,
             audio=audio,
+            video=video,
             k=k,
             modality=modality,
             where=where or (),
@@ -66,7 +71,9 @@ def _print_hits(hits: list[Any]) -> None:
     for hit in hits:
         snippet = printable(" ".join((hit.text or "").split()))[:80]
         table.add_row(f"{hit.score:.3f}", hit.modality, _place(hit), Text(printable(hit.uri)), Text(snippet))
-    Console().print(table)
+    terminal = Console()
+    # what is read by a program, or copied, is not folded
+    (terminal if terminal.is_terminal else Console(width=_UNFOLDED)).print(table)
 
 
 def _place(hit: Any) -> str:

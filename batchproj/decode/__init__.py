@@ -5,6 +5,8 @@
     image.py       -> one (H, W, 3) uint8 segment
     audio.py       -> (N,) float32 mono segments of at most one window
     text.py        -> text segments within the token limit
+    video.py       -> (T, H, W, 3) uint8 segments of T frames
+    film.py        a video's frames, by time        scenes.py where it is cut
     container.py   the formats that PyAV opens      mpeg.py   frames of MPEG audio
     complete.py    is the file all there?           limits.py  faults.py
 

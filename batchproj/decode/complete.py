@@ -1,4 +1,4 @@
-"""Is the file all there? Sound decoders take a cut WAV, OGG, MP3 or MP4 without a word."""
+"""Is the file all there? Decoders take a cut WAV, OGG, MP3, MP4, AVI or WebM without a word."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from batchproj.decode.faults import one_line
 
 _STREAMED_BYTES = 0x7FFF_F000
 """A RIFF size from here on comes from a writer that could not seek back (sox, arecord, ffmpeg)."""
+_EBML, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _OGG_HEADER_BYTES = 27
 _OGG_END_OF_STREAM = 4
 
 
 def shortfall(data: bytes) -> str | None:
-    """One line on what is missing at the end of a sound file; None if it looks whole.
+    """One line on what is missing at the end of a sound or film; None if it looks whole.
 
-    Reads the lengths that WAV, AIFF, AU, OGG, MP4 and MP3 (with a Xing header) state. FLAC states
-    samples, not bytes: the decoder counts them. A cut CAF, WebM or ADTS file goes unseen here.
+    Reads the lengths that WAV, AIFF, AU, OGG, MP4, AVI, WebM and MP3 (with a Xing header) state. FLAC
+    states samples, not bytes: the decoder counts them. A cut CAF, ADTS, ASF, FLV or MPEG stream goes
+    unseen here, and so does a film that was never finished (a live WebM, an AVI of a crashed recorder).
     """
     form = data[8:12]
+    if data[:4] == b"RIFF" and form == b"AVI ":
+        return _avi_shortfall(data)
+    if data[:4] == _EBML:
+        return _matroska_shortfall(data)
     if data[:4] in (b"RIFF", b"RF64") and form == b"WAVE":
         return _wav_shortfall(data)
     if data[:4] == b"FORM" and form in (b"AIFF", b"AIFC"):
@@ -111,3 +117,31 @@ def _boxes_shortfall(data: bytes) -> str | None:
             return _short_of(f"MP4 box '{label}'", size, len(data) - position)
         position += size
     return None
+
+
+def _avi_shortfall(data: bytes) -> str | None:
+    """The first RIFF chunk; films above 1 GB have more of them (OpenDML 1.02)."""
+    declared = int.from_bytes(data[4:8], "little")
+    return None if declared >= _STREAMED_BYTES else _short_of("AVI file", declared, len(data) - 8)
+
+
+def _matroska_shortfall(data: bytes) -> str | None:
+    """The segment, the one element after the EBML header (RFC 8794, section 4; RFC 9559, section 5)."""
+    header = _element_size(data, len(_EBML))
+    if header is None:
+        return None
+    begin = header[0] + header[1]
+    if data[begin : begin + len(_MATROSKA_SEGMENT)] != _MATROSKA_SEGMENT:
+        return None  # for the decoder to refuse
+    segment = _element_size(data, begin + len(_MATROSKA_SEGMENT))
+    return None if segment is None else _short_of("Matroska segment", segment[1], len(data) - segment[0])
+
+
+def _element_size(data: bytes, position: int) -> tuple[int, int] | None:
+    """Where an EBML element's content begins, and its size: None if that is cut off, invalid or left open."""
+    first = data[position] if position < len(data) else 0
+    length = 9 - first.bit_length()
+    if not first or position + length > len(data):
+        return None
+    size = int.from_bytes(data[position : position + length], "big") & (1 << 7 * length) - 1
+    return None if size == (1 << 7 * length) - 1 else (position + length, size)

@@ -76,17 +76,34 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
     """
     image = _open(data, limits)
     full = image.size
-    _check_pixels(_resized_size(full, spec), limits.image_pixels, "resized picture")
+    check_resized(full, spec, limits)
     if isinstance(image, JpegImageFile):
         _reduce(image, spec, limits)
-    _check_pixels(image.size, limits.image_pixels, "picture")
+    check_pixels(image.size, limits.image_pixels, "picture")
     with refusals_as_faults("Pillow"):
         image.load()
     turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
-    target = _resized_size(_turned(full, turn), spec)
     upright = image.transpose(_TURNS[turn]) if turn in _TURNS else image
-    resized = _rgb(upright).resize(target, Image.Resampling[spec.interpolation.upper()])
-    return [Segment(np.array(_centre(resized, spec)))]
+    return [Segment(fitted(_rgb(upright), _turned(full, turn), spec))]
+
+
+def fitted(picture: Image.Image, full: tuple[int, int], spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """An RGB picture, of which (width, height) `full` is the true size, as (height, width, 3) uint8 of `spec`."""
+    resized = picture.resize(_resized_size(full, spec), Image.Resampling[spec.interpolation.upper()])
+    return np.array(_centre(resized, spec))
+
+
+def check_resized(full: tuple[int, int], spec: ImageSpec, limits: Limits) -> None:
+    """Raise TOO_LARGE where a picture is so narrow that it would be resized, before the crop, to too many pixels."""
+    check_pixels(_resized_size(full, spec), limits.image_pixels, "resized picture")
+
+
+def check_pixels(size: tuple[int, int], limit: int, what: str) -> None:
+    """Raise TOO_LARGE above so many pixels."""
+    width, height = size
+    if width * height > limit:
+        detail = f"{what} of {width} x {height} pixels, the limit is {limit} pixels"
+        raise ItemFault(Reason.TOO_LARGE, detail)
 
 
 def _open(data: bytes, limits: Limits) -> ImageFile:
@@ -117,7 +134,7 @@ def _open_webp(data: bytes, limits: Limits) -> ImageFile:
         size = ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
     else:
         size = (int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
-    _check_pixels(size, limits.image_pixels, "picture")
+    check_pixels(size, limits.image_pixels, "picture")
     with refusals_as_faults("Pillow"):
         return WebPImageFile(io.BytesIO(data), "")
 
@@ -132,13 +149,6 @@ def _check_tiff_directory(data: bytes) -> None:
         raise ItemFault(Reason.TRUNCATED, detail)
 
 
-def _check_pixels(size: tuple[int, int], limit: int, what: str) -> None:
-    width, height = size
-    if width * height > limit:
-        detail = f"{what} of {width} x {height} pixels, the limit is {limit} pixels"
-        raise ItemFault(Reason.TOO_LARGE, detail)
-
-
 def _reduce(image: JpegImageFile, spec: ImageSpec, limits: Limits) -> None:
     """Ask libjpeg for the smallest scale that leaves `_DRAFT_REDUNDANCY` times the resized size.
 
@@ -146,7 +156,7 @@ def _reduce(image: JpegImageFile, spec: ImageSpec, limits: Limits) -> None:
     wider limit is not for it.
     """
     progressive = bool(image.info.get("progressive"))
-    _check_pixels(image.size, limits.image_pixels if progressive else limits.jpeg_pixels, "JPEG picture")
+    check_pixels(image.size, limits.image_pixels if progressive else limits.jpeg_pixels, "JPEG picture")
     turn = _orientation(image)
     width, height = _turned(_resized_size(_turned(image.size, turn), spec), turn)
     image.draft(None, (_DRAFT_REDUNDANCY * width, _DRAFT_REDUNDANCY * height))

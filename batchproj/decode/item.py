@@ -9,8 +9,9 @@ from batchproj.decode.audio import stream_audio
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
 from batchproj.decode.text import stream_text
+from batchproj.decode.video import decode_video
 from batchproj.errors import ItemFault
-from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec
+from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec, VideoSpec
 from batchproj.schema import Modality, Reason
 
 PIECE_BYTES = 8 * 2**20
@@ -49,8 +50,8 @@ def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -
             yield from _pieces(stream_audio(data, spec, limits))
         case Modality.TEXT, TextSpec():
             yield from _pieces(stream_text(data, spec, limits))
-        case Modality.VIDEO, _:
-            raise ItemFault(Reason.NO_ENCODER, "video cannot be decoded yet")
+        case Modality.VIDEO, VideoSpec():
+            yield from _pieces(decode_video(data, spec, limits))
         case _:
             raise TypeError(f"{modality} cannot be decoded for {type(spec).__name__}")
 

@@ -13,6 +13,7 @@ class Limits(BaseModel):
 
     `jpeg_pixels` is for JPEG that decodes at a reduced scale (baseline, much larger than what the
     encoder wants): its memory is that of the reduced picture, which still obeys `image_pixels`.
+    `video_pixels` is for a frame, of which a decoder holds up to 16; the default takes 8K.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,4 +22,6 @@ class Limits(BaseModel):
     image_pixels: int = Field(default=100_000_000, gt=0, le=_PILLOW_REFUSES_PIXELS)
     jpeg_pixels: int = Field(default=500_000_000, gt=0)
     audio_s: float = Field(default=4 * 3600.0, gt=0)
+    video_s: float = Field(default=4 * 3600.0, gt=0)
+    video_pixels: int = Field(default=36_000_000, gt=0)
     text_bytes: int = Field(default=50_000_000, gt=0)

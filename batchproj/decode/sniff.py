@@ -29,16 +29,13 @@ _MAGIC = (
     (b".snd", Modality.AUDIO),
     (b"caff", Modality.AUDIO),
     (b"#!AMR", Modality.AUDIO),
-    (b"FLV\x01", Modality.VIDEO),
-    (b"\0\0\x01\xba", Modality.VIDEO),
-    (b"\0\0\x01\xb3", Modality.VIDEO),
+    (b"\0\0\x01\xb3", Modality.VIDEO),  # MPEG without a container
 )
 _FORMS = {
     b"WAVE": Modality.AUDIO,
     b"AIFF": Modality.AUDIO,
     b"AIFC": Modality.AUDIO,
     b"WEBP": Modality.IMAGE,
-    b"AVI ": Modality.VIDEO,
 }
 _BMP_HEADER_BYTES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _PICTURE_BRANDS = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
@@ -104,8 +101,6 @@ def _known(data: bytes) -> Modality | None:
         return Modality.IMAGE
     if mpeg.is_mpeg_audio(data) or mpeg.is_adts(data):
         return Modality.AUDIO
-    if len(data) > 376 and data[0] == data[188] == data[376] == 0x47:  # MPEG transport stream packets
-        return Modality.VIDEO
     return None
 
 

@@ -36,12 +36,14 @@ class Description:
     weights digest, preprocessing, pooling, dtype. No path, batch size, device or time.
     `mean_pooled`, of tokens: the pooled feature is their mean, up to its length.
     `longest` is what the model takes at once: tokens of a text, seconds of a sound.
+    `frames`, of video: how many a model takes, None where it is free.
     """
 
     dim: int
     decides: dict[str, Any]
     mean_pooled: bool = False
     longest: float | None = None
+    frames: int | None = None
 
 
 class Encoder(Protocol):

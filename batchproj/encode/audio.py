@@ -53,7 +53,8 @@ class Config(EncoderConfig):
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature, from the folder's JSON files."""
         tokens = self.describe_tokens(model, modality)
-        return Description(tokens.dim, {**tokens.decides, "pooling": "mean" if tokens.mean_pooled else "pooler"})
+        pooling = {"pooling": "mean" if tokens.mean_pooled else "pooler"}
+        return Description(tokens.dim, {**tokens.decides, **pooling}, longest=tokens.longest)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
         """Of the last layer's frames, or AST's patches, time by time; only of what hears the real sound."""
@@ -67,7 +68,7 @@ class Config(EncoderConfig):
             "dtype": self.dtype,
         }
         width = int(complete_config(model.path).hidden_size)
-        return Description(width, decides, mean_pooled=isinstance(wanted, _WaveInput))
+        return Description(width, decides, isinstance(wanted, _WaveInput), self._window_s(wanted))
 
     def build(self, model: LocalModel, modality: Modality, threads: int) -> AudioEncoder:
         """Load the weights."""

@@ -1,4 +1,4 @@
-"""Dual towers, CLIP and SigLIP: image or text -> the space both towers already share.
+"""Dual towers, CLIP and SigLIP: image, video or text -> the space both towers already share.
 
 Sources: Radford et al. 2021 (CLIP), arXiv:2103.00020; Zhai et al. 2023 (SigLIP), arXiv:2303.15343;
 Tschannen et al. 2025 (SigLIP 2), arXiv:2502.14786.
@@ -16,6 +16,7 @@ import numpy as np
 from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes
+from batchproj.frame_encoder import FrameEncoder
 from batchproj.media import Segment, Spec, TextSpec
 from batchproj.model_folder import complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
@@ -35,9 +36,11 @@ _CLASS_TOKENS = {"clip": 1, "siglip": 0}
 
 
 class Config(EncoderConfig):
-    """One tower; the other one's weights are not loaded. Features are not normalised."""
+    """One tower; the other one's weights are not loaded. Features are not normalised, but those of a video's frames:
+    a video's feature is the mean of their directions, as in CLIP4Clip (see `FrameEncoder`).
+    """
 
-    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.IMAGE, Modality.TEXT})
+    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.IMAGE, Modality.TEXT, Modality.VIDEO})
 
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature of `modality`, from the folder's JSON files."""
@@ -45,23 +48,29 @@ class Config(EncoderConfig):
         return Description(_shared_dim(model.path, _family(model.path)), tower.decides, longest=tower.longest)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
-        """Of the tower's last states, before they are pooled and projected: patches, or the text's tokens."""
+        """Of the tower's last states, before they are pooled and projected: patches, or the text's tokens.
+
+        Of a video: of its frames' features, pooled and projected.
+        """
         self.require(modality)
-        _family(model.path)
+        family = _family(model.path)
         decides: dict[str, Any] = {
             "kind": self.kind,
             "weights": model.digest,
-            "tower": modality.value,
+            "tower": _tower_of(modality).value,
             "dtype": self.dtype,
         }
-        if modality is Modality.IMAGE:
-            decides["preprocess"] = image_input(model.path).decides()
-        else:
+        if modality is Modality.TEXT:
             require_tokenizer(model.path)
             decides["max_tokens"] = _max_tokens(model.path)
             # only if so: collections made before there was a SigLIP 2 stay valid
             if _lowercases(model.path):
                 decides["lowercase"] = True
+        else:
+            decides["preprocess"] = image_input(model.path).decides()
+        if modality is Modality.VIDEO:
+            decides["frames"] = "mean of unit features"
+            return Description(_shared_dim(model.path, family), decides, mean_pooled=True)
         width = int(_tower_config(model.path, modality).hidden_size)
         return Description(width, decides, longest=decides.get("max_tokens"))
 
@@ -74,22 +83,23 @@ class Config(EncoderConfig):
         self.require(modality)
         torch_runtime.use_threads(threads)
         family = _family(model.path)
-        name, output = _TOWERS[family, modality]
+        name, output = _TOWERS[family, _tower_of(modality)]
         tower = torch_runtime.load_pretrained(
             getattr(transformers, name), model.path, self.dtype, config=_tower_config(model.path, modality)
         )
-        if modality is Modality.IMAGE:
-            from batchproj.image_encoder import ImageEncoder
+        if modality is Modality.TEXT:
+            tokenizer = load_tokenizer(model.path, _max_tokens(model.path), lowercase=_lowercases(model.path))
+            return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")
+        from batchproj.image_encoder import ImageEncoder
 
-            prefix = _CLASS_TOKENS[family]
-            return ImageEncoder(
-                lambda pixels: getattr(tower(pixel_values=pixels), output),
-                lambda pixels: tower(pixel_values=pixels).last_hidden_state[:, prefix:],
-                image_input(model.path),
-                tower.dtype,
-            )
-        tokenizer = load_tokenizer(model.path, _max_tokens(model.path), lowercase=_lowercases(model.path))
-        return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")
+        prefix = _CLASS_TOKENS[family]
+        images = ImageEncoder(
+            lambda pixels: getattr(tower(pixel_values=pixels), output),
+            lambda pixels: tower(pixel_values=pixels).last_hidden_state[:, prefix:],
+            image_input(model.path),
+            tower.dtype,
+        )
+        return FrameEncoder(images, unit=True) if modality is Modality.VIDEO else images
 
 
 class ClipTextEncoder:
@@ -142,6 +152,10 @@ class ClipTextEncoder:
             return to_numpy(getattr(self._tower(input_ids=torch.from_numpy(ids_BL).to(device())), output))
 
 
+def _tower_of(modality: Modality) -> Modality:
+    return Modality.IMAGE if modality is Modality.VIDEO else modality
+
+
 def _family(folder: Path) -> str:
     config = read_config(folder)
     name = str(config.get("model_type"))
@@ -165,7 +179,7 @@ def _lowercases(folder: Path) -> bool:
 def _tower_config(folder: Path, modality: Modality) -> Any:
     """The tower's part of the config; CLIP keeps the true width of the projection above both towers."""
     whole = complete_config(folder)
-    tower = whole.vision_config if modality is Modality.IMAGE else whole.text_config
+    tower = whole.text_config if modality is Modality.TEXT else whole.vision_config
     if whole.model_type == "clip":
         tower.projection_dim = whole.projection_dim
     return tower

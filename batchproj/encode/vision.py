@@ -1,4 +1,4 @@
-"""Images -> one vector: ViT, DINOv2 and DINOv3 families of transformers, and any timm model.
+"""Images, or the frames of videos, -> one vector: ViT, DINOv2 and DINOv3 of transformers, and any timm model.
 
 Sources: Dosovitskiy et al. 2021 (ViT), arXiv:2010.11929; Oquab et al. 2023 (DINOv2), arXiv:2304.07193;
 Siméoni et al. 2025 (DINOv3), arXiv:2508.10104; Tan and Le 2019 (EfficientNet), arXiv:1905.11946;
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
-from batchproj.encode import Description, EncoderConfig
+from batchproj.encode import Description, Encoder, EncoderConfig
 from batchproj.errors import SpaceError
+from batchproj.frame_encoder import FrameEncoder
 from batchproj.media import ImageSpec
 from batchproj.model_folder import ImageInput, complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
@@ -52,9 +54,12 @@ class Config(EncoderConfig):
 
     Convolution networks of timm give their pooled features; `pooling` is for transformers models,
     None means: the family's own. `mean` is over the patches alone, registers left out.
+
+    A video's feature is the mean of its frames' features as they are, so that it lies where those of images do and
+    an image projector can serve it; its tokens are the frames' features.
     """
 
-    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.IMAGE})
+    modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.IMAGE, Modality.VIDEO})
 
     architecture: str | None = None
     pooling: Pooling | None = None
@@ -63,6 +68,8 @@ class Config(EncoderConfig):
         """D and all that decides a feature; for timm models it imports timm (seconds, once)."""
         self.require(modality)
         decides: dict[str, Any] = {"kind": self.kind, "weights": model.digest, "dtype": self.dtype}
+        if modality is Modality.VIDEO:
+            decides["frames"] = "mean"
         if name := self._timm_name(model.path):
             skeleton = _timm_network(name, model.path, device="meta")
             decides |= {"architecture": name, "pooling": "global", "preprocess": _timm_input(skeleton).decides()}
@@ -71,8 +78,13 @@ class Config(EncoderConfig):
         return Description(_hidden_size(model.path), decides)
 
     def describe_tokens(self, model: LocalModel, modality: Modality) -> Description:
-        """Of the patches, or of the places of a convolution network's last map; registers are left out."""
+        """Of the patches, or of the places of a convolution network's last map; registers are left out.
+
+        Of a video: of its frames' features.
+        """
         self.require(modality)
+        if modality is Modality.VIDEO:
+            return replace(self.describe(model, modality), mean_pooled=True)
         decides: dict[str, Any] = {"kind": self.kind, "weights": model.digest, "dtype": self.dtype}
         if name := self._timm_name(model.path):
             skeleton = _timm_network(name, model.path, device="meta")
@@ -81,22 +93,25 @@ class Config(EncoderConfig):
         self._pooling(model.path)
         return Description(_hidden_size(model.path), {**decides, "preprocess": image_input(model.path).decides()})
 
-    def build(self, model: LocalModel, modality: Modality, threads: int) -> ImageEncoder:
+    def build(self, model: LocalModel, modality: Modality, threads: int) -> Encoder:
         """Load the weights, convolutions in the memory order they are fastest in (channels last)."""
-        from batchproj import torch_runtime
+        from batchproj.torch_runtime import use_threads
 
         self.require(modality)
-        torch_runtime.use_threads(threads)
-        if name := self._timm_name(model.path):
-            return self._build_timm(name, model.path)
+        use_threads(threads)
+        name = self._timm_name(model.path)
+        images = self._build_timm(name, model.path) if name else self._build_transformers(model.path)
+        return FrameEncoder(images, unit=False) if modality is Modality.VIDEO else images
+
+    def _build_transformers(self, folder: Path) -> ImageEncoder:
         from transformers import AutoModel
 
-        pooling = self._pooling(model.path)
-        unused = () if pooling == "pooler" else ("pooler.",)
-        network = torch_runtime.load_pretrained(AutoModel, model.path, self.dtype, unused)
         from batchproj.image_encoder import ImageEncoder
+        from batchproj.torch_runtime import load_pretrained
 
-        return ImageEncoder(_pooled(network, pooling), _patches(network), image_input(model.path), network.dtype)
+        pooling = self._pooling(folder)
+        network = load_pretrained(AutoModel, folder, self.dtype, () if pooling == "pooler" else ("pooler.",))
+        return ImageEncoder(_pooled(network, pooling), _patches(network), image_input(folder), network.dtype)
 
     def _build_timm(self, name: str, folder: Path) -> ImageEncoder:
         import torch
