@@ -5,7 +5,8 @@
     │   ├── SourceError                the source cannot be listed
     │   ├── SpaceError                 a space, recipe or projector does not fit
     │   ├── WeightsError               a model cannot be found, or is not the pinned one
-    │   └── CollectionError            the collection is missing, or of another fingerprint
+    │   ├── CollectionError            the collection is missing, or of another fingerprint
+    │   └── TooFewPairs                too few to train a projector of a modality on
     ├── TryLater              exit 75  locked, or storage is away: the same command may work later
     └── ItemFault             (none)   one item cannot be embedded: a quarantine row, never a stop
 
@@ -43,6 +44,10 @@ class WeightsError(UsageError):
 
 class CollectionError(UsageError):
     """The collection is missing, or was made with other models than the ones at hand."""
+
+
+class TooFewPairs(UsageError):
+    """A modality has too few pairs to train a projector on."""
 
 
 class TryLater(BatchprojError):

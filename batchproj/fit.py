@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from batchproj import losses
-from batchproj.errors import UsageError
+from batchproj.errors import TooFewPairs, UsageError
 from batchproj.linking import linked
 from batchproj.objective import adamw, dropped_vectors, no_denormals, schedule
 from batchproj.project import parse_config
@@ -375,7 +375,7 @@ def _validation_slice(samples: TrainingSamples, config: Config) -> Mask:
     components = np.array(samples.linked)
     different = np.unique(components)
     if len(different) < _FEWEST_GROUPS:
-        raise UsageError(
+        raise TooFewPairs(
             f"{len(different)} pairs to train on, beside those held out, that share no text or content: expected at "
             f"least {_FEWEST_GROUPS}; add pairs with texts of their own"
         )

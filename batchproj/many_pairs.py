@@ -17,7 +17,7 @@ from batchproj import ray_training, training_set
 from batchproj.card import SCRATCH
 from batchproj.collection import layout, manifest
 from batchproj.collection.unit import read_rows
-from batchproj.errors import SpaceError, UsageError
+from batchproj.errors import SpaceError, TooFewPairs, UsageError
 from batchproj.fit import (
     Config,
     Fit,
@@ -136,7 +136,7 @@ def _captions(collection: Collection) -> Iterator[pa.RecordBatch]:
 def _judged(pairs: TrainingSet, config: Config) -> TrainingSamples:
     validation = pairs.validation
     if len(set(validation.groups)) < 2 or pairs.pairs_train < FEWEST_PAIRS:
-        raise UsageError(
+        raise TooFewPairs(
             f"{pairs.pairs_train} pairs to train on are too few to divide: expected at least {FEWEST_PAIRS} that are "
             "not linked; add pairs with texts of their own"
         )

@@ -22,7 +22,7 @@ def promote(uri: str, space: str, watch: Watch, verbose: bool = False) -> Report
     if "adapts" in card:
         raise UsageError(f"{space} is a bridge of train --adapter, for queries; no space to bring a collection to")
     found = [
-        f"{modality} is {said}" for modality, trained in card["modality"].items() for said in trained["shortcomings"]
+        f"{modality}: {said}" for modality, trained in card["modality"].items() for said in trained["shortcomings"]
     ]
     live = Collection(uri).snapshot
     if found:

@@ -15,7 +15,7 @@ from batchproj import project
 from batchproj.card import writable_space, write_card, write_reverse, write_space
 from batchproj.collection import layout
 from batchproj.comparison import Answers, HeldOut
-from batchproj.errors import UsageError
+from batchproj.errors import TooFewPairs, UsageError
 from batchproj.many_pairs import Fitted, count_rows, fit_many
 from batchproj.pairs import held_out_pairs, paired_rows, paired_samples
 from batchproj.projector import Projector
@@ -51,7 +51,7 @@ class TrainOptions:
 
 
 def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> dict[str, Any]:
-    """Train a projector into the text vectors for each modality; the contract's document.
+    """Train a projector into the text vectors for each modality that has pairs enough; the contract's document.
 
     `watch(name, done, total, note)` counts steps, `say` is told what is made ready. Raises UsageError where there are
     no pairs to train on, SpaceError for an unknown kind of projector. Nothing is written before all are trained, but
@@ -72,9 +72,17 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
         fit_one = _in_memory(collection, options.split, options.reverse)
     projectors: dict[Modality, Projector] = {}
     results: dict[str, Any] = {}
+    too_few: list[str] = []
     for modality in modalities:
         started = time.monotonic()
-        fitted = fit_one(modality, config, noted(watch, f"{modality} steps"))
+        try:
+            fitted = fit_one(modality, config, noted(watch, f"{modality} steps"))
+        except TooFewPairs as error:
+            if len(modalities) == 1:
+                raise UsageError(f"{modality}: {error}") from error
+            too_few.append(f"{modality}: {error}")
+            say(f"left out is {too_few[-1]}")
+            continue
         if fitted is None:
             continue
         projectors[modality] = fitted.fit.projector
@@ -84,6 +92,8 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
             "history": [asdict(check) for check in fitted.fit.history],
             "seconds": round(time.monotonic() - started, 2),
         }
+    if too_few and not projectors:
+        raise UsageError("; ".join(too_few))
     if not projectors:
         raise UsageError(
             f"no pairs of {' or '.join(modalities)} and text: files of one pair share their path up to the first "

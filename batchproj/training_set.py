@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 
 from batchproj.collection.plan import raise_if_full
-from batchproj.errors import UsageError
+from batchproj.errors import TooFewPairs, UsageError
 from batchproj.features import Features, from_column
 from batchproj.linking import hash_share
 from batchproj.objectstore import Folder
@@ -348,7 +348,7 @@ class _Writer:
                 "give each item a text of its own"
             )
         if self._moments is None:
-            raise UsageError(f"no pair of {self._modality} is left to train on beside those that are held out")
+            raise TooFewPairs("no pair is left to train on beside those held out; add pairs with texts of their own")
         is_tokens = isinstance(self._like, TokenFeatures)
         return TrainingSet(
             shards=self._shards,

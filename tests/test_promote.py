@@ -151,8 +151,11 @@ def test_the_learning_curve_is_a_picture_that_the_card_shows(collection: Path, t
 
 def test_a_head_that_is_worth_nothing_is_called_so_and_not_promoted(collection: Path, tmp_path: Path) -> None:
     before = files(collection)
-    done = batchproj("train", collection, "--out", tmp_path / "space", "--test-fraction", 0.5, "--promote")
-    refused(done, "not promoted: image is not better than chance, mean recall 0.", str(tmp_path / "space"))
+    done = batchproj("train", collection, "--out", tmp_path / "space", "--test-fraction", 0.5, "--promote", "--json")
+    made = json.loads(done.stdout)  # the training itself is done
+    assert (set(made), made["promoted"]) == ({"space", "modality", "promoted"}, None)
+    done.stdout = ""
+    refused(done, "not promoted: image: not better than chance, mean recall 0.", str(tmp_path / "space"))
     assert files(collection) == before
     card = read_card(str(tmp_path / "space"))["modality"]["image"]
     assert any("not told apart from chance" in said or "worse than chance" in said for said in card["verdict"])

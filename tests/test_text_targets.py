@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,23 @@ def test_projectors_that_cannot_be_begun_with(tiny_clip: Path, tmp_path: Path) -
     misspelt = write_space(tmp_path / "b", 64, image={**encoder, "projector": {"kind": "linaer"}})
     with pytest.raises(SpaceError, match="b, image: no projector kind 'linaer': did you mean 'linear'"):
         resolve(open_space(str(misspelt)))
+
+
+def test_a_modality_with_too_few_pairs_is_left_out_and_named(pairs: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(pairs, corpus)
+    for number in range(3):
+        soundfile.write(corpus / f"{number}.wav", np.sin(np.arange(4_800) * (number + 1) / 20), 48_000)
+    tower = {"encoder": {"kind": "clip", "model": str(tiny_clip)}}
+    heard = {"encoder": {"kind": "clap", "model": str(save_clap(tmp_path / "clap"))}, "projector": {"kind": "linear"}}
+    space = write_space(tmp_path / "space", 24, text=tower, image=tower, audio=heard)
+    collection = tmp_path / "c"
+    assert run(corpus, collection, space, OPTIONS).embedded == 2 * PAIRS + 3
+    said: list[str] = []
+    made = train(str(collection), str(tmp_path / "trained"), TRAINING, lambda *_: None, said.append)
+    assert list(made["modality"]) == ["image"]
+    assert [line for line in said if line.startswith("left out is audio: ")]
+    alone = dataclasses.replace(TRAINING, modality=Modality.AUDIO)
+    with pytest.raises(UsageError, match=r"^audio: [0-3] pairs to train on"):
+        train(str(collection), str(tmp_path / "none"), alone, lambda *_: None, quiet)
+    assert not (tmp_path / "none").exists()

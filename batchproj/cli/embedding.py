@@ -216,11 +216,19 @@ def train(
     with console(verbose) as stream, RunProgress(stream) as progress:
         result = run_train(collection, out, options, progress.counted, progress.step)
         watch = Watch(progress.step, progress.totals, progress.progress)
-        report = run_promote(collection, out, watch, verbose) if promote else None
+        report, refusal = None, None
+        try:
+            report = run_promote(collection, out, watch, verbose) if promote else None
+        except UsageError as error:  # the training is done, and there is something to tell of it
+            refusal = error
     if as_json:
-        print_json(result if report is None else {**result, "promoted": report.model_dump()})
+        print_json({**result, "promoted": report and report.model_dump()} if promote else result)
+    else:
+        _print_training(result, read_card(out))
+    if refusal is not None:
+        raise refusal
+    if as_json:
         return
-    _print_training(result, read_card(out))
     if report is not None:
         _print_report(report, collection)
     elif reverse:
