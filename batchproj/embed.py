@@ -37,12 +37,12 @@ from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
+from batchproj.lance_store import lance_faults
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
-from batchproj.tags import lance_faults
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""

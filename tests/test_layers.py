@@ -17,7 +17,7 @@ LAYERS = [
     ["errors", "media", "learning_curve"],
     ["config", "retry", "recall", "linking", "losses"],
     ["objectstore", "comparison"],
-    ["weights", "agreement"],
+    ["weights", "agreement", "lance_store"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["clap_mel", "sentence_layout"],
     ["torch_runtime", "projector", "features"],
@@ -47,7 +47,7 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     "ray": {"pipeline", "ray_training"},
     "lancedb": {"index", "search"},
-    "lance": {"tags"},
+    "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},
 }
 
