@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import duckdb
@@ -15,7 +15,8 @@ from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
-from batchproj.source.objects import list_items
+from batchproj.source.listing import list_items
+from batchproj.source.place import row_address
 from batchproj.space import ResolvedSpace
 from batchproj.tags import Tags
 
@@ -45,19 +46,31 @@ def fingerprints_of(space: ResolvedSpace) -> dict[Modality, Fingerprints]:
     }
 
 
-def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say: Callable[[str], None]) -> Counts:
+def compare(
+    plan: Plan,
+    source: str,
+    folder: Folder,
+    live: Snapshot | None,
+    roots: Sequence[str],
+    say: Callable[[str], None],
+) -> Counts:
     """List the source and lay it against the live manifest; nothing is written.
 
-    Raises SourceError if the source cannot be listed, or is empty before the first run.
+    `roots` are the folders that tables may name objects in, beside their own. Raises SourceError if the
+    source cannot be listed, has two rows of one id, or is empty before the first run.
     """
     listed = 0
-    for page in list_items(source, exclude=seen_from(source, folder.uri)):
+    for page in list_items(source, seen_from(source, folder.uri), roots):
         retry.check_abandoned()
         plan.add_listing(page)
         listed += page.num_rows
-        say(f"listing {source}: {listed:,} objects")
+        say(f"listing {source}: {listed:,} items")
     if not listed and live is None:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
+    if (double := plan.double()) is not None:
+        uri, place, first, second = double
+        rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
+        raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
     if live is not None:
         _load_live(plan, folder, live)
         for run in Tags(folder).runs():

@@ -143,7 +143,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
         if live is not None and options.is_repair:
             counts = compare_with_itself(plan, folder, live)
         else:
-            counts = compare(plan, source, folder, live, watch.step)
+            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:

@@ -32,16 +32,16 @@ SHARD_ITEMS = 100_000
 """Items that are joined and sorted at once: DuckDB cannot spill everything it holds."""
 
 _DONE = """
-SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, f.status, f.reason, f.detail, f.stage,
-    f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
+    f.status, f.reason, f.detail, f.stage, f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
     CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
 FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE {in_shard}) f USING (item)
     LEFT JOIN space s ON s.modality = f.modality
 """
 
 _KEPT = """
-SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.status, m.reason, m.detail, m.stage,
-    m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
+SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place,
+    m.status, m.reason, m.detail, m.stage, m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
     coalesce(r.new, m.part) AS part, m.features
 FROM (SELECT * FROM manifest WHERE {in_shard}) m
     JOIN (SELECT item FROM plan WHERE action IN ('unchanged', 'quarantined') AND {in_shard}) p USING (item)
@@ -111,7 +111,7 @@ def rows(files: list[Path]) -> str:
     whole, *changes = files
     if not changes:
         return f"SELECT * FROM read_parquet('{whole}')"
-    numbered = " UNION ALL ".join(
+    numbered = " UNION ALL BY NAME ".join(  # files of earlier versions have fewer columns
         f"SELECT *, {number} AS number FROM read_parquet('{file}')" for number, file in enumerate(changes)
     )
     return (

@@ -23,17 +23,18 @@ from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
+from batchproj.source.place import promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
 
 _TABLES = """
 CREATE TABLE listing (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
-    source_version VARCHAR, hint VARCHAR);
+    source_version VARCHAR, metadata VARCHAR, place VARCHAR, hint VARCHAR);
 CREATE TABLE manifest (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
-    source_version VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
-    modality VARCHAR, content_id VARCHAR, segments INTEGER, feature_fp VARCHAR, vector_fp VARCHAR,
-    part VARCHAR, features VARCHAR);
+    source_version VARCHAR, metadata VARCHAR, place VARCHAR, status VARCHAR, reason VARCHAR,
+    detail VARCHAR, stage VARCHAR, modality VARCHAR, content_id VARCHAR, segments INTEGER,
+    feature_fp VARCHAR, vector_fp VARCHAR, part VARCHAR, features VARCHAR);
 CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VARCHAR, modality VARCHAR,
     content_id VARCHAR, feature_fp VARCHAR, features VARCHAR);
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
@@ -46,15 +47,16 @@ CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 _DECIDE = """
 DELETE FROM listing WHERE item IN (SELECT item FROM forgotten);
 CREATE TABLE plan AS
-SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
     CASE WHEN m.item IS NULL THEN 'new'
-         WHEN m.source_version <> l.source_version THEN 'changed'
+         WHEN m.source_version <> l.source_version OR m.uri <> l.uri THEN 'changed'
          WHEN m.reason IN ({transient}) THEN 'retry'
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.features IN (SELECT file FROM damaged WHERE kind = 'features') THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
-         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair THEN 'project'
+         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair
+             OR m.metadata IS DISTINCT FROM l.metadata THEN 'project'
          WHEN m.part IN (SELECT file FROM damaged WHERE kind = 'parquet') THEN 'project'
          ELSE 'unchanged' END AS action
 FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
@@ -180,7 +182,9 @@ class Plan:
         return Path(self._folder.name)
 
     def add_listing(self, page: pa.RecordBatch) -> None:
-        hints = pa.array([hint(key) for key in page["key"].to_pylist()], pa.string())
+        columns = (page[name].to_pylist() for name in ("key", "uri", "place"))
+        names = [key if place is None else promised_name(uri, place) for key, uri, place in zip(*columns, strict=True)]
+        hints = pa.array([hint(name) for name in names], pa.string())
         self.insert("listing", pa.Table.from_batches([page]).append_column("hint", hints))
 
     def insert(self, table: str, rows: pa.Table) -> None:
@@ -203,11 +207,20 @@ class Plan:
         """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
         self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM ({rows})")
 
+    def double(self) -> tuple[str, str, str, str] | None:
+        """URI, place and two keys of a row that is listed twice; objects never are."""
+        found = self.rows(
+            "SELECT min(uri), min(place), min(key), max(key) FROM listing WHERE place IS NOT NULL "
+            "GROUP BY item HAVING count(*) > 1 ORDER BY min(key) LIMIT 1"
+        )
+        return found[0] if found else None
+
     def list_manifest(self, without: str | None = None) -> None:
         """Take the loaded manifest, all of it or without one item, for the listing."""
         self.db.execute(
             "INSERT INTO listing BY NAME "
-            "SELECT item, uri, key, pair, size, source_version FROM manifest WHERE item IS DISTINCT FROM ?",
+            "SELECT item, uri, key, pair, size, source_version, metadata, place FROM manifest "
+            "WHERE item IS DISTINCT FROM ?",
             [without],
         )
 
@@ -273,7 +286,7 @@ class Plan:
 
     def _inputs(self, items: str) -> Iterator[pa.RecordBatch]:
         return self.batches(
-            "SELECT item, uri, key, pair, size, source_version, modality, "
+            "SELECT item, uri, key, pair, size, source_version, metadata, place, modality, "
             f"CASE WHEN action = 'project' THEN cached END AS cached, known "
             f"FROM ({items}) LEFT JOIN known USING (item) "
             "ORDER BY modality NULLS LAST, cached, key"
@@ -322,6 +335,8 @@ _INPUT_SCHEMA = pa.schema(
         pa.field("pair", pa.string()),
         pa.field("size", pa.int64()),
         pa.field("source_version", pa.string()),
+        pa.field("metadata", pa.string()),
+        pa.field("place", pa.string()),
         pa.field("known", pa.list_(_CONTENT)),
     ]
 )
