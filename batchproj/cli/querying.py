@@ -17,7 +17,7 @@ def search(
     audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
     modality: Annotated[str | None, typer.Option(help="Only text, image or audio.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE, or FIELD=VALUE of the metadata.")] = None,
     space: Annotated[
         str | None,
         typer.Option(help="A bridge of train --adapter: its text encoder asks.", show_default="the collection's own"),
