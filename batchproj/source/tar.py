@@ -144,8 +144,8 @@ def _rows(shard: Listed, found: _Shard) -> Iterator[dict[str, object]]:
             "metadata": metadata.get(pair) if name not in found.documents else None,
         }
     for name, fault in sorted(found.faults.items()):
-        version = hashlib.sha256(str(fault).encode()).hexdigest()[:32]
-        yield _row(shard, name, f"~{name}", 0, version, fault_place(fault))
+        version = hashlib.sha256(f"{name} {fault}".encode()).hexdigest()[:32]
+        yield _row(shard, name, f"~{version}", 0, version, fault_place(fault))
 
 
 def _row(shard: Listed, name: str, order: str, size: int, version: str, place: Place) -> dict[str, object]:
