@@ -15,7 +15,7 @@ from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
-from batchproj.source.listing import list_items
+from batchproj.source.listing import Seal, list_items
 from batchproj.source.place import row_address
 from batchproj.space import ResolvedSpace
 from batchproj.tags import Tags
@@ -60,32 +60,48 @@ def compare(
     source cannot be listed, has two rows of one id, or is empty before the first run.
     """
     listed = 0
-    for page in list_items(source, seen_from(source, folder.uri), roots):
+    unread = []
+    for page in list_items(source, seen_from(source, folder.uri), roots, live.sealed if live else {}):
         retry.check_abandoned()
+        if isinstance(page, Seal):
+            plan.sealed[page.key] = page.digest
+            unread += [page.key] if page.unread else []
+            continue
         plan.add_listing(page)
         listed += page.num_rows
         say(f"listing {source}: {listed:,} items")
     if not listed and live is None:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
-    if (double := plan.double()) is not None:
-        uri, place, first, second = double
-        rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
-        raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
     if live is not None:
         _load_live(plan, folder, live)
+        plan.list_again(unread)
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
                 with suppress(FileNotFoundError, CollectionError, ValidationError, duckdb.Error):
                     plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
+    if (double := plan.double()) is not None:
+        uri, place, first, second = double
+        rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
+        raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
     return plan.decide(live.limits if live else None)
 
 
-def compare_with_itself(plan: Plan, folder: Folder, live: Snapshot, without: str | None = None) -> Counts:
-    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done."""
+def compare_with_itself(
+    plan: Plan, folder: Folder, live: Snapshot, without: str | None = None, roots: Sequence[str] | None = None
+) -> Counts:
+    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done.
+
+    With `roots` the source is listed all the same, to see where in its tables the rows are by now.
+    """
     _load_live(plan, folder, live)
     plan.list_manifest(without)
+    plan.sealed = dict(live.sealed)
+    if roots is not None and plan.has_places():
+        for page in list_items(live.source, seen_from(live.source, folder.uri), roots):
+            if not isinstance(page, Seal):
+                plan.place_anew(page)
     return plan.decide(live.limits, retry=False)
 
 

@@ -141,7 +141,8 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     with Plan(fingerprints, options.recipe.limits) as plan:
         plan.redo(list(options.redo))
         if live is not None and options.is_repair:
-            counts = compare_with_itself(plan, folder, live)
+            reads = any(name.startswith("features/") for name in options.redo)
+            counts = compare_with_itself(plan, folder, live, roots=options.recipe.roots if reads else None)
         else:
             counts = compare(plan, source, folder, live, options.recipe.roots, watch.step)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
@@ -160,6 +161,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 fingerprints=fingerprints,
                 listed=counts.listed,
                 limits=options.recipe.limits,
+                sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
             job = Job(folder, space.dim, space.members, options.recipe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import io
 import json
 import re
@@ -13,16 +14,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture
-from in_process import command, quiet, run, without_ray
+from in_process import OPTIONS, command, quiet, run, stopped_when_its_units_are_done, without_ray
 from runs import live_rows
 
+import batchproj
 from batchproj.collection import layout
+from batchproj.collection.cache import live_features
+from batchproj.embed import Options, Watch
+from batchproj.errors import UsageError
+from batchproj.explain import explain
+from batchproj.forget import forget
 from batchproj.objectstore import Folder
-from batchproj.source import reading
+from batchproj.repair import repair
+from batchproj.schema import Modality
+from batchproj.source import listing, pinned, reading
+from batchproj.source.listing import Seal, list_items
 from batchproj.verify import verify
 
 Row = dict[str, Any]
@@ -68,6 +79,11 @@ def write(path: Path, table: list[Row]) -> Path:
 def live(collection: object) -> dict[str, Row]:
     """Rows that readers see, by what stands behind the `#` of their URI, or by the URI."""
     return {row["uri"].rpartition("#")[2]: row for row in live_rows(collection).to_pylist()}
+
+
+def listed(source: Path) -> list[Row]:
+    pages = list_items(str(source), "file:///c")
+    return [row for page in pages if not isinstance(page, Seal) for row in page.to_pylist()]
 
 
 def quarantined(collection: object, report: Any) -> dict[str, str]:
@@ -301,3 +317,236 @@ def test_a_table_that_cannot_be_meant_is_one_line(name: str, data: bytes, messag
     assert re.search(message, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "c").exists()
+
+
+def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:
+    table: list[Row] = [
+        {"text": words(0), "colour": "red", "n": 3, "ok": True},
+        {"text": words(1), "colour": "red herring", "n": 30},
+        {"text": words(2), "inside": {"colour": "red", "n": 3, "list": [{"colour": "red"}]}},
+        {"text": words(3), "colour": 'x","colour":"red', "n": 3.0, "ok": False},
+        {"text": words(4), 'my","colour': "red", "colour'": "red", "n": "3"},
+        {"text": words(5), "colour": "it's; DROP TABLE", "ö%_": "ä"},
+        {"text": words(6), "colour": None, "modality": "fruit"},
+    ]
+    run(write(tmp_path / "t.jsonl", table), tmp_path / "c", tiny_space)
+    collection = batchproj.open(str(tmp_path / "c"))
+
+    def found(*where: str) -> set[int]:
+        hits = collection.search("w1", where=where, k=100)
+        return {int(hit.uri.rpartition("=")[2]) for hit in hits}
+
+    assert found("colour=red") == {1}
+    assert found("metadata.colour=red") == {1}
+    assert found("n=3") == {1, 4, 5}
+    assert found("n=3.0") == {1, 4}
+    assert found("n=30") == {2}
+    assert found("ok=true") == {1}
+    assert found("ok=false") == {4}
+    assert found("colour=it's; DROP TABLE") == {6}
+    assert found("ö%_=ä") == {6}
+    assert found("colour'=red") == {5}
+    assert found("colour=red' OR 1=1") == set()
+    assert found("metadata.modality=fruit") == {7}
+    assert found("modality=text", "colour=red") == {1}
+    with pytest.raises(UsageError, match="there is no column 'color', and no row has it in its metadata"):
+        found("color=red")
+    with pytest.raises(UsageError, match="there is no column 'list'"):
+        found("list=red")
+    with pytest.raises(UsageError, match="COLUMN=VALUE"):
+        found("colour")
+
+
+def test_a_stopped_run_over_a_table_is_resumed(tmp_path: Path, tiny_space: Path, reads: Counter[str]) -> None:
+    source = write(tmp_path / "t.parquet", rows(20))
+    with stopped_when_its_units_are_done():
+        run(source, tmp_path / "c", tiny_space)
+    assert sum(reads.values()) == 20
+    report = run(source, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.run, sum(reads.values())) == (20, "000001", 20)
+    assert live(tmp_path / "c").keys() == {f"id=r{n}" for n in range(20)}
+
+
+def test_a_table_that_is_the_same_is_not_even_listed(
+    tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["a.parquet", "b.parquet", "c.parquet"]
+    for number, name in enumerate(names):
+        write(tmp_path / "s" / name, [{"text": words(10 * number + n), "n": n} for n in range(5)])
+    run(tmp_path / "s", tmp_path / "c", tiny_space)
+    opened: list[str] = []
+    records = listing._RECORDS["parquet"]
+    noting = lambda table: opened.append(table.key) or records(table)  # noqa: E731
+    monkeypatch.setitem(listing._RECORDS, "parquet", noting)
+    assert run(tmp_path / "s", tmp_path / "c", tiny_space).commit is None
+    assert opened == []
+    write(tmp_path / "s/b.parquet", [{"text": words(99), "n": 1}, *({"text": words(10 + n), "n": n} for n in range(5))])
+    report = run(tmp_path / "s", tmp_path / "c", tiny_space)
+    assert (report.embedded + report.copied, report.unchanged, opened) == (6, 10, ["b.parquet"])
+    (tmp_path / "s/a.parquet").unlink()
+    report = run(tmp_path / "s", tmp_path / "c", tiny_space, Options(OPTIONS.recipe, allow_mass_delete=True))
+    assert (report.deleted, report.unchanged, opened) == (5, 11, ["b.parquet"])
+    assert run(tmp_path / "s/*.parquet", tmp_path / "c", tiny_space).commit is None
+    assert live_rows(tmp_path / "c").num_rows == 11
+
+
+def test_rows_that_moved_are_found_where_they_are_by_now(tmp_path: Path, tiny_space: Path) -> None:
+    table = rows(12)
+    source = write(tmp_path / "t.jsonl", table)
+    run(source, tmp_path / "c", tiny_space)
+    before = {key: row["vector"] for key, row in live(tmp_path / "c").items()}
+    write(source, list(reversed(table)))
+    assert run(source, tmp_path / "c", tiny_space).commit is None
+    for file in (tmp_path / "c/features").rglob("*.parquet"):
+        file.write_bytes(b"damaged")
+    now = repair(str(tmp_path / "c"), OPTIONS, Watch()).now
+    assert now.of(now.live) == []
+    assert {key: row["vector"] for key, row in live(tmp_path / "c").items()} == before
+    write(source, [{"id": "new", "text": "w9 w9"}, *table])
+    assert run(source, tmp_path / "c", tiny_space).embedded == 1
+    space = tmp_path / "fp32.yaml"
+    space.write_text(tiny_space.read_text().replace("kind: clip,", "kind: clip, dtype: fp32,"))
+    report = run(source, tmp_path / "c", space)  # every row is read again, listed or not
+    assert (report.embedded, report.quarantined) == (13, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_is_written_while_it_is_read_gives_no_wrong_rows(kind: str, tmp_path: Path) -> None:
+    source = write(tmp_path / f"t.{kind}", rows(12))
+    found = listed(source)
+    assert [data.decode() for data in reading.read_items(found, 1000, 2)] == [words(n) for n in range(12)]
+    write(source, [{"id": f"r{n}", "text": words(n + 1), "colour": "red"} for n in range(9)])
+    faults = reading.read_items(found, 1000, 2)
+    assert {str(getattr(fault, "reason", None)) for fault in faults} == {"changed"}
+    source.unlink()
+    assert {str(fault.reason) for fault in reading.read_items(found, 1000, 2)} == {"changed"}
+
+
+def test_only_the_row_groups_that_are_needed_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    payloads = [np.random.default_rng(n).bytes(100_000) for n in range(12)]
+    write(tmp_path / "t.parquet", [{"bytes": data, "other": data} for data in payloads])  # 4 rows a group
+    found = listed(tmp_path / "t.parquet")
+    amount = 0
+    read_range = pinned.read_range
+
+    def counting(uri: str, start: int, length: int, *version: str) -> bytes:
+        nonlocal amount
+        amount += length
+        return read_range(uri, start, length, *version)
+
+    monkeypatch.setattr(pinned, "read_range", counting)
+    assert reading.read_items([found[5], found[6]], 1_000_000, 2) == [payloads[5], payloads[6]]
+    assert amount < 600_000  # a group's column has 400 kB, the file 2.4 MB
+
+
+def test_lines_close_to_each_other_are_read_by_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "t.jsonl", rows(100))
+    found = listed(source)
+    asked: list[int] = []
+    read_range = reading.read_range
+    monkeypatch.setattr(reading, "read_range", lambda *a: asked.append(a[2]) or read_range(*a))
+    assert len(reading.read_items(found, 1000, 2)) == 100
+    assert len(asked) == 1
+
+
+def test_explain_and_forget_know_rows_by_their_address_and_by_the_object_they_name(
+    tmp_path: Path, tiny_space: Path
+) -> None:
+    write_picture(tmp_path / "s/0.png", 0)
+    write_picture(tmp_path / "s/1.png", 1)
+    table: list[Row] = [
+        {"id": "zero", "uri": "0.png", "text": None, "note": "first"},
+        {"id": "one", "uri": "1.png", "text": None},
+        {"id": "again", "uri": "1.png", "text": None},
+        {"id": "a/b c#d", "uri": None, "text": "w1 w2"},
+        {"id": "moved", "uri": None, "text": "w3 w4"},
+        {"id": "bad", "uri": None, "text": None},
+    ]
+    source = write(tmp_path / "s/t.jsonl", table)
+    run(source, tmp_path / "c", tiny_space)
+    collection = str(tmp_path / "c")
+    shown = explain(collection, str(tmp_path / "s/0.png"))
+    assert (shown.row, shown.now) == (f"file://{source}#id=zero", "unchanged")
+    assert json.loads(shown.metadata or "") == {"note": "first"}
+    assert explain(collection, f"{source}#id=zero").item == shown.item
+    with pytest.raises(UsageError, match=r"several rows name .*t.jsonl#id=one, .*t.jsonl#id=again"):
+        explain(collection, str(tmp_path / "s/1.png"))
+    assert explain(collection, f"{source}#id=a%2Fb%20c%23d").now == "unchanged"
+    assert explain(collection, f"{source}#id=bad").status == "quarantined"
+    write(source, [table[4], {**table[3], "text": "w5"}, *table[:3]])
+    assert explain(collection, f"{source}#id=moved").now == "unchanged"
+    assert explain(collection, f"{source}#id=a%2Fb%20c%23d").now == "changed since"
+    write(source, table[:4])
+    assert explain(collection, f"{source}#id=moved").now == "gone"
+    source.unlink()
+    assert explain(collection, f"{source}#id=moved").now == "gone"
+    write(source, table)
+    for uri, left in ((tmp_path / "s/0.png", 4), (f"{source}#id=one", 3), (f"{source}#id=moved", 2)):
+        forget(collection, str(uri), quiet)
+        assert live_rows(collection).num_rows == left
+    report = run(source, collection, tiny_space)
+    assert (report.embedded, report.items) == (0, 3)
+    assert {row["uri"] for row in live_rows(collection).to_pylist()} == {
+        f"file://{tmp_path}/s/1.png",
+        f"file://{source}#id=a%2Fb%20c%23d",
+    }
+
+
+def test_a_forgotten_row_without_an_id_does_not_come_back_under_another_number(
+    tmp_path: Path, tiny_space: Path
+) -> None:
+    table = [{"text": words(n)} for n in range(6)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+    forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    write(source, [{"text": "w9"}, *table])
+    run(source, tmp_path / "c", tiny_space)
+    assert {row["text"] for row in live(tmp_path / "c").values()} == {"w9", *(words(n) for n in (0, 2, 3, 4, 5))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_in_a_bucket_is_as_one_in_a_folder(kind: str, s3_bucket: str, tmp_path: Path, tiny_space: Path) -> None:
+    folder = Folder(f"{s3_bucket}/s")
+    write_picture(tmp_path / "0.png", 0)
+    folder.write("pictures/0.png", (tmp_path / "0.png").read_bytes())
+    table: list[Row] = [
+        {"id": "a", "uri": "pictures/0.png", "text": None},
+        {"id": "b", "uri": f"{s3_bucket}/s/pictures/none.png", "text": None},
+        {"id": "c", "uri": "s3://elsewhere/key", "text": None},
+        *({"id": f"t{n}", "uri": None, "text": words(n)} for n in range(5)),
+    ]
+    folder.write(f"t.{kind}", encoded(kind, table))
+    folder.write(f"t.{kind}.bak", b"a name that begins like it")
+    source, collection = f"{folder.uri}/t.{kind}", f"{s3_bucket}/c"
+    report = run(source, collection, tiny_space)
+    assert (report.embedded, report.quarantined) == (6, 2)
+    reasons = {key: text.partition(":")[0] for key, text in quarantined(collection, report).items()}
+    assert reasons == {"id=b": "missing", "id=c": "outside_roots"}
+    assert run(source, collection, tiny_space).commit is None
+    table[4]["text"] = "w9 w9"
+    folder.write(f"t.{kind}", encoded(kind, table))
+    report = run(source, collection, tiny_space)
+    assert (report.embedded, report.unchanged, report.encode_calls) == (1, 5, {"text": 1})
+    assert explain(collection, f"{source}#id=t1").now == "unchanged"
+
+
+def test_a_collection_made_before_metadata_were_kept_opens_and_goes_on(
+    corpus: Path, tmp_path: Path, tiny_space: Path
+) -> None:
+    run(corpus, tmp_path / "c", tiny_space)
+    snapshot = tmp_path / "c/snapshots/000001.json"
+    file = tmp_path / "c/snapshots/000001.manifest.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(["metadata", "place"]), file)
+    document = json.loads(snapshot.read_text())
+    del document["sealed"]
+    document["manifest"][0] |= {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    snapshot.write_text(json.dumps(document))
+    assert run(corpus, tmp_path / "c", tiny_space).commit is None
+    assert explain(str(tmp_path / "c"), str(corpus / "d0/item0.txt")).now == "unchanged"
+    assert live_features(Folder(str(tmp_path / "c")), batchproj.open(str(tmp_path / "c")).snapshot, Modality.TEXT)
+    (corpus / "d0/item0.txt").write_text("w9 w9")
+    assert run(corpus, tmp_path / "c", tiny_space).embedded == 1
+    assert run(corpus, tmp_path / "c", tiny_space).commit is None
+    forget(str(tmp_path / "c"), str(corpus / "d0/item3.txt"), quiet)
+    assert live_rows(tmp_path / "c").num_rows == 23
+    assert not verify(str(tmp_path / "c"), quiet).damaged

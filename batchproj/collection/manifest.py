@@ -1,9 +1,9 @@
 """What became of every listed item: one whole Parquet file, then a file of what each later run changed.
 
 The newest row of an item counts; one with the status `gone` says that the item left. So a commit
-writes a row for each item that its run changed, or whose part it wrote again under another name, and
-not for each that the collection holds. Once the changes add up to a tenth of the items, or to too
-many files, the next run writes a whole file again.
+writes a row for each item that its run changed, or whose part it wrote again under another name, or
+whose row in a table has moved, and not for each that the collection holds. Once the changes add up to
+a tenth of the items, or to too many files, the next run writes a whole file again.
 """
 
 from __future__ import annotations
@@ -39,26 +39,31 @@ FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE 
     LEFT JOIN space s ON s.modality = f.modality
 """
 
-_KEPT = """
-SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place,
+# of a row in a table; what objects are called below the source is not looked up in the manifest
+_MOVED = "p.place IS NOT NULL AND (m.place IS DISTINCT FROM p.place OR m.key IS DISTINCT FROM p.key)"
+_KEY = "CASE WHEN p.place IS NULL THEN m.key ELSE p.key END"
+
+_KEPT = f"""
+SELECT m.item, m.uri, {_KEY} AS key, m.pair, m.size, m.source_version, m.metadata, p.place,
     m.status, m.reason, m.detail, m.stage, m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
     coalesce(r.new, m.part) AS part, m.features
-FROM (SELECT * FROM manifest WHERE {in_shard}) m
-    JOIN (SELECT item FROM plan WHERE action IN ('unchanged', 'quarantined') AND {in_shard}) p USING (item)
-    LEFT JOIN renamed r ON r.old = m.part
+FROM (SELECT * FROM manifest WHERE {{in_shard}}) m
+    JOIN (SELECT item, key, place FROM plan WHERE action IN ('unchanged', 'quarantined') AND {{in_shard}}) p
+    USING (item) LEFT JOIN renamed r ON r.old = m.part
 """
 
 _WHOLE = f"{_DONE} UNION ALL {_KEPT} ORDER BY key"
 
 _CHANGES = f"""
-{_DONE} UNION ALL {_KEPT} WHERE r.new IS NOT NULL
+{_DONE} UNION ALL {_KEPT} WHERE r.new IS NOT NULL OR ({_MOVED})
 UNION ALL BY NAME SELECT item, 'gone' AS status FROM gone WHERE {{in_shard}}
 ORDER BY key, item
 """
 
-_HOW_MANY = """
+_HOW_MANY = f"""
 SELECT (SELECT count(*) FROM final) + (SELECT count(*) FROM gone)
-    + (SELECT count(*) FROM manifest m JOIN renamed r ON r.old = m.part ANTI JOIN removed ON removed.item = m.item)
+    + (SELECT count(*) FROM manifest m JOIN plan p USING (item) LEFT JOIN renamed r ON r.old = m.part
+        WHERE p.action IN ('unchanged', 'quarantined') AND (r.new IS NOT NULL OR ({_MOVED})))
 """
 
 _QUARANTINE = """

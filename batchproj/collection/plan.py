@@ -39,6 +39,7 @@ CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VA
     content_id VARCHAR, feature_fp VARCHAR, features VARCHAR);
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
     modality VARCHAR, content_id VARCHAR, segments INTEGER, unit VARCHAR, features VARCHAR);
+CREATE TABLE unread (key VARCHAR);
 CREATE TABLE space (modality VARCHAR, feature_fp VARCHAR, vector_fp VARCHAR);
 CREATE TABLE forgotten (item VARCHAR);
 CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
@@ -46,6 +47,8 @@ CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 
 _DECIDE = """
 DELETE FROM listing WHERE item IN (SELECT item FROM forgotten);
+DELETE FROM listing WHERE place IS NOT NULL AND EXISTS (FROM forgotten)
+    AND (source_version IN (SELECT item FROM forgotten) OR sha256(uri)[:32] IN (SELECT item FROM forgotten));
 CREATE TABLE plan AS
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
@@ -62,6 +65,8 @@ SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.pla
 FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
 CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANTI JOIN listing USING (item);
 """
+
+_LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
 
 _TRANSIENT = ("forbidden", "changed")
 """Reasons that may be gone by the next run, though the object is the same."""
@@ -153,7 +158,10 @@ class Difference:
 
 
 class Plan:
-    """The working tables of one run; use as a context manager, it keeps a file on disk."""
+    """The working tables of one run; use as a context manager, it keeps a file on disk.
+
+    `sealed` are digests of the tables and shards whose rows need not be listed again while these hold.
+    """
 
     def __init__(self, members: dict[Modality, Fingerprints], limits: Limits) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="batchproj-plan-")
@@ -164,6 +172,7 @@ class Plan:
         # what an outcome depends on beside the item: what is no picture may be another encoder's sound
         self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
         self._limits = limits
+        self.sealed: dict[str, str] = {}
         self._digests: dict[str, str] = {}
         for modality, member in members.items():
             self.db.execute("INSERT INTO space VALUES (?, ?, ?)", [modality, member.feature, member.vector])
@@ -215,17 +224,40 @@ class Plan:
         )
         return found[0] if found else None
 
+    def list_again(self, keys: list[str]) -> None:
+        """List the rows of these tables and shards as the loaded manifest has them: they are the same."""
+        self.insert("unread", pa.table({"key": pa.array(keys, pa.string())}))
+        self.db.execute(
+            f"INSERT INTO listing BY NAME SELECT {_LISTED} FROM manifest m "
+            "JOIN unread u ON u.key = left(m.key, length(m.key) - strpos(reverse(m.key), '#')) "
+            "WHERE m.place IS NOT NULL"
+        )
+
+    def has_places(self) -> bool:
+        """Whether items of the listing are rows of tables or members of shards."""
+        return bool(self.rows("SELECT 1 FROM listing WHERE place IS NOT NULL LIMIT 1"))
+
+    def place_anew(self, page: pa.RecordBatch) -> None:
+        """Take the places of a listing's items from another listing."""
+        self.db.register("incoming", page)
+        try:
+            self.db.execute(
+                "UPDATE listing SET place = i.place FROM incoming i "
+                "WHERE listing.item = i.item AND listing.source_version = i.source_version"
+            )
+        finally:
+            self.db.unregister("incoming")
+
     def list_manifest(self, without: str | None = None) -> None:
         """Take the loaded manifest, all of it or without one item, for the listing."""
         self.db.execute(
-            "INSERT INTO listing BY NAME "
-            "SELECT item, uri, key, pair, size, source_version, metadata, place FROM manifest "
-            "WHERE item IS DISTINCT FROM ?",
+            f"INSERT INTO listing BY NAME SELECT {_LISTED} FROM manifest m WHERE item IS DISTINCT FROM ?",
             [without],
         )
 
     def forget(self, items: list[str]) -> None:
-        """Leave these items out, whatever the listing says."""
+        """Leave these items out, whatever the listing says; of rows also those of that version, or that name
+        an object of that id: rows known by their number would come back under another."""
         self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
 
     def redo(self, files: list[str]) -> None:

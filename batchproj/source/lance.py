@@ -20,12 +20,13 @@ def listed(uri: str) -> Listed:
         dataset = _opened(uri, None)
     except UNREADABLE as error:
         raise SourceError(f"no Lance table at {uri}: {str(error)[:120]}") from error
-    return Listed(uri, uri.rpartition("/")[2], dataset.count_rows(), str(dataset.version))
+    made = dataset.versions()[-1]["timestamp"]  # a table that was made anew counts its versions from 1 again
+    return Listed(uri, uri.rpartition("/")[2], dataset.count_rows(), f"{dataset.version} of {made.isoformat()}")
 
 
 def records(table: Listed) -> Iterator[Record]:
     """Raises SourceError if it is damaged."""
-    version = int(table.version)
+    version = int(table.version.split()[0])
     number = 0
     try:
         with lance_faults(table.uri):

@@ -9,26 +9,35 @@ any other               a folder, prefix or glob of objects; of nothing but .par
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import PurePosixPath
+from types import MappingProxyType
+from typing import TypeAlias
 
 import pyarrow as pa
 
 from batchproj.errors import SourceError
-from batchproj.objectstore import Folder, Listed, canonical, list_objects
+from batchproj.objectstore import Folder, Listed, canonical, head, list_objects
 from batchproj.source import arrow, csv, jsonl, lance, objects, parquet
+from batchproj.source.place import Place, parse_place
 from batchproj.source.record import Record
 from batchproj.source.roots import Roots
-from batchproj.source.tables import Table, list_rows
+from batchproj.source.tables import Table, list_rows, version_of
 from batchproj.source.tar import list_members
 
-_TABLES: dict[str, tuple[str, Callable[[Listed], Iterator[Record]]]] = {
-    ".parquet": ("parquet", parquet.records),
-    ".jsonl": ("jsonl", jsonl.records),
-    ".csv": ("csv", csv.records),
+_RECORDS: dict[str, Callable[[Listed], Iterator[Record]]] = {
+    "parquet": parquet.records,
+    "jsonl": jsonl.records,
+    "csv": csv.records,
+    "arrow": arrow.records,
+    "lance": lance.records,
 }
+_TABLES = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 _TAR = ".tar"
 _NEVER_OBJECTS = (".parquet", _TAR)
 """Folders of these are tables and shards; lines of JSON and CSV may be texts to embed as they are."""
@@ -37,57 +46,124 @@ _AT_ONCE = 8
 """Shards whose headers are read at once."""
 
 
-def list_items(source: str, exclude: str, roots: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+_EPOCH = 1
+"""To be raised when the rows of a table or shard that is the same are listed otherwise."""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """After all rows of a table or shard, or instead of them if it is `unread`: they follow from its content alone.
+
+    `key` is what the keys of its rows have before the last `#`, `digest` tells one content from another.
+    """
+
+    key: str
+    digest: str
+    unread: bool = False
+
+
+Page: TypeAlias = "pa.RecordBatch | Seal"
+
+
+def list_items(
+    source: str, exclude: str, roots: Sequence[str] = (), sealed: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Page]:
     """Pages of rows (`schema.listing_schema`), without objects below the URI `exclude`.
 
-    `roots` are the folders that tables may name objects in, beside their own. Raises SourceError if
+    `roots` are the folders that tables may name objects in, beside their own. `sealed` are the digests
+    of seals by their keys: tables and shards that still have theirs are not read. Raises SourceError if
     the source is missing, forbidden or damaged, TryLater if it is overwritten meanwhile.
     """
+    where = _Where(exclude, tuple(roots), sealed)
     uri = canonical(source)
     suffix = PurePosixPath(uri).suffix
     if suffix == ".lance":
-        table = Table(lance.listed(uri), "lance", lance.records, Roots(_folder_of(uri), roots, exclude))
-        yield from list_rows(table)
+        yield from _of_table(lance.listed(uri), "lance", _folder_of(uri), where)
     elif suffix in (*_TABLES, _TAR):
-        yield from _of_files(_only(uri, list_objects(source)), roots, exclude)
+        yield from _of_files(_only(uri, list_objects(source)), where)
     elif not any(char in uri for char in "*?[") and arrow.is_dataset(folder := Folder(uri)):
         for listed in arrow.files(folder):
-            yield from list_rows(Table(listed, "arrow", arrow.records, Roots(folder.uri, roots, exclude)))
+            yield from _of_table(listed, "arrow", folder.uri, where)
     else:
-        yield from _of_objects(list_objects(source), roots, exclude)
+        yield from _of_objects(list_objects(source), where)
 
 
-def _of_objects(pages: Iterator[list[Listed]], roots: Sequence[str], exclude: str) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True)
+class _Where:
+    """What `list_items` was told, beside the source."""
+
+    exclude: str
+    roots: tuple[str, ...]
+    sealed: Mapping[str, str]
+
+    def seal(self, kind: str, listed: Listed) -> Seal:
+        digest = hashlib.sha256(json.dumps([_EPOCH, kind, listed.uri, listed.version]).encode()).hexdigest()[:32]
+        return Seal(listed.key, digest, unread=self.sealed.get(listed.key) == digest)
+
+
+def _of_objects(pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:
     """Objects as they are, unless the first page is nothing but tables or shards."""
     first = next(pages, [])
     suffixes = {PurePosixPath(listed.uri).suffix for listed in first if not _is_hidden(listed)}
     pages = chain([first], pages)
     if len(suffixes) == 1 and suffixes <= set(_NEVER_OBJECTS):
-        yield from _of_files(pages, roots, exclude)
+        yield from _of_files(pages, where)
     else:
-        yield from objects.list_items(pages, exclude)
+        yield from objects.list_items(pages, where.exclude)
 
 
-def _of_files(pages: Iterator[list[Listed]], roots: Sequence[str], exclude: str) -> Iterator[pa.RecordBatch]:
+def _of_files(pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:
     """Rows of tables and members of shards; files whose names begin with `_` or `.` are none, as in Spark's folders."""
     files = (listed for page in pages for listed in page if not _is_hidden(listed))
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         while some := list(islice(files, _AT_ONCE)):
             shards = [listed for listed in some if listed.uri.endswith(_TAR)]
-            for batches in pool.map(list_members, shards):
-                yield from batches
+            for of_shard in pool.map(lambda shard: _of_shard(shard, where), shards):
+                yield from of_shard
             for listed in some:
                 if not listed.uri.endswith(_TAR):
-                    yield from list_rows(_table(listed, roots, exclude))
+                    yield from _of_table(listed, _kind_of(listed.uri), _folder_of(listed.uri), where)
 
 
-def _table(listed: Listed, roots: Sequence[str], exclude: str) -> Table:
-    suffix = PurePosixPath(listed.uri).suffix
+def _of_shard(shard: Listed, where: _Where) -> list[Page]:
+    seal = where.seal("tar", shard)
+    return [*([] if seal.unread else list_members(shard)), seal]
+
+
+def _of_table(listed: Listed, kind: str, folder: str, where: _Where) -> Iterator[Page]:
+    seal = where.seal(kind, listed)
+    if seal.unread:
+        yield seal
+        return
+    alone = True
+    for page in list_rows(Table(listed, kind, _RECORDS[kind], Roots(folder, where.roots, where.exclude))):
+        kinds = {parse_place(place).kind for place in page["place"].to_pylist()}
+        alone = alone and kinds == {kind}  # objects change beside it, and what is faulty may be one's fault
+        yield page
+    if alone:
+        yield seal
+
+
+def version_now(item: str, uri: str, place: Place) -> str | None:
+    """The `source_version` of a row or member as it is now; None if it is not there.
+
+    Raises FileNotFoundError if its table or shard is gone. Reads all of that.
+    """
+    container = uri.rpartition("#")[0]
+    listed = lance.listed(container) if place.kind == "lance" else head(container)
+    if place.kind == "tar":
+        pages = (page.to_pylist() for page in list_members(listed))
+        return next((row["source_version"] for page in pages for row in page if row["item"] == item), None)
+    roots = Roots(_folder_of(container), (), container)  # of no account: what rows name is not looked at
+    return version_of(Table(listed, place.kind, _RECORDS[place.kind], roots), item)
+
+
+def _kind_of(uri: str) -> str:
+    suffix = PurePosixPath(uri).suffix
     if suffix not in _TABLES:
         expected = ", ".join((*_TABLES, _TAR))
-        raise SourceError(f"{listed.uri} is neither table nor shard; expected {expected}; name the tables by a glob")
-    kind, records = _TABLES[suffix]
-    return Table(listed, kind, records, Roots(_folder_of(listed.uri), roots, exclude))
+        raise SourceError(f"{uri} is neither table nor shard; expected {expected}; name the tables by a glob")
+    return _TABLES[suffix]
 
 
 def _only(uri: str, pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:

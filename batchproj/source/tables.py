@@ -89,6 +89,11 @@ def list_rows(table: Table) -> Iterator[pa.RecordBatch]:
             yield _batch(list(pool.map(_looked_up, page)))
 
 
+def version_of(table: Table, item: str) -> str | None:
+    """The `source_version` that an item, whose bytes are in its row, has now; None if it is not there."""
+    return next((row.source_version for row in _rows(table) if row.item == item), None)
+
+
 def _rows(table: Table) -> Iterator[_Row]:
     columns = _Columns(table.listed.uri)
     try:
