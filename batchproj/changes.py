@@ -99,9 +99,8 @@ def compare_with_itself(
     plan.list_manifest(without)
     plan.sealed = dict(live.sealed)
     if roots is not None and plan.has_places():
-        for page in list_items(live.source, seen_from(live.source, folder.uri), roots):
-            if not isinstance(page, Seal):
-                plan.place_anew(page)
+        pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
+        plan.place_anew(page for page in pages if not isinstance(page, Seal))
     return plan.decide(live.limits, retry=False)
 
 

@@ -392,6 +392,8 @@ def _read_s3(fs: Any, path: str, etag: str | None, **options: str) -> bytes:
     except OSError as error:
         if error_code(error) in ("PreconditionFailed", "412"):
             raise ItemFault(Reason.CHANGED, "overwritten since it was listed") from None
+        if error_code(error) in ("InvalidRange", "416"):
+            raise ItemFault(Reason.CHANGED, "shorter than it was listed") from None
         raise
 
 

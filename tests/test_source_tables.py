@@ -23,6 +23,7 @@ from in_process import OPTIONS, command, quiet, run, stopped_when_its_units_are_
 from runs import live_rows
 
 import batchproj
+from batchproj import embed as module_embed
 from batchproj.collection import layout
 from batchproj.collection.cache import live_features
 from batchproj.embed import Options, Watch
@@ -30,6 +31,7 @@ from batchproj.errors import UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.objectstore import Folder
+from batchproj.pipeline import run_units
 from batchproj.repair import repair
 from batchproj.schema import Modality
 from batchproj.source import listing, pinned, reading
@@ -271,6 +273,7 @@ def test_broken_lines_are_rows_and_their_neighbours_do_not_notice(tmp_path: Path
         b'{"n": 1}',
         b'{"text": "w1 w2", "note": "' + b"x" * 10_000_000 + b'"}',
         b"[" * 100_000,
+        b'{"text": "w1", "deep": ' + b"[" * 600 + b"]" * 600 + b"}",
     ]
     lines = [*good[:6], bad[0], *good[6:], b"", *bad[1:]]
     (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
@@ -286,6 +289,7 @@ def test_broken_lines_are_rows_and_their_neighbours_do_not_notice(tmp_path: Path
     assert found["row=17"].startswith("bad_row: no value")
     assert found["row=19"].startswith("bad_row: line 19 is not JSON")
     assert found["row=18"].startswith("too_large: 10000")
+    assert found["row=20"] == "bad_row: its metadata are nested too deeply"
     assert {f"row={number}" for number in (*range(1, 7), 8, 9)} <= live(tmp_path / "c").keys()
     assert run(tmp_path / "t.jsonl", tmp_path / "c", tiny_space).commit is None
 
@@ -410,6 +414,32 @@ def test_rows_that_moved_are_found_where_they_are_by_now(tmp_path: Path, tiny_sp
     assert (report.embedded, report.quarantined) == (13, 0)
 
 
+def test_a_plan_counts_rows_and_writes_nothing(tmp_path: Path, tiny_space: Path) -> None:
+    table = rows(12)
+    source = write(tmp_path / "t.parquet", table)
+    planned = command("plan", source, tmp_path / "c", "--space", tiny_space, "--json")
+    document = json.loads(planned.stdout)
+    assert (document["new"], document["reads"], document["encodes"]) == (12, 12, {"text": 12})
+    assert document["calibration"]["text"]["sampled"] == 12
+    assert not (tmp_path / "c").exists()
+    run(source, tmp_path / "c", tiny_space)
+    table[0]["text"], table[1]["colour"] = "w9", "green"
+    write(source, table[:11])
+    document = json.loads(command("plan", source, tmp_path / "c", "--json").stdout)
+    counts = ("changed", "touched", "reproject", "deleted", "unchanged", "listed")
+    assert [document[name] for name in counts] == [1, 0, 1, 1, 9, 11]
+
+
+def test_a_collection_beside_its_tables_is_none_of_them(tmp_path: Path, tiny_space: Path) -> None:
+    write(tmp_path / "s/a.parquet", rows(3))
+    write(tmp_path / "s/_SUCCESS.parquet", rows(1))
+    assert run(tmp_path / "s", tmp_path / "s/c", tiny_space).items == 3
+    assert run(tmp_path / "s", tmp_path / "s/c", tiny_space).commit is None
+    write(tmp_path / "s/z.csv", rows(3))
+    with pytest.raises(UsageError, match=r"3 of 3 items are no longer in the source"):
+        run(tmp_path / "s", tmp_path / "s/c", tiny_space)  # now a folder of objects, whatever they are
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_table_that_is_written_while_it_is_read_gives_no_wrong_rows(kind: str, tmp_path: Path) -> None:
     source = write(tmp_path / f"t.{kind}", rows(12))
@@ -528,6 +558,19 @@ def test_a_table_in_a_bucket_is_as_one_in_a_folder(kind: str, s3_bucket: str, tm
     report = run(source, collection, tiny_space)
     assert (report.embedded, report.unchanged, report.encode_calls) == (1, 5, {"text": 1})
     assert explain(collection, f"{source}#id=t1").now == "unchanged"
+    found = [row for page in list_items(source, "s3://c") if not isinstance(page, Seal) for row in page.to_pylist()]
+    folder.write(f"t.{kind}", encoded(kind, table[3:4]))  # most of the ranges are behind its end
+    now = reading.read_items(found[3:], 1000, 2)
+    assert {str(getattr(read, "reason", "read")) for read in now} <= {"changed", "read"}
+    assert len([read for read in now if isinstance(read, bytes)]) <= 1
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_workers_read_rows_as_well(tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_embed, "run_units", run_units)
+    source = write(tmp_path / "t.parquet", rows(20))
+    assert run(source, tmp_path / "c", tiny_space).embedded == 20
+    assert live(tmp_path / "c")["id=r7"]["text"] == words(7)
 
 
 def test_a_collection_made_before_metadata_were_kept_opens_and_goes_on(

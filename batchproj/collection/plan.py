@@ -27,6 +27,8 @@ from batchproj.source.place import promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
+DOUBLES_AT_ONCE = 1_000_000
+"""Items that are grouped at once, in memory."""
 
 _TABLES = """
 CREATE TABLE listing (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
@@ -40,6 +42,7 @@ CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VA
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
     modality VARCHAR, content_id VARCHAR, segments INTEGER, unit VARCHAR, features VARCHAR);
 CREATE TABLE unread (key VARCHAR);
+CREATE TABLE moved (item VARCHAR, source_version VARCHAR, place VARCHAR);
 CREATE TABLE space (modality VARCHAR, feature_fp VARCHAR, vector_fp VARCHAR);
 CREATE TABLE forgotten (item VARCHAR);
 CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
@@ -218,11 +221,17 @@ class Plan:
 
     def double(self) -> tuple[str, str, str, str] | None:
         """URI, place and two keys of a row that is listed twice; objects never are."""
-        found = self.rows(
-            "SELECT min(uri), min(place), min(key), max(key) FROM listing WHERE place IS NOT NULL "
-            "GROUP BY item HAVING count(*) > 1 ORDER BY min(key) LIMIT 1"
-        )
-        return found[0] if found else None
+        placed = self.rows("SELECT count(*) FROM listing WHERE place IS NOT NULL")[0][0]
+        number_of = placed // DOUBLES_AT_ONCE + 1
+        for number in range(number_of):
+            found = self.rows(
+                "SELECT min(uri), min(place), min(key), max(key) FROM listing "
+                f"WHERE place IS NOT NULL AND hash(item) % {number_of} = {number} "
+                "GROUP BY item HAVING count(*) > 1 ORDER BY min(key) LIMIT 1"
+            )
+            if found:
+                return found[0]
+        return None
 
     def list_again(self, keys: list[str]) -> None:
         """List the rows of these tables and shards as the loaded manifest has them: they are the same."""
@@ -237,16 +246,14 @@ class Plan:
         """Whether items of the listing are rows of tables or members of shards."""
         return bool(self.rows("SELECT 1 FROM listing WHERE place IS NOT NULL LIMIT 1"))
 
-    def place_anew(self, page: pa.RecordBatch) -> None:
-        """Take the places of a listing's items from another listing."""
-        self.db.register("incoming", page)
-        try:
-            self.db.execute(
-                "UPDATE listing SET place = i.place FROM incoming i "
-                "WHERE listing.item = i.item AND listing.source_version = i.source_version"
-            )
-        finally:
-            self.db.unregister("incoming")
+    def place_anew(self, pages: Iterable[pa.RecordBatch]) -> None:
+        """Take the places of the listed items from another listing."""
+        for page in pages:
+            self.insert("moved", pa.Table.from_batches([page]).select(["item", "source_version", "place"]))
+        self.db.execute(
+            "UPDATE listing SET place = m.place FROM moved m "
+            "WHERE listing.item = m.item AND listing.source_version = m.source_version"
+        )
 
     def list_manifest(self, without: str | None = None) -> None:
         """Take the loaded manifest, all of it or without one item, for the listing."""

@@ -80,12 +80,12 @@ def list_items(
     if suffix == ".lance":
         yield from _of_table(lance.listed(uri), "lance", _folder_of(uri), where)
     elif suffix in (*_TABLES, _TAR):
-        yield from _of_files(_only(uri, list_objects(source)), where)
+        yield from _of_files(_only(uri, _outside(exclude, list_objects(source))), where)
     elif not any(char in uri for char in "*?[") and arrow.is_dataset(folder := Folder(uri)):
         for listed in arrow.files(folder):
             yield from _of_table(listed, "arrow", folder.uri, where)
     else:
-        yield from _of_objects(list_objects(source), where)
+        yield from _of_objects(_outside(exclude, list_objects(source)), where)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _of_objects(pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:
     if len(suffixes) == 1 and suffixes <= set(_NEVER_OBJECTS):
         yield from _of_files(pages, where)
     else:
-        yield from objects.list_items(pages, where.exclude)
+        yield from objects.list_items(pages)
 
 
 def _of_files(pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:
@@ -164,6 +164,12 @@ def _kind_of(uri: str) -> str:
         expected = ", ".join((*_TABLES, _TAR))
         raise SourceError(f"{uri} is neither table nor shard; expected {expected}; name the tables by a glob")
     return _TABLES[suffix]
+
+
+def _outside(folder: str, pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
+    below = folder.rstrip("/") + "/"
+    for page in pages:
+        yield [listed for listed in page if not listed.uri.startswith(below)]
 
 
 def _only(uri: str, pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:

@@ -25,10 +25,14 @@ METADATA_BYTES = 1 << 20
 def to_json(fields: Mapping[str, Any]) -> str | None:
     """The fields that have a value, in order of their names; None without any.
 
-    Bytes are left out. Raises ItemFault TOO_LARGE, UnicodeEncodeError for half of a surrogate pair.
+    Bytes are left out. Raises ItemFault: TOO_LARGE, BAD_ROW (nested too deeply), and UnicodeEncodeError
+    for half of a surrogate pair.
     """
-    plain = {str(name): _plain(value) for name, value in fields.items()}
-    written = [f"{_dump(name)}:{_dump(plain[name])}" for name in sorted(plain) if plain[name] is not None]
+    try:
+        plain = {str(name): _plain(value) for name, value in fields.items()}
+        written = [f"{_dump(name)}:{_dump(plain[name])}" for name in sorted(plain) if plain[name] is not None]
+    except RecursionError:
+        raise ItemFault(Reason.BAD_ROW, "its metadata are nested too deeply") from None
     if not written:
         return None
     document = "{" + ",".join(written) + "}"

@@ -11,13 +11,9 @@ from batchproj.objectstore import Listed
 from batchproj.schema import listing_schema
 
 
-def list_items(pages: Iterable[list[Listed]], exclude: str) -> Iterator[pa.RecordBatch]:
-    """Pages of listed objects, in the store's order, without those below the URI `exclude`."""
-    below = exclude.rstrip("/") + "/"
-    for page in pages:
-        kept = [listed for listed in page if not listed.uri.startswith(below)]
-        if kept:
-            yield _batch(kept)
+def list_items(pages: Iterable[list[Listed]]) -> Iterator[pa.RecordBatch]:
+    """Pages of listed objects, in the store's order."""
+    return (_batch(page) for page in pages if page)
 
 
 def _batch(page: list[Listed]) -> pa.RecordBatch:

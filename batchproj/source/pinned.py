@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from batchproj.errors import ItemFault, SourceError
 from batchproj.objectstore import Listed, read_range
+from batchproj.schema import Reason
 
 BUFFER_BYTES = 1 << 20
 """Read at once: as much as streams in the time that another request would take, so gaps below it are not skipped."""
 
 
 class PinnedFile(io.RawIOBase):
-    """Read-only and seekable; every read raises ItemFault CHANGED once the object is not the one that was listed."""
+    """Read-only and seekable.
+
+    Every read raises ItemFault CHANGED once the object is not the one that was listed, SourceError if it
+    may not be read.
+    """
 
     def __init__(self, listed: Listed) -> None:
         super().__init__()
@@ -38,7 +44,13 @@ class PinnedFile(io.RawIOBase):
         length = min(len(view), self._listed.size - self._at)
         if length <= 0:
             return 0
-        data = read_range(self._listed.uri, self._at, length, self._listed.version)
+        uri = self._listed.uri
+        try:
+            data = read_range(uri, self._at, length, self._listed.version)
+        except FileNotFoundError:
+            raise ItemFault(Reason.CHANGED, f"{uri} is gone since it was listed") from None
+        except PermissionError as error:
+            raise SourceError(f"{uri} may not be read: {error}; check the credentials") from error
         view[: len(data)] = data
         self._at += len(data)
         return len(data)

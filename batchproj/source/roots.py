@@ -41,7 +41,7 @@ class Roots:
             raise _refused(value, f"it is not below {below}; declare `roots` in the recipe if it may be")
         if uri.startswith(self._exclude):
             raise _refused(value, "it is a part of the collection itself")
-        if uri.startswith("file://") and not self._is_real(uri):
+        if _is_local(uri) and not self._is_real(uri):
             raise _refused(value, "a link leads out of the roots")
         return uri
 
@@ -56,10 +56,18 @@ class Roots:
         return f"{'file' if scheme == 'local' else scheme.lower()}://{rest}"
 
     def _is_real(self, uri: str) -> bool:
-        """Whether the file itself lies below a root, once all links are followed."""
-        real = os.path.realpath(uri.removeprefix("file://"))
-        roots = [os.path.realpath(root.removeprefix("file://")) for root in self._roots if root.startswith("file://")]
-        return any(real.startswith(root.rstrip("/") + "/") for root in roots)
+        """Whether the file itself lies below a root, and not in the collection, once all links are followed."""
+        real = _real(uri)
+        is_below = any(real.startswith(_real(root).rstrip("/") + "/") for root in self._roots if _is_local(root))
+        return is_below and not (_is_local(self._exclude) and real.startswith(_real(self._exclude) + "/"))
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith("file://")
+
+
+def _real(uri: str) -> str:
+    return os.path.realpath(uri.removeprefix("file://"))
 
 
 def _refused(value: str, why: str) -> ItemFault:

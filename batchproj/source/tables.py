@@ -158,7 +158,7 @@ def _faulty(address: str, key: str, fault: ItemFault) -> _Row:
 
 def _sound(table: Table, record: Record, values: dict[str, Any], address: str, key: str) -> _Row:
     column, form, value = _payload(values)
-    metadata = to_json({name: each for name, each in values.items() if name not in ("id", "pair", column)})
+    metadata = to_json({name: each for name, each in values.items() if name not in ("id", "pair", "bytes", column)})
     pair = values.get("pair")
     pair = None if pair is None else _plain_text("pair", pair)
     item = item_id(address)
