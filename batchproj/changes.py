@@ -9,7 +9,7 @@ import duckdb
 from pydantic import ValidationError
 
 from batchproj import retry
-from batchproj.collection import layout, manifest
+from batchproj.collection import containers, layout, manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.errors import CollectionError, SourceError, UsageError
@@ -74,14 +74,14 @@ def compare(
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
     if live is not None:
         _load_live(plan, folder, live)
-        plan.list_again(unread)
+        containers.list_again(plan, unread)
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
                 with suppress(FileNotFoundError, CollectionError, ValidationError, duckdb.Error):
                     plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
-    if (double := plan.double()) is not None:
+    if (double := containers.double(plan)) is not None:
         uri, place, first, second = double
         rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
         raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
@@ -98,9 +98,9 @@ def compare_with_itself(
     _load_live(plan, folder, live)
     plan.list_manifest(without)
     plan.sealed = dict(live.sealed)
-    if roots is not None and plan.has_places():
+    if roots is not None and containers.has_places(plan):
         pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
-        plan.place_anew(page for page in pages if not isinstance(page, Seal))
+        containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
     return plan.decide(live.limits, retry=False)
 
 

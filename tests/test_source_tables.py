@@ -9,6 +9,7 @@ import io
 import json
 import re
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from runs import live_rows
 
 import batchproj
 from batchproj import embed as module_embed
+from batchproj import objectstore
 from batchproj.collection import layout
 from batchproj.collection.cache import live_features
 from batchproj.embed import Options, Watch
@@ -216,6 +218,28 @@ def test_the_first_of_uri_bytes_and_text_that_has_a_value_is_the_item(tmp_path: 
     assert quarantined(tmp_path / "c", report) == {
         "row=3": "bad_row: no value in any of the columns uri, text and bytes"
     }
+
+
+def test_objects_that_rows_name_are_looked_up_at_once_and_again_when_the_store_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(8, timeout=20)
+    head, failed = objectstore._head, set()
+
+    def slow(fs: object, path: str) -> tuple[int, str]:
+        if path not in failed:
+            failed.add(path)
+            together.wait()
+            raise ConnectionResetError("cut")
+        return head(fs, path)
+
+    for number in range(8):
+        write_picture(tmp_path / f"{number}.png", number)
+    source = write(tmp_path / "t.csv", [{"uri": f"{number}.png"} for number in range(8)])
+    monkeypatch.setattr(objectstore, "_head", slow)
+    sizes = [row["size"] for row in listed(source)]
+    assert sizes == [(tmp_path / f"{number}.png").stat().st_size for number in range(8)]
+    assert len(failed) == 8
 
 
 HOSTILE = [

@@ -27,8 +27,7 @@ from batchproj.source.place import promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
-DOUBLES_AT_ONCE = 1_000_000
-"""Items that are grouped at once, in memory."""
+
 
 _TABLES = """
 CREATE TABLE listing (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
@@ -41,8 +40,6 @@ CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VA
     content_id VARCHAR, feature_fp VARCHAR, features VARCHAR);
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
     modality VARCHAR, content_id VARCHAR, segments INTEGER, unit VARCHAR, features VARCHAR);
-CREATE TABLE unread (key VARCHAR);
-CREATE TABLE moved (item VARCHAR, source_version VARCHAR, place VARCHAR);
 CREATE TABLE space (modality VARCHAR, feature_fp VARCHAR, vector_fp VARCHAR);
 CREATE TABLE forgotten (item VARCHAR);
 CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
@@ -69,7 +66,7 @@ FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality
 CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANTI JOIN listing USING (item);
 """
 
-_LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
+LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
 
 _TRANSIENT = ("forbidden", "changed")
 """Reasons that may be gone by the next run, though the object is the same."""
@@ -219,46 +216,10 @@ class Plan:
         """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
         self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM ({rows})")
 
-    def double(self) -> tuple[str, str, str, str] | None:
-        """URI, place and two keys of a row that is listed twice; objects never are."""
-        placed = self.rows("SELECT count(*) FROM listing WHERE place IS NOT NULL")[0][0]
-        number_of = placed // DOUBLES_AT_ONCE + 1
-        for number in range(number_of):
-            found = self.rows(
-                "SELECT min(uri), min(place), min(key), max(key) FROM listing "
-                f"WHERE place IS NOT NULL AND hash(item) % {number_of} = {number} "
-                "GROUP BY item HAVING count(*) > 1 ORDER BY min(key) LIMIT 1"
-            )
-            if found:
-                return found[0]
-        return None
-
-    def list_again(self, keys: list[str]) -> None:
-        """List the rows of these tables and shards as the loaded manifest has them: they are the same."""
-        self.insert("unread", pa.table({"key": pa.array(keys, pa.string())}))
-        self.db.execute(
-            f"INSERT INTO listing BY NAME SELECT {_LISTED} FROM manifest m "
-            "JOIN unread u ON u.key = left(m.key, length(m.key) - strpos(reverse(m.key), '#')) "
-            "WHERE m.place IS NOT NULL"
-        )
-
-    def has_places(self) -> bool:
-        """Whether items of the listing are rows of tables or members of shards."""
-        return bool(self.rows("SELECT 1 FROM listing WHERE place IS NOT NULL LIMIT 1"))
-
-    def place_anew(self, pages: Iterable[pa.RecordBatch]) -> None:
-        """Take the places of the listed items from another listing."""
-        for page in pages:
-            self.insert("moved", pa.Table.from_batches([page]).select(["item", "source_version", "place"]))
-        self.db.execute(
-            "UPDATE listing SET place = m.place FROM moved m "
-            "WHERE listing.item = m.item AND listing.source_version = m.source_version"
-        )
-
     def list_manifest(self, without: str | None = None) -> None:
         """Take the loaded manifest, all of it or without one item, for the listing."""
         self.db.execute(
-            f"INSERT INTO listing BY NAME SELECT {_LISTED} FROM manifest m WHERE item IS DISTINCT FROM ?",
+            f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m WHERE item IS DISTINCT FROM ?",
             [without],
         )
 
