@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import hashlib
+import http.server
 import io
 import json
 import re
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +32,7 @@ from batchproj import objectstore
 from batchproj.collection import layout
 from batchproj.collection.cache import live_features
 from batchproj.embed import Options, Watch
-from batchproj.errors import UsageError
+from batchproj.errors import ItemFault, UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.objectstore import Folder
@@ -85,7 +88,7 @@ def live(collection: object) -> dict[str, Row]:
     return {row["uri"].rpartition("#")[2]: row for row in live_rows(collection).to_pylist()}
 
 
-def listed(source: Path) -> list[Row]:
+def listed(source: object) -> list[Row]:
     pages = list_items(str(source), "file:///c")
     return [row for page in pages if not isinstance(page, Seal) for row in page.to_pylist()]
 
@@ -582,7 +585,7 @@ def test_a_table_in_a_bucket_is_as_one_in_a_folder(kind: str, s3_bucket: str, tm
     report = run(source, collection, tiny_space)
     assert (report.embedded, report.unchanged, report.encode_calls) == (1, 5, {"text": 1})
     assert explain(collection, f"{source}#id=t1").now == "unchanged"
-    found = [row for page in list_items(source, "s3://c") if not isinstance(page, Seal) for row in page.to_pylist()]
+    found = listed(source)
     folder.write(f"t.{kind}", encoded(kind, table[3:4]))  # most of the ranges are behind its end
     now = reading.read_items(found[3:], 1000, 2)
     assert {str(getattr(read, "reason", "read")) for read in now} <= {"changed", "read"}
@@ -595,6 +598,33 @@ def test_workers_read_rows_as_well(tmp_path: Path, tiny_space: Path, monkeypatch
     source = write(tmp_path / "t.parquet", rows(20))
     assert run(source, tmp_path / "c", tiny_space).embedded == 20
     assert live(tmp_path / "c")["id=r7"]["text"] == words(7)
+
+
+def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [*rows(3), {"id": "o", "uri": "o.txt"}, {"id": "p", "uri": "a/%2e%2e/o.txt"}])
+    (tmp_path / "o.txt").write_text("w1 w2")
+    handler = functools.partial(Quiet, directory=tmp_path)  # knows no ranges
+    memory = fsspec.filesystem("memory")
+    for file in tmp_path.iterdir():
+        memory.pipe(f"/rows/{file.name}", file.read_bytes())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for source in (f"http://127.0.0.1:{server.server_port}/t.jsonl", "memory://rows/t.jsonl"):
+            found = [
+                r for page in list_items(source, "file:///c") if not isinstance(page, Seal) for r in page.to_pylist()
+            ]
+            read = reading.read_items(found, 1000, 2)
+            assert read[:4] == [*(words(n).encode() for n in range(3)), b"w1 w2"]
+            assert found[3]["uri"].endswith("/o.txt")
+            if source.startswith("http"):
+                assert isinstance(read[4], ItemFault)
+                assert read[4].reason == "outside_roots"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
 
 
 def test_a_collection_made_before_metadata_were_kept_opens_and_goes_on(
