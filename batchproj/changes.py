@@ -115,7 +115,10 @@ def _manifest(plan: Plan, folder: Folder, snapshot: Snapshot) -> str:
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
     """Why so many items must not just be deleted: more likely a wrong source or a mount that is away."""
-    if live is None or counts.deleted - counts.moved <= MASS_DELETE * live.listed:
+    gone = counts.deleted - counts.moved
+    if live is None or gone + counts.faulty <= MASS_DELETE * live.listed:
         return None
-    vanished = f"{counts.deleted - counts.moved:,} of {live.listed:,} items are no longer in the source"
+    vanished = f"{gone:,} of {live.listed:,} items are no longer in the source"
+    if counts.faulty:
+        vanished += f", and {counts.faulty:,} rows name objects that are gone or below no root of the recipe"
     return f"{vanished}; nothing was deleted; if that is meant, run again with --allow-mass-delete"

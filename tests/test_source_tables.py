@@ -285,6 +285,13 @@ def test_other_roots_are_declared_by_the_recipe(tmp_path: Path, tiny_space: Path
     recipe.write_text(f"roots: [{tmp_path}/elsewhere]\n")
     done = command("embed", source, tmp_path / "c", "--space", tiny_space, "--recipe", recipe, "--json")
     assert json.loads(done.stdout)["embedded"] == 1
+    # a recipe that was left out, or a bucket that is away, is more likely than a corpus that is gone
+    refused = command("embed", source, tmp_path / "c")
+    assert refused.returncode == 2
+    assert "1 rows name objects that are gone or below no root of the recipe" in " ".join(refused.stderr.split())
+    assert live_rows(tmp_path / "c").num_rows == 1
+    report = run(source, tmp_path / "c", tiny_space, Options(OPTIONS.recipe, allow_mass_delete=True))
+    assert (report.quarantined, report.rows) == (1, 0)
 
 
 def test_broken_lines_are_rows_and_their_neighbours_do_not_notice(tmp_path: Path, tiny_space: Path) -> None:

@@ -23,7 +23,7 @@ from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
-from batchproj.source.place import promised_name
+from batchproj.source.place import beginning, promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
@@ -67,6 +67,13 @@ CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANT
 """
 
 LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
+
+_LOST = f"""
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM plan p JOIN manifest m USING (item)
+    WHERE p.action = 'changed' AND m.status = 'embedded'
+        AND (starts_with(p.place, '{beginning(Reason.MISSING)}')
+            OR starts_with(p.place, '{beginning(Reason.OUTSIDE_ROOTS)}')))
+"""
 
 _TRANSIENT = ("forbidden", "changed")
 """Reasons that may be gone by the next run, though the object is the same."""
@@ -124,7 +131,8 @@ class Counts:
     """Items by what a run would do with each.
 
     `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
-    passed. `moved` counts those of the `deleted` whose size and version a new object has.
+    passed. `moved` counts those of the `deleted` whose size and version a new object has, `faulty` those
+    of the `changed` that are embedded and whose row in a table now names nothing that is there or may be opened.
     """
 
     new: int = 0
@@ -136,6 +144,7 @@ class Counts:
     quarantined: int = 0
     deleted: int = 0
     moved: int = 0
+    faulty: int = 0
 
     @property
     def listed(self) -> int:
@@ -251,7 +260,8 @@ class Plan:
             "(SELECT size, source_version, count(*) AS new_n FROM plan WHERE action = 'new' GROUP BY ALL) "
             "USING (size, source_version)"
         )[0][0]
-        return Counts(**found, deleted=self.rows("SELECT count(*) FROM gone")[0][0], moved=moved)
+        gone, faulty = self.rows(_LOST)[0]
+        return Counts(**found, deleted=gone, moved=moved, faulty=faulty)
 
     def differences(self) -> list[Difference]:
         """The plan in numbers, by action and modality."""

@@ -40,6 +40,11 @@ def fault_place(fault: ItemFault) -> Place:
     return Place(FAULT, (str(fault.reason), fault.detail))
 
 
+def beginning(reason: Reason) -> str:
+    """How the text of such a place begins."""
+    return f'["{FAULT}",["{reason}",'
+
+
 def fault_at(place: Place) -> ItemFault:
     reason, detail = place.at
     return ItemFault(Reason(str(reason)), str(detail))
