@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import lance
-import numpy as np
 import pyarrow as pa
 import pytest
 from in_process import OPTIONS, quiet, run, without_ray
-from PIL import Image
 from runs import live_rows
-from test_source_tables import listed, quarantined, words
+from table_files import listed, picture, quarantined, words
 
 from batchproj.embed import Options
 from batchproj.errors import SourceError
@@ -28,13 +26,6 @@ from batchproj.verify import verify
 def _no_ray() -> Iterator[None]:
     with without_ray():
         yield
-
-
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "png")
-    return sink.getvalue()
 
 
 def arrow_stream(rows: list[dict[str, object]], rows_a_batch: int) -> bytes:

@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 from conftest import WORDS
 from in_process import quiet, run, without_ray
-from PIL import Image
 from runs import live_rows
-from test_source_tables import quarantined
+from table_files import picture, quarantined
 
 import batchproj
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.objectstore import Folder, Listed
-from batchproj.source import pinned, reading
+from batchproj.source import pinned
 from batchproj.source.tar import list_members
 from batchproj.verify import verify
 
@@ -32,27 +31,6 @@ Members = dict[str, bytes]
 def _no_ray() -> Iterator[None]:
     with without_ray():
         yield
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many members were read, by URI."""
-    counted: Counter[str] = Counter()
-    together = reading._read_together
-
-    def read(items: list[reading._Item]) -> dict[int, reading.Read]:
-        counted.update(item.uri for item in items)
-        return together(items)
-
-    monkeypatch.setattr(reading, "_read_together", read)
-    return counted
-
-
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    sink = io.BytesIO()
-    Image.fromarray(pixels).save(sink, "png")
-    return sink.getvalue()
 
 
 def words(seed: int) -> bytes:
