@@ -3,7 +3,7 @@
 .parquet .jsonl .csv    a table, or by a glob or a folder of that ending several
 .tar                    WebDataset shards, likewise
 .lance                  a Lance table
-folder with state.json  a dataset that Hugging Face `datasets` saved to disk
+folder with .arrow      a dataset that Hugging Face `datasets` saved to disk
 any other               a folder, prefix or glob of objects; of nothing but .parquet or .tar, those
 """
 
@@ -81,11 +81,8 @@ def list_items(
         yield from _of_table(lance.listed(uri), "lance", _folder_of(uri), where)
     elif suffix in (*_TABLES, _TAR):
         yield from _of_files(_only(uri, _outside(exclude, list_objects(source))), where)
-    elif not any(char in uri for char in "*?[") and arrow.is_dataset(folder := Folder(uri)):
-        for listed in arrow.files(folder):
-            yield from _of_table(listed, "arrow", folder.uri, where)
     else:
-        yield from _of_objects(_outside(exclude, list_objects(source)), where)
+        yield from _of_objects(uri, _outside(exclude, list_objects(source)), where)
 
 
 @dataclass(frozen=True)
@@ -101,13 +98,16 @@ class _Where:
         return Seal(listed.key, digest, unread=self.sealed.get(listed.key) == digest)
 
 
-def _of_objects(pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:
-    """Objects as they are, unless the first page is nothing but tables or shards."""
+def _of_objects(uri: str, pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:
+    """Objects as they are, unless the first page is nothing but tables or shards, or of a saved dataset."""
     first = next(pages, [])
     suffixes = {PurePosixPath(listed.uri).suffix for listed in first if not _is_hidden(listed)}
     pages = chain([first], pages)
     if len(suffixes) == 1 and suffixes <= set(_NEVER_OBJECTS):
         yield from _of_files(pages, where)
+    elif ".arrow" in suffixes and not any(char in uri for char in "*?[") and arrow.is_dataset(Folder(uri)):
+        for listed in arrow.files(Folder(uri)):
+            yield from _of_table(listed, "arrow", uri, where)
     else:
         yield from objects.list_items(pages)
 
@@ -169,7 +169,8 @@ def _kind_of(uri: str) -> str:
 def _outside(folder: str, pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
     below = folder.rstrip("/") + "/"
     for page in pages:
-        yield [listed for listed in page if not listed.uri.startswith(below)]
+        if kept := [listed for listed in page if not listed.uri.startswith(below)]:
+            yield kept
 
 
 def _only(uri: str, pages: Iterator[list[Listed]]) -> Iterator[list[Listed]]:
