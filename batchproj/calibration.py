@@ -6,17 +6,18 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from batchproj.collection import layout
 from batchproj.collection.unit import Task, Unit, parquet_bytes, read_rows
 from batchproj.errors import ItemFault
-from batchproj.objectstore import Folder, read_pinned
+from batchproj.objectstore import Folder
 from batchproj.pipeline import pool_size
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality
+from batchproj.source.place import promised_name
+from batchproj.source.reading import read_items
 from batchproj.space import ResolvedSpace
 
 # Imported where it is used: most plans encode nothing and need not wait for models and codecs.
@@ -75,8 +76,8 @@ class Calibrator:
         sample = Sample()
         for chunk in _chunks(rows):
             begun = time.monotonic()
-            with ThreadPoolExecutor(self._recipe.read_threads) as pool:
-                items = list(pool.map(_fetch, chunk))
+            read = read_items(chunk, self._recipe.limits.item_bytes, self._recipe.read_threads)
+            items = [_fetched(row, data) for row, data in zip(chunk, read, strict=True)]
             sample.read_s += time.monotonic() - begun
             sample.reads += len(chunk)
             fresh = [item for item, row in zip(items, chunk, strict=True) if not row["cached"]]
@@ -99,7 +100,7 @@ class Calibrator:
         groups: dict[Modality, list[Fetched]] = {}
         for item in items:
             try:
-                modality = sniff(item.data, item.uri)
+                modality = sniff(item.data, item.uri if item.name is None else item.name)
             except ItemFault:
                 continue
             if item.fault is None and modality in self._space.members:
@@ -139,9 +140,11 @@ class Calibrator:
         member = self._space.members[modality]
         begun = time.monotonic()
         cached = read_rows(folder, layout.features(member.feature_fp, file))
-        pair_of = dict(zip(cached["item"].to_pylist(), cached["pair"].to_pylist(), strict=True))
-        project_unit(_unit("project", modality, len(pair_of)), member, pair_of, cached)
-        return (time.monotonic() - begun) / len(pair_of)
+        items = cached.group_by("item", use_threads=False).aggregate([("pair", "first"), ("metadata", "first")])
+        count: int = items.num_rows
+        items = items.rename_columns(["item", "pair", "metadata"])
+        project_unit(_unit("project", modality, count), member, items, cached)
+        return (time.monotonic() - begun) / count
 
 
 def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -155,16 +158,14 @@ def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _fetch(row: dict[str, Any]) -> Fetched:
+def _fetched(row: dict[str, Any], read: bytes | ItemFault) -> Fetched:
     from batchproj.embedding import Fetched
 
-    data, fault = b"", None
-    try:
-        data = read_pinned(row["uri"], row["size"], row["source_version"])
-    except ItemFault as error:
-        fault = error
+    fault = read if isinstance(read, ItemFault) else None
+    data = b"" if isinstance(read, ItemFault) else read
     content_id = "" if fault else hashlib.sha256(data).hexdigest()
-    return Fetched(row["item"], row["uri"], row["pair"], row["source_version"], data, content_id, fault)
+    named = (row["item"], row["uri"], row["pair"], row["source_version"])
+    return Fetched(*named, data, content_id, row["metadata"], promised_name(row["uri"], row["place"]), fault)
 
 
 def _unit(task: Task, modality: Modality, items: int) -> Unit:

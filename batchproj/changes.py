@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import duckdb
 from pydantic import ValidationError
 
 from batchproj import retry
-from batchproj.collection import layout, manifest
+from batchproj.collection import containers, layout, manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
-from batchproj.source.objects import list_items
+from batchproj.source.listing import Seal, list_items
+from batchproj.source.place import row_address
 from batchproj.space import ResolvedSpace
 from batchproj.tags import Tags
 
@@ -45,34 +46,61 @@ def fingerprints_of(space: ResolvedSpace) -> dict[Modality, Fingerprints]:
     }
 
 
-def compare(plan: Plan, source: str, folder: Folder, live: Snapshot | None, say: Callable[[str], None]) -> Counts:
+def compare(
+    plan: Plan,
+    source: str,
+    folder: Folder,
+    live: Snapshot | None,
+    roots: Sequence[str],
+    say: Callable[[str], None],
+) -> Counts:
     """List the source and lay it against the live manifest; nothing is written.
 
-    Raises SourceError if the source cannot be listed, or is empty before the first run.
+    `roots` are the folders that tables may name objects in, beside their own. Raises SourceError if the
+    source cannot be listed, has two rows of one id, or is empty before the first run.
     """
     listed = 0
-    for page in list_items(source, exclude=seen_from(source, folder.uri)):
+    unread = []
+    for page in list_items(source, seen_from(source, folder.uri), roots, live.sealed if live else {}):
         retry.check_abandoned()
+        if isinstance(page, Seal):
+            plan.sealed[page.key] = page.digest
+            unread += [page.key] if page.unread else []
+            continue
         plan.add_listing(page)
         listed += page.num_rows
-        say(f"listing {source}: {listed:,} objects")
+        say(f"listing {source}: {listed:,} items")
     if not listed and live is None:
         raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
     if live is not None:
         _load_live(plan, folder, live)
+        containers.list_again(plan, unread)
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
                 with suppress(FileNotFoundError, CollectionError, ValidationError, duckdb.Error):
                     plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
+    if (double := containers.double(plan)) is not None:
+        uri, place, first, second = double
+        rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
+        raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
     return plan.decide(live.limits if live else None)
 
 
-def compare_with_itself(plan: Plan, folder: Folder, live: Snapshot, without: str | None = None) -> Counts:
-    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done."""
+def compare_with_itself(
+    plan: Plan, folder: Folder, live: Snapshot, without: str | None = None, roots: Sequence[str] | None = None
+) -> Counts:
+    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done.
+
+    With `roots` the source is listed all the same, to see where in its tables the rows are by now.
+    """
     _load_live(plan, folder, live)
     plan.list_manifest(without)
+    plan.sealed = dict(live.sealed)
+    if roots is not None and containers.has_places(plan):
+        pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
+        containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
     return plan.decide(live.limits, retry=False)
 
 
@@ -87,7 +115,10 @@ def _manifest(plan: Plan, folder: Folder, snapshot: Snapshot) -> str:
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
     """Why so many items must not just be deleted: more likely a wrong source or a mount that is away."""
-    if live is None or counts.deleted - counts.moved <= MASS_DELETE * live.listed:
+    gone = counts.deleted - counts.moved
+    if live is None or gone + counts.faulty <= MASS_DELETE * live.listed:
         return None
-    vanished = f"{counts.deleted - counts.moved:,} of {live.listed:,} items are no longer in the source"
+    vanished = f"{gone:,} of {live.listed:,} items are no longer in the source"
+    if counts.faulty:
+        vanished += f", and {counts.faulty:,} rows name objects that are gone or below no root of the recipe"
     return f"{vanished}; nothing was deleted; if that is meant, run again with --allow-mass-delete"

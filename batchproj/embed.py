@@ -37,12 +37,12 @@ from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
+from batchproj.lance_store import lance_faults
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
-from batchproj.tags import lance_faults
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
@@ -141,9 +141,10 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     with Plan(fingerprints, options.recipe.limits) as plan:
         plan.redo(list(options.redo))
         if live is not None and options.is_repair:
-            counts = compare_with_itself(plan, folder, live)
+            reads = any(name.startswith("features/") for name in options.redo)
+            counts = compare_with_itself(plan, folder, live, roots=options.recipe.roots if reads else None)
         else:
-            counts = compare(plan, source, folder, live, watch.step)
+            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:
@@ -160,6 +161,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 fingerprints=fingerprints,
                 listed=counts.listed,
                 limits=options.recipe.limits,
+                sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
             job = Job(folder, space.dim, space.members, options.recipe)

@@ -7,7 +7,7 @@ runs in threads a little ahead of the model; a faulty item becomes an outcome ro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,7 +39,10 @@ NORM_TOLERANCE = 1e-3
 
 @dataclass
 class Fetched:
-    """An item of a unit with its bytes and their sha256, or with the fault that kept them away."""
+    """An item of a unit with its bytes and their sha256, or with the fault that kept them away.
+
+    `name` is the file name that promises what it is, if not its URI.
+    """
 
     item: str
     uri: str
@@ -47,6 +50,8 @@ class Fetched:
     source_version: str
     data: bytes
     content_id: str
+    metadata: str | None = None
+    name: str | None = None
     fault: ItemFault | None = None
 
 
@@ -149,7 +154,7 @@ class UnitWorker:
         try:
             if source.fault is not None:
                 raise source.fault
-            item.modality = sniff(source.data, source.uri)
+            item.modality = sniff(source.data, source.uri if source.name is None else source.name)
             if item.modality not in self._in_space:
                 raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
         except ItemFault as fault:
@@ -232,7 +237,7 @@ class _Rows:
                     "start": start,
                     "end": end,
                     "text": text,
-                    "metadata": None,
+                    "metadata": source.metadata,
                     "content_id": source.content_id,
                     "source_version": source.source_version,
                 }
@@ -281,9 +286,9 @@ def _next_piece(item: _Item, pieces: Iterator[Piece]) -> _Decoded:
     return _Decoded(item, piece.segments, None if piece.last else pieces)
 
 
-def project_unit(unit: Unit, member: Member, pair_of: Mapping[str, str | None], cached: pa.Table) -> Output:
-    """Project a file of cached features again, only the rows of the items in `pair_of`; nothing is encoded."""
-    features = chosen(cached, pair_of)
+def project_unit(unit: Unit, member: Member, items: pa.Table, cached: pa.Table) -> Output:
+    """Project a file of cached features again, only the rows of `items` (item, pair, metadata); nothing is encoded."""
+    features = chosen(cached, items)
     values = from_column(features["feature"])
     vectors = to_vectors(values, member.load_projector())
     if len(vectors) and (problem := vector_problem(values, vectors)) is not None:

@@ -51,7 +51,8 @@ UNCLEAR = "unclear"
 
 _TO_READ = """
 CREATE TEMP VIEW to_read AS
-SELECT p.item, p.uri, p.pair, p.size, p.source_version, coalesce(p.modality, '{unclear}') AS modality,
+SELECT p.item, p.uri, p.pair, p.size, p.source_version, p.metadata, p.place,
+    coalesce(p.modality, '{unclear}') AS modality,
     k.item IS NOT NULL AND (g.size IS NOT NULL OR (p.action = 'changed' AND p.size = m.size)) AS cached
 FROM plan p LEFT JOIN manifest m USING (item) LEFT JOIN known k USING (item)
     LEFT JOIN (SELECT DISTINCT size, source_version FROM gone) g
@@ -158,7 +159,7 @@ def make_plan(
     with retry.watch_pauses(say), Plan(fingerprints, recipe.limits) as plan:
         check_places(source, folder)
         live = _committed(folder)
-        counts = compare(plan, source, folder, live, say)
+        counts = compare(plan, source, folder, live, recipe.roots, say)
         plan.db.execute(_TO_READ.format(unclear=UNCLEAR, limit=recipe.limits.item_bytes))
         estimate = _Estimate(plan, folder, live, counts, space, recipe, say)
         gpu_hours = estimate.gpu_hours()
@@ -353,7 +354,7 @@ def _works(plan: Plan, space: ResolvedSpace) -> list[_Work]:
 
 def _sampled(plan: Plan, modality: str) -> list[dict[str, Any]]:
     """The objects to sample, those that need the encoder first; ids are digests, so their order is no order."""
-    columns = ["item", "uri", "pair", "size", "source_version", "cached"]
+    columns = ["item", "uri", "pair", "size", "source_version", "metadata", "place", "cached"]
     found = plan.rows(
         f"SELECT {', '.join(columns)} FROM to_read WHERE modality = '{modality}' ORDER BY cached, item LIMIT {SAMPLE}"
     )

@@ -11,13 +11,16 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 from rich.filesize import decimal
 
-from batchproj.collection import layout, manifest
+from batchproj.collection import layout, lookup, manifest
 from batchproj.collection.snapshot import Snapshot
 from batchproj.collection.unit import read_rows
-from batchproj.errors import BatchprojError, CollectionError, UsageError
+from batchproj.errors import BatchprojError, CollectionError, ItemFault, UsageError
 from batchproj.index import live_snapshot
 from batchproj.objectstore import BAD_NAME, Folder, canonical, list_objects
+from batchproj.source.listing import version_now
 from batchproj.source.objects import item_id
+from batchproj.source.place import FAULT, OBJECT, parse_place, row_address
+from batchproj.source.reading import read_items
 from batchproj.space import open_space
 
 Now = Literal["unchanged", "changed since", "gone", "cannot tell"]
@@ -36,7 +39,8 @@ class Explanation(BaseModel):
     """What the live run knows of one item; `explain --json` prints these fields.
 
     `run` is the live run and `made_by` the one that made the vectors. `now` compares the object
-    with the `source_version` that was read. Of an item in quarantine `reason`, `detail` and `stage`
+    with the `source_version` that was read. `row` is the URI of a table's row or a shard's member, also
+    where that names an object. Of an item in quarantine `reason`, `detail` and `stage`
     (read, decode or encode) say why, and what only vectors have is None.
     """
 
@@ -50,6 +54,8 @@ class Explanation(BaseModel):
     size: int
     source_version: str
     content_id: str | None
+    row: str | None
+    metadata: str | None
     now: Now
     run: str
     space: str
@@ -81,7 +87,9 @@ def explain(collection_uri: str, item_uri: str) -> Explanation:
         **{name: row[name] for name in ("item", "uri", "pair", "status", "modality", "size", "source_version")},
         segments=row["segments"] or 0,
         content_id=row["content_id"],
-        now=_now(row["uri"], row["source_version"]),
+        row=row_address(row["uri"], row.get("place")) if row.get("place") else None,
+        metadata=row.get("metadata"),
+        now=_now(row),
         run=live.run,
         space=open_space(f"{folder.uri}/{layout.space(live.space)}").space.name,
         made_by=_made_by(folder, live, row["part"], row["item"]) if is_embedded else None,
@@ -98,10 +106,8 @@ def explain(collection_uri: str, item_uri: str) -> Explanation:
 def _manifest_row(folder: Folder, live: Snapshot, uri: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="batchproj-explain-") as scratch, duckdb.connect() as db:
         rows = manifest.rows(manifest.fetch(folder, live, Path(scratch)))
-        found = db.sql(f"SELECT * FROM ({rows}) WHERE item = ?", params=[item_id(uri)]).to_arrow_table()
-        if found.num_rows:
-            row: dict[str, Any] = found.to_pylist()[0]
-            return row
+        if (found := lookup.find(db, rows, uri)) is not None:
+            return found
         if folder.exists(f"{layout.FORGOTTEN}/{item_id(uri)}"):
             raise UsageError(f"{uri} was forgotten: nothing of it is left in {folder.uri}, it is not embedded again")
         name = uri.rpartition("/")[2]
@@ -117,8 +123,27 @@ def _made_by(folder: Folder, live: Snapshot, name: str, item: str) -> str:
     return run
 
 
-def _now(uri: str, version: str) -> Now:
-    """Whether the object is still the one that was read; a store that does not answer is no error here."""
+def _now(row: dict[str, Any]) -> Now:
+    """Whether the item is still the one that was read; a store that does not answer is no error here."""
+    place = parse_place(row["place"]) if row.get("place") else None
+    if place is None or place.kind == OBJECT:
+        return _object_now(row["uri"], row["source_version"])
+    if place.kind == FAULT:
+        return "cannot tell"
+    try:
+        if not isinstance(read_items([row], row["size"], 1)[0], ItemFault):
+            return "unchanged"
+        version = version_now(row["item"], row["uri"], place)
+    except FileNotFoundError:
+        return "gone"
+    except (BatchprojError, OSError):
+        return "cannot tell"
+    if version is None:
+        return "gone"
+    return "unchanged" if version == row["source_version"] else "changed since"
+
+
+def _object_now(uri: str, version: str) -> Now:
     if version == BAD_NAME:
         return "cannot tell"
     try:
@@ -145,14 +170,17 @@ def lines(explanation: Explanation) -> list[str]:
     """The explanation in a few lines: the verdict first."""
     pair = f", pair {explanation.pair}" if explanation.pair else ""
     described = f"object    {decimal(explanation.size)}, version {explanation.source_version}, {explanation.now}"
+    row = [f"row       {explanation.row}"] if explanation.row not in (None, explanation.uri) else []
+    metadata = [f"metadata  {explanation.metadata}"] if explanation.metadata else []
+    details = [described, *row, *metadata]
     content = [f"content   sha256 {explanation.content_id}"] if explanation.content_id else []
     if explanation.status == "quarantined":
         why = f"{explanation.reason}, {explanation.detail} (stage: {explanation.stage})"
-        return [f"{explanation.uri} is in quarantine: {why}", described, *content, f"run       {explanation.run}"]
+        return [f"{explanation.uri} is in quarantine: {why}", *details, *content, f"run       {explanation.run}"]
     vectors = f"{explanation.segments:,} {explanation.modality} vector{'' if explanation.segments == 1 else 's'}"
     return [
         f"{explanation.uri} is embedded: {vectors}{pair}",
-        described,
+        *details,
         *content,
         f"run       made by {explanation.made_by}, live is {explanation.run}, space {explanation.space}",
         f"encoder   {_document(explanation.encoder)}",

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from batchproj.changes import compare_with_itself
-from batchproj.collection import commit, layout, ledger, manifest
+from batchproj.collection import commit, layout, ledger, lookup, manifest
 from batchproj.collection.lease import Lease
 from batchproj.collection.ledger import Entry
 from batchproj.collection.plan import Plan
@@ -37,6 +40,7 @@ from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.recipe import Index
 from batchproj.source.objects import item_id
+from batchproj.source.place import FAULT, OBJECT, parse_place, row_address
 from batchproj.switch import finish, next_run, writing
 
 Say = Callable[[str], None]
@@ -65,7 +69,8 @@ def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
     """Erase an item, named by its URI, so that no file of the collection holds it and no run embeds it again.
 
     Earlier runs hold it, so they go too: there is no rollback behind this. Its objects in the source
-    are not touched. Raises UsageError if the item is not there, BatchprojError if it is still found
+    are not touched. Of a table's row without an id all rows go that have its content or name its object:
+    its number will be another row's. Raises UsageError if the item is not there, BatchprojError if it is still found
     afterwards.
     """
     folder = Folder(uri)
@@ -73,8 +78,9 @@ def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
     if before is None:
         raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
     target = canonical(item_uri)
-    item = item_id(target)
-    marker = f"{layout.FORGOTTEN}/{item}"
+    row = _find(folder, before, target)
+    item = row["item"] if row else item_id(target)
+    marker = f"{layout.FORGOTTEN}/{_marked(row) if row else item}"
     say("searching every file for the item")
     held_by, _ = _traces(folder, item, target, needed=_files(before))
     if not held_by and not folder.exists(marker):
@@ -98,6 +104,20 @@ def forget(uri: str, item_uri: str, say: Say) -> Forgotten:
     return Forgotten(
         collection=folder.uri, item=item, rows=rows, held_by=held_by, run=left.run, searched=searched, marker=marker
     )
+
+
+def _find(folder: Folder, live: Snapshot, uri: str) -> dict[str, Any] | None:
+    with tempfile.TemporaryDirectory(prefix="batchproj-forget-") as scratch, duckdb.connect() as db:
+        return lookup.find(db, manifest.rows(manifest.fetch(folder, live, Path(scratch))), uri)
+
+
+def _marked(row: dict[str, Any]) -> str:
+    """What keeps an item out: its id, but of a row that is known by its number, and so may move, its content."""
+    place = parse_place(row["place"]) if row.get("place") else None
+    address = row_address(row["uri"], row.get("place"))
+    if place is None or place.kind in ("tar", FAULT) or not re.search(r"#row=\d+$", address):
+        return str(row["item"])
+    return item_id(row["uri"]) if place.kind == OBJECT else str(row["source_version"])
 
 
 # --- the run without it --------------------------------------------------------------------------

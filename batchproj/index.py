@@ -21,11 +21,12 @@ from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import read_rows
 from batchproj.errors import BatchprojError, CollectionError
 from batchproj.failpoint import failpoint
+from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Folder
 from batchproj.recipe import Index
 from batchproj.retry import retrying
 from batchproj.schema import vector_schema
-from batchproj.tags import Tags, lance_faults, lance_table, live_run, live_version, storage_options
+from batchproj.tags import Tags, lance_table, live_run, live_version
 
 KEEP_VERSIONS = datetime.timedelta(days=36_500)
 """Extending the index must not clean up: earlier runs stay readable until they are collected."""

@@ -162,7 +162,8 @@ def _list_checked(uri: str, wants_folder: bool) -> Iterator[list[Listed]]:
         if matches is not None:
             kept = [row for row in page if re.match(matches, row[0])]
         rows = [row if _is_utf8(row[0]) else _unreadable(row) for row in kept]
-        yield [Listed(f"{scheme}://{name}", _below(name, base), size, version) for name, size, version in rows]
+        before = "" if scheme in ("http", "https") else f"{scheme}://"  # over HTTP fsspec's names are whole URLs
+        yield [Listed(before + name, _below(name, base), size, version) for name, size, version in rows]
 
 
 def _split_glob(path: str) -> tuple[str, str]:
@@ -303,6 +304,52 @@ def _row(name: str, info: dict[str, Any]) -> _Row:
 # --- one object --------------------------------------------------------------------------------
 
 
+def head(uri: str) -> Listed:
+    """One object as it would be listed, its name taken literally; its `key` is the last part of the name.
+
+    Raises FileNotFoundError or PermissionError.
+    """
+    fs, path = filesystem(uri)
+    size, version = _retrying(fs, lambda: _head(fs, path), uri)
+    return Listed(uri, path.rpartition("/")[2], size, version)
+
+
+def _head(fs: Any, path: str) -> tuple[int, str]:
+    if isinstance(fs, LocalFileSystem):
+        info = Path(path).stat()
+        if not stat_mode.S_ISREG(info.st_mode):
+            raise FileNotFoundError(f"{path} is no file")
+        return info.st_size, f"{info.st_size}-{info.st_mtime_ns}"
+    if hasattr(fs, "call_s3"):
+        bucket, _, key = path.partition("/")
+        answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
+        return int(answer["ContentLength"]), str(answer["ETag"]).strip('"')
+    return _row(path, fs.info(path))[1:]
+
+
+def read_range(uri: str, start: int, length: int, version: str | None = None) -> bytes:
+    """Bytes of an object from `start` on, fewer at its end; ItemFault CHANGED if it has not the version given.
+
+    Raises FileNotFoundError or PermissionError.
+    """
+    fs, path = filesystem(uri)
+    return _retrying(fs, lambda: _read_range(fs, path, start, length, version), uri)
+
+
+def _read_range(fs: Any, path: str, start: int, length: int, version: str | None) -> bytes:
+    if isinstance(fs, LocalFileSystem):
+        with Path(path).open("rb") as file:
+            data = os.pread(file.fileno(), length, start)
+            info = os.fstat(file.fileno())
+        if version not in (None, f"{info.st_size}-{info.st_mtime_ns}"):
+            raise ItemFault(Reason.CHANGED, "written to since it was listed")
+        return data
+    if hasattr(fs, "call_s3"):
+        return _read_s3(fs, path, version, Range=f"bytes={start}-{start + length - 1}")
+    data = bytes(fs.cat_file(path, start=start, end=start + length))
+    return data if len(data) <= length else data[start : start + length]  # a server that knows no ranges sends all
+
+
 def read_pinned(uri: str, size: int, version: str) -> bytes:
     """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one."""
     if version == BAD_NAME:
@@ -332,11 +379,13 @@ def _read_version(fs: Any, path: str, version: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
-def _read_s3(fs: Any, path: str, etag: str) -> bytes:
+def _read_s3(fs: Any, path: str, etag: str | None, **options: str) -> bytes:
     bucket, _, key = path.partition("/")
+    if etag is not None:
+        options["IfMatch"] = f'"{etag}"'
 
     async def get() -> bytes:
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, IfMatch=f'"{etag}"')
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, **options)
         async with answer["Body"] as body:
             return bytes(await body.read())
 
@@ -345,6 +394,8 @@ def _read_s3(fs: Any, path: str, etag: str) -> bytes:
     except OSError as error:
         if error_code(error) in ("PreconditionFailed", "412"):
             raise ItemFault(Reason.CHANGED, "overwritten since it was listed") from None
+        if error_code(error) in ("InvalidRange", "416"):
+            raise ItemFault(Reason.CHANGED, "shorter than it was listed") from None
         raise
 
 

@@ -21,7 +21,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +43,11 @@ from batchproj.collection.unit import (
 )
 from batchproj.errors import BatchprojError, ItemFault, TryLater
 from batchproj.failpoint import failpoint
-from batchproj.objectstore import Folder, read_pinned
+from batchproj.objectstore import Folder
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
+from batchproj.source.place import promised_name
+from batchproj.source.reading import read_items
 from batchproj.space import Member
 
 READ_CPUS = 0.1
@@ -368,9 +369,9 @@ class _Reader:
         return _row(unit, [items.drop_columns("known"), *([known] if known is not None else [])])
 
     def _with_bytes(self, inputs: pa.Table) -> pa.Table:
-        rows = inputs.to_pylist()
-        with ThreadPoolExecutor(self._job.recipe.read_threads) as pool:
-            read = list(pool.map(self._read, rows))
+        recipe = self._job.recipe
+        found = read_items(inputs.to_pylist(), recipe.limits.item_bytes, recipe.read_threads)
+        read = [(b"", each) if isinstance(each, ItemFault) else (each, None) for each in found]
         digests = ["" if fault else hashlib.sha256(data).hexdigest() for data, fault in read]
         return (
             inputs.append_column("data", pa.array([data for data, _ in read], pa.large_binary()))
@@ -390,14 +391,6 @@ class _Reader:
             if content["content_id"] == read and content["modality"] == unit.modality
         }
         return known_features(self._job.folder, self._job.members[unit.modality].feature_fp, wanted)
-
-    def _read(self, row: dict[str, Any]) -> tuple[bytes, ItemFault | None]:
-        try:
-            if row["size"] > self._job.recipe.limits.item_bytes:
-                raise ItemFault(Reason.TOO_LARGE, f"{row['size']} bytes, limit {self._job.recipe.limits.item_bytes}")
-            return read_pinned(row["uri"], row["size"], row["source_version"]), None
-        except ItemFault as fault:
-            return b"", fault
 
 
 class _EmbedActor:
@@ -434,6 +427,8 @@ class _EmbedActor:
                 row["source_version"],
                 row["data"],
                 row["content_id"],
+                row["metadata"],
+                promised_name(row["uri"], row["place"]),
                 ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None,
             )
             for row in tables[0].to_pylist()
@@ -473,8 +468,7 @@ class _ProjectActor:
         folder = self._job.folder
         inputs = read_inputs(folder, unit)
         cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
-        pair_of = dict(zip(inputs["item"].to_pylist(), inputs["pair"].to_pylist(), strict=True))
-        output = project_unit(unit, self._member, pair_of, cached)
+        output = project_unit(unit, self._member, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
         return _written(self._job, unit, output, time.monotonic() - started)
 

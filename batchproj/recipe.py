@@ -47,6 +47,7 @@ class Index(BaseModel):
 class Recipe(BaseModel):
     """Everything about a run that does not change a vector.
 
+    `roots` are the folders, beside its own, that a table may name objects in, as paths or URLs.
     `retry_s` is how long a store call is tried again before the run gives up, in seconds.
     """
 
@@ -57,6 +58,7 @@ class Recipe(BaseModel):
     pools: dict[Modality, Pool] = Field(default_factory=dict)
     read_threads: int = Field(default=16, ge=1)
     retry_s: float = Field(default=180, gt=0)
+    roots: tuple[str, ...] = ()
 
 
 def load_recipe(path: str | None) -> Recipe:

@@ -23,11 +23,12 @@ from batchproj.collection.snapshot import Snapshot, read_snapshot
 from batchproj.embed import Options, Watch, embed
 from batchproj.errors import BatchprojError, SpaceError, TryLater
 from batchproj.index import VectorTable
+from batchproj.lance_store import lance_faults
 from batchproj.objectstore import Folder
 from batchproj.recipe import Index
 from batchproj.space import ResolvedSpace, open_space, resolve
 from batchproj.switch import finish
-from batchproj.tags import Tags, lance_faults
+from batchproj.tags import Tags
 from batchproj.verify import Damage, Verification, verify
 
 _COMMAND = "verify --repair"

@@ -39,18 +39,23 @@ class Reason(StrEnum):
     CHANGED = "changed"  # not the bytes that were listed: changed or gone during the run
     BAD_NAME = "bad_name"  # the object's name is not UTF-8
     FORBIDDEN = "forbidden"  # the object itself may not be read
+    BAD_ROW = "bad_row"  # a table's row that names or holds no item; detail says what is wrong with it
+    OUTSIDE_ROOTS = "outside_roots"  # a table's row names an object that the table may not open
+    MISSING = "missing"  # a table's row names an object that is not there
 
 
 def listing_schema() -> pa.Schema:
-    """One row per listed object, as the source yields them."""
+    """One row per listed item, as the source yields them."""
     return pa.schema(
         [
-            pa.field("item", pa.string(), nullable=False),  # digest of the canonical URI
+            pa.field("item", pa.string(), nullable=False),  # digest of the canonical URI, of rows that of their address
             pa.field("uri", pa.string(), nullable=False),
-            pa.field("key", pa.string(), nullable=False),  # path below the source's root
+            pa.field("key", pa.string(), nullable=False),  # path below the source's root, and the place in that file
             pa.field("pair", pa.string()),
             pa.field("size", pa.int64(), nullable=False),  # bytes
             pa.field("source_version", pa.string(), nullable=False),
+            pa.field("metadata", pa.string()),  # JSON
+            pa.field("place", pa.string()),  # source.place.Place, null for an object
         ]
     )
 

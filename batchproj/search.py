@@ -26,6 +26,7 @@ from batchproj.errors import CollectionError, ItemFault, UsageError
 from batchproj.index import open_live
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
+from batchproj.source.metadata import name_patterns, patterns
 from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve
 from batchproj.tags import live_run
 
@@ -37,6 +38,8 @@ GROUP_ROWS = 4
 """Rows asked for, first, for each item of a grouped search."""
 
 _ASKING = (Modality.TEXT, Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
+_FILTERED = [field.name for field in vector_schema(1) if field.name not in ("vector", "metadata")]
+
 _COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text"]
 
 
@@ -117,10 +120,10 @@ class Collection:
         """The `k` rows nearest to a text, or to a file with an image, a sound or a video, best first.
 
         With `group` those of `k` items, the best of each.
-
         `balance` ranks hits of different modalities by their score's distance from the mean of such
         scores, in standard deviations (`evaluate` measures them); a hit's `score` stays the cosine.
-        `where` holds conditions `column=value` on the columns of the collection. `space` is a bridge
+        `where` holds conditions `column=value` on the columns of the collection, or on fields of its
+        `metadata`; `metadata.field=value` is a field's even where a column has its name. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
@@ -258,8 +261,22 @@ class Collection:
         if modality is not None and modality not in present:
             raise UsageError(f"no modality '{modality}' in this collection; expected one of {', '.join(present)}")
         conditions = [*where, *([f"modality={modality}"] if modality else [])]
-        terms = [_term(condition) for condition in conditions]
+        terms = [self._term(condition) for condition in conditions]
         return functools.reduce(operator.and_, terms) if terms else None
+
+    def _term(self, condition: str) -> Any:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise UsageError(f"--where '{condition}': it is not COLUMN=VALUE; columns are {', '.join(_FILTERED)}")
+        if name in _FILTERED:
+            return _column_term(condition, name, value)
+        name = name.removeprefix("metadata.")
+        if not self._table.search().where(_contains_one(name_patterns(name))).limit(1).to_list():
+            raise UsageError(
+                f"--where '{condition}': there is no column '{name}', and no row has it in its metadata; "
+                f"columns are {', '.join(_FILTERED)}"
+            )
+        return _contains_one(patterns(name, value))
 
     def table(self) -> pa.Table:
         """All live rows (columns of `schema.vector_schema`), in memory."""
@@ -336,16 +353,17 @@ def _read_query(path: str, modality: Modality) -> bytes:
     return data
 
 
-def _term(condition: str) -> Any:
+def _contains_one(texts: list[str]) -> Any:
+    """Whether the metadata have one of these texts in them."""
+    from lancedb.expr import col
+
+    return functools.reduce(operator.or_, (col("metadata").contains(text) for text in texts))
+
+
+def _column_term(condition: str, name: str, value: str) -> Any:
     from lancedb.expr import col, lit
 
-    name, equals, value = condition.partition("=")
-    schema = vector_schema(1)
-    fields = [f.name for f in schema if f.name not in ("vector", "metadata")]
-    if not equals or name not in fields:
-        problem = f"there is no column '{name}'" if equals else "it is not COLUMN=VALUE"
-        raise UsageError(f"--where '{condition}': {problem}; columns are {', '.join(fields)}")
-    kind = schema.field(name).type
+    kind = vector_schema(1).field(name).type
     try:
         typed = int(value) if pa.types.is_integer(kind) else float(value) if pa.types.is_floating(kind) else value
     except ValueError:

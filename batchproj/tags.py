@@ -5,26 +5,15 @@ By pylance alone: LanceDB takes most of a second to import, and a rollback is on
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 from batchproj.collection import layout
 from batchproj.collection.lease import head
-from batchproj.errors import CollectionError, TryLater
-from batchproj.objectstore import Folder, s3_needs_http
-from batchproj.retry import patience_s, retrying
-
-# Lance reads this once, when it is first imported; its warnings are for Lance's developers
-os.environ.setdefault("LANCE_LOG", "error")
-
-_NETWORK = re.compile(
-    r"(?i)timed? ?out|connection|connect error|error sending request|\b503\b|slow ?down|\bdns\b|"
-    r"credential|expired ?token"
-)
-_DISK_FULL = re.compile(r"(?i)no space left|disk quota exceeded")
+from batchproj.errors import CollectionError
+from batchproj.lance_store import lance_faults, storage_options
+from batchproj.objectstore import Folder
+from batchproj.retry import retrying
 
 
 class Tags:
@@ -93,15 +82,6 @@ def lance_table(folder: Folder) -> Any:
     return retrying(lambda: lance.dataset(uri, storage_options=storage_options()), folder.uri)
 
 
-def storage_options() -> dict[str, str]:
-    """How Lance's own S3 client behaves; the standard AWS variables are read by itself."""
-    # it gives up after three tries by itself, which are over in a second
-    options = {"client_max_retries": "1000", "client_retry_timeout": f"{patience_s():.0f}"}
-    if s3_needs_http():
-        options["allow_http"] = "true"
-    return options
-
-
 def live_run(folder: Folder) -> str | None:
     """The run readers see, even if its snapshot is damaged; None before the first run."""
     found = live_version(folder)
@@ -130,16 +110,3 @@ def live_version(folder: Folder) -> tuple[int, str] | None:
             f"{folder.uri}: no run is tagged for the live version {version}; run: batchproj verify --repair"
         )
     return version, max(makers)
-
-
-@contextmanager
-def lance_faults(uri: str) -> Iterator[None]:
-    """A full disk and network faults of Lance's own S3 client as TryLater: nothing shows yet, a rerun is safe."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if _DISK_FULL.search(str(error)):
-            raise TryLater(f"no space left under {uri}; make room and run the same command again") from error
-        if not _NETWORK.search(str(error).replace(uri.partition("://")[2], "")):
-            raise
-        raise TryLater(f"storage is away: {uri} ({str(error)[:120]}); run the same command again") from error

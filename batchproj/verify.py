@@ -38,9 +38,10 @@ from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import digest, file_digest
 from batchproj.errors import CollectionError, TryLater, UsageError
 from batchproj.index import Fragment, VectorTable
+from batchproj.lance_store import lance_faults
 from batchproj.objectstore import Folder
 from batchproj.space import open_space
-from batchproj.tags import Tags, lance_faults
+from batchproj.tags import Tags
 
 Say = Callable[[str], None]
 Kind = Literal["log", "ledger", "snapshot", "manifest", "quarantine", "part", "features", "table", "space"]

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -175,6 +176,22 @@ def embedded(_first_run: tuple[Path, Report], corpus: Path, tmp_path: Path) -> t
     """A collection of the corpus after its first run, to change as one likes, and that run's report."""
     shutil.copytree(_first_run[0], tmp_path / "c")
     return tmp_path / "c", _first_run[1]
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often items were read, by URI, in this process."""
+    from batchproj.source import reading
+
+    counted: Counter[str] = Counter()
+    together = reading._read_together
+
+    def read(items: list[reading._Item]) -> dict[int, reading.Read]:
+        counted.update(item.uri for item in items)
+        return together(items)
+
+    monkeypatch.setattr(reading, "_read_together", read)
+    return counted
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from in_process import without_ray
 from PIL import Image
 from runs import live_rows
 
-from batchproj import objectstore, pipeline
+from batchproj import objectstore
 from batchproj.collection import manifest
 from batchproj.collection.lease import Record
 from batchproj.collection.ledger import Report
@@ -53,6 +53,7 @@ from batchproj.project import linear
 from batchproj.recipe import Index, Recipe, Units
 from batchproj.schema import Modality
 from batchproj.search import Collection
+from batchproj.source import reading
 from batchproj.space import Member, ResolvedSpace, open_space, resolve
 from batchproj.switch import rollback
 from batchproj.tags import Tags
@@ -526,7 +527,7 @@ class History(RuleBasedStateMachine):
             # so few items change by tenths: let runs add to the manifest all the same, and now and then write a whole
             patch.setattr(manifest, "CHANGED_SHARE", 1.0)
             patch.setattr(manifest, "MOST_FILES", 3)
-            patch.setattr(pipeline, "read_pinned", read)
+            patch.setattr(reading, "read_pinned", read)
             options = Options(recipe, allow_mass_delete=may_delete)
             space = self.encoders.spaces[way["space"]]
             return embed(str(self.source), str(self.collection), space, options, Watch())

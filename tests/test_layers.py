@@ -18,7 +18,7 @@ LAYERS = [
     ["config", "retry", "recall", "linking", "losses"],
     ["segments"],
     ["media", "objectstore", "comparison"],
-    ["fetching", "agreement", "balance", "cutting"],
+    ["fetching", "agreement", "balance", "cutting", "lance_store"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["standardised_weights"],
@@ -51,7 +51,7 @@ RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     "ray": {"pipeline", "ray_training"},
     "lancedb": {"index", "search"},
-    "lance": {"tags"},
+    "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},
 }
 

@@ -25,8 +25,8 @@ from batchproj.errors import UsageError
 TOO_MANY_BAD = 3
 WORK_TO_DO = 2
 
-SourceArgument = Annotated[str, typer.Argument(help="Folder, prefix, glob or single object on any fsspec URL.")]
-RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index and patience.")]
+SourceArgument = Annotated[str, typer.Argument(help="Folder, prefix or glob; a table; tar shards.")]
+RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index, roots, patience.")]
 
 TELLS_NOTHING = 0.5
 """Chance Recall@10 from which on a recall is not worth reading."""

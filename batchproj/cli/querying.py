@@ -21,7 +21,7 @@ def search(
     video: Annotated[str | None, typer.Option(help="Search with a video file.")] = None,
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
     modality: Annotated[str | None, typer.Option(help="Only text, image, audio or video.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be given several times.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE, or FIELD=VALUE of the metadata.")] = None,
     group: Annotated[bool, typer.Option("--group", help="One result an item: the best of its segments.")] = False,
     balance: Annotated[
         bool,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -16,7 +15,12 @@ from batchproj.collection.unit import UNREADABLE, read_parquet, read_rows
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
-_ITEMS = "SELECT item, pair, features FROM ({rows}) WHERE status = 'embedded' AND modality = ?"
+# manifests of earlier versions have no metadata
+_ITEMS = """
+SELECT item, pair, metadata, features
+FROM (SELECT NULL::VARCHAR AS metadata WHERE false UNION ALL BY NAME SELECT * FROM ({rows}))
+WHERE status = 'embedded' AND modality = ?
+"""
 
 
 def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.Table | None:
@@ -30,16 +34,18 @@ def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.
     files = []
     for name in sorted(pc.unique(items["features"]).to_pylist()):
         wanted = items.filter(pc.equal(items["features"], name))
-        pair_of = dict(zip(wanted["item"].to_pylist(), wanted["pair"].to_pylist(), strict=True))
-        files.append(chosen(read_rows(folder, layout.features(fingerprint, name), digests[name]), pair_of))
+        files.append(chosen(read_rows(folder, layout.features(fingerprint, name), digests[name]), wanted))
     return pa.concat_tables(files) if files else None
 
 
-def chosen(cached: pa.Table, pair_of: Mapping[str, str | None]) -> pa.Table:
-    """The rows of the items in `pair_of`, with the pair keys given there: theirs may have changed since."""
-    rows = cached.filter(pc.is_in(cached["item"], pa.array(sorted(pair_of), pa.string())))
-    pairs = pa.array([pair_of[item] for item in rows["item"].to_pylist()], pa.string())
-    return rows.set_column(rows.schema.get_field_index("pair"), rows.schema.field("pair"), pairs)
+def chosen(cached: pa.Table, items: pa.Table) -> pa.Table:
+    """The rows of the items, with the `pair` and `metadata` given there: theirs may have changed since."""
+    rows = cached.filter(pc.is_in(cached["item"], items["item"]))
+    given = pc.index_in(rows["item"], items["item"])
+    for name in ("pair", "metadata"):
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.schema.get_field_index(name), field, items[name].take(given).cast(field.type))
+    return rows
 
 
 def known_features(folder: Folder, fingerprint: str, wanted: dict[str, str]) -> pa.Table | None:

@@ -65,8 +65,8 @@ def check_complete(plan: Plan) -> None:
     """Every planned item has exactly one final outcome: none lost, none double."""
     plan.db.execute(_FINAL)
     wrong = plan.rows(
-        "SELECT p.uri, count(f.item) AS times FROM plan p LEFT JOIN final f USING (item) "
-        "WHERE p.action IN ('new', 'changed', 'retry', 'encode', 'project') GROUP BY p.uri HAVING times <> 1 LIMIT 1"
+        "SELECT min(p.uri), count(f.item) AS times FROM plan p LEFT JOIN final f USING (item) "
+        "WHERE p.action IN ('new', 'changed', 'retry', 'encode', 'project') GROUP BY p.item HAVING times <> 1 LIMIT 1"
     )
     if wrong:
         uri, times = wrong[0]

@@ -1,9 +1,9 @@
 """What became of every listed item: one whole Parquet file, then a file of what each later run changed.
 
 The newest row of an item counts; one with the status `gone` says that the item left. So a commit
-writes a row for each item that its run changed, or whose part it wrote again under another name, and
-not for each that the collection holds. Once the changes add up to a tenth of the items, or to too
-many files, the next run writes a whole file again.
+writes a row for each item that its run changed, or whose part it wrote again under another name, or
+whose row in a table has moved, and not for each that the collection holds. Once the changes add up to
+a tenth of the items, or to too many files, the next run writes a whole file again.
 """
 
 from __future__ import annotations
@@ -32,33 +32,38 @@ SHARD_ITEMS = 100_000
 """Items that are joined and sorted at once: DuckDB cannot spill everything it holds."""
 
 _DONE = """
-SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, f.status, f.reason, f.detail, f.stage,
-    f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
+    f.status, f.reason, f.detail, f.stage, f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
     CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
 FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE {in_shard}) f USING (item)
     LEFT JOIN space s ON s.modality = f.modality
 """
 
-_KEPT = """
-SELECT m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.status, m.reason, m.detail, m.stage,
-    m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
+# of a row in a table; what objects are called below the source is not looked up in the manifest
+_MOVED = "p.place IS NOT NULL AND (m.place IS DISTINCT FROM p.place OR m.key IS DISTINCT FROM p.key)"
+_KEY = "CASE WHEN p.place IS NULL THEN m.key ELSE p.key END"
+
+_KEPT = f"""
+SELECT m.item, m.uri, {_KEY} AS key, m.pair, m.size, m.source_version, m.metadata, p.place,
+    m.status, m.reason, m.detail, m.stage, m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
     coalesce(r.new, m.part) AS part, m.features
-FROM (SELECT * FROM manifest WHERE {in_shard}) m
-    JOIN (SELECT item FROM plan WHERE action IN ('unchanged', 'quarantined') AND {in_shard}) p USING (item)
-    LEFT JOIN renamed r ON r.old = m.part
+FROM (SELECT * FROM manifest WHERE {{in_shard}}) m
+    JOIN (SELECT item, key, place FROM plan WHERE action IN ('unchanged', 'quarantined') AND {{in_shard}}) p
+    USING (item) LEFT JOIN renamed r ON r.old = m.part
 """
 
 _WHOLE = f"{_DONE} UNION ALL {_KEPT} ORDER BY key"
 
 _CHANGES = f"""
-{_DONE} UNION ALL {_KEPT} WHERE r.new IS NOT NULL
+{_DONE} UNION ALL {_KEPT} WHERE r.new IS NOT NULL OR ({_MOVED})
 UNION ALL BY NAME SELECT item, 'gone' AS status FROM gone WHERE {{in_shard}}
 ORDER BY key, item
 """
 
-_HOW_MANY = """
+_HOW_MANY = f"""
 SELECT (SELECT count(*) FROM final) + (SELECT count(*) FROM gone)
-    + (SELECT count(*) FROM manifest m JOIN renamed r ON r.old = m.part ANTI JOIN removed ON removed.item = m.item)
+    + (SELECT count(*) FROM manifest m JOIN plan p USING (item) LEFT JOIN renamed r ON r.old = m.part
+        WHERE p.action IN ('unchanged', 'quarantined') AND (r.new IS NOT NULL OR ({_MOVED})))
 """
 
 _QUARANTINE = """
@@ -111,7 +116,7 @@ def rows(files: list[Path]) -> str:
     whole, *changes = files
     if not changes:
         return f"SELECT * FROM read_parquet('{whole}')"
-    numbered = " UNION ALL ".join(
+    numbered = " UNION ALL BY NAME ".join(  # files of earlier versions have fewer columns
         f"SELECT *, {number} AS number FROM read_parquet('{file}')" for number, file in enumerate(changes)
     )
     return (

@@ -23,17 +23,19 @@ from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
+from batchproj.source.place import beginning, promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
 
+
 _TABLES = """
 CREATE TABLE listing (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
-    source_version VARCHAR, hint VARCHAR);
+    source_version VARCHAR, metadata VARCHAR, place VARCHAR, hint VARCHAR);
 CREATE TABLE manifest (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
-    source_version VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
-    modality VARCHAR, content_id VARCHAR, segments INTEGER, feature_fp VARCHAR, vector_fp VARCHAR,
-    part VARCHAR, features VARCHAR);
+    source_version VARCHAR, metadata VARCHAR, place VARCHAR, status VARCHAR, reason VARCHAR,
+    detail VARCHAR, stage VARCHAR, modality VARCHAR, content_id VARCHAR, segments INTEGER,
+    feature_fp VARCHAR, vector_fp VARCHAR, part VARCHAR, features VARCHAR);
 CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VARCHAR, modality VARCHAR,
     content_id VARCHAR, feature_fp VARCHAR, features VARCHAR);
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
@@ -45,20 +47,32 @@ CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 
 _DECIDE = """
 DELETE FROM listing WHERE item IN (SELECT item FROM forgotten);
+DELETE FROM listing WHERE place IS NOT NULL AND EXISTS (FROM forgotten)
+    AND (source_version IN (SELECT item FROM forgotten) OR sha256(uri)[:32] IN (SELECT item FROM forgotten));
 CREATE TABLE plan AS
-SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version,
+SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
     CASE WHEN m.item IS NULL THEN 'new'
-         WHEN m.source_version <> l.source_version THEN 'changed'
+         WHEN m.source_version <> l.source_version OR m.uri <> l.uri THEN 'changed'
          WHEN m.reason IN ({transient}) THEN 'retry'
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.features IN (SELECT file FROM damaged WHERE kind = 'features') THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
-         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair THEN 'project'
+         WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair
+             OR m.metadata IS DISTINCT FROM l.metadata THEN 'project'
          WHEN m.part IN (SELECT file FROM damaged WHERE kind = 'parquet') THEN 'project'
          ELSE 'unchanged' END AS action
 FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
 CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANTI JOIN listing USING (item);
+"""
+
+LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
+
+_LOST = f"""
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM plan p JOIN manifest m USING (item)
+    WHERE p.action = 'changed' AND m.status = 'embedded'
+        AND (starts_with(p.place, '{beginning(Reason.MISSING)}')
+            OR starts_with(p.place, '{beginning(Reason.OUTSIDE_ROOTS)}')))
 """
 
 _TRANSIENT = ("forbidden", "changed")
@@ -117,7 +131,8 @@ class Counts:
     """Items by what a run would do with each.
 
     `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
-    passed. `moved` counts those of the `deleted` whose size and version a new object has.
+    passed. `moved` counts those of the `deleted` whose size and version a new object has, `faulty` those
+    of the `changed` that are embedded and whose row in a table now names nothing that is there or may be opened.
     """
 
     new: int = 0
@@ -129,6 +144,7 @@ class Counts:
     quarantined: int = 0
     deleted: int = 0
     moved: int = 0
+    faulty: int = 0
 
     @property
     def listed(self) -> int:
@@ -151,7 +167,10 @@ class Difference:
 
 
 class Plan:
-    """The working tables of one run; use as a context manager, it keeps a file on disk."""
+    """The working tables of one run; use as a context manager, it keeps a file on disk.
+
+    `sealed` are digests of the tables and shards whose rows need not be listed again while these hold.
+    """
 
     def __init__(self, members: dict[Modality, Fingerprints], limits: Limits) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="batchproj-plan-")
@@ -162,6 +181,7 @@ class Plan:
         # what an outcome depends on beside the item: what is no picture may be another encoder's sound
         self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
         self._limits = limits
+        self.sealed: dict[str, str] = {}
         self._digests: dict[str, str] = {}
         for modality, member in members.items():
             self.db.execute("INSERT INTO space VALUES (?, ?, ?)", [modality, member.feature, member.vector])
@@ -180,7 +200,9 @@ class Plan:
         return Path(self._folder.name)
 
     def add_listing(self, page: pa.RecordBatch) -> None:
-        hints = pa.array([hint(key) for key in page["key"].to_pylist()], pa.string())
+        columns = (page[name].to_pylist() for name in ("key", "uri", "place"))
+        names = [key if place is None else promised_name(uri, place) for key, uri, place in zip(*columns, strict=True)]
+        hints = pa.array([hint(name) for name in names], pa.string())
         self.insert("listing", pa.Table.from_batches([page]).append_column("hint", hints))
 
     def insert(self, table: str, rows: pa.Table) -> None:
@@ -206,13 +228,13 @@ class Plan:
     def list_manifest(self, without: str | None = None) -> None:
         """Take the loaded manifest, all of it or without one item, for the listing."""
         self.db.execute(
-            "INSERT INTO listing BY NAME "
-            "SELECT item, uri, key, pair, size, source_version FROM manifest WHERE item IS DISTINCT FROM ?",
+            f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m WHERE item IS DISTINCT FROM ?",
             [without],
         )
 
     def forget(self, items: list[str]) -> None:
-        """Leave these items out, whatever the listing says."""
+        """Leave these items out, whatever the listing says; of rows also those of that version, or that name
+        an object of that id: rows known by their number would come back under another."""
         self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
 
     def redo(self, files: list[str]) -> None:
@@ -238,7 +260,8 @@ class Plan:
             "(SELECT size, source_version, count(*) AS new_n FROM plan WHERE action = 'new' GROUP BY ALL) "
             "USING (size, source_version)"
         )[0][0]
-        return Counts(**found, deleted=self.rows("SELECT count(*) FROM gone")[0][0], moved=moved)
+        gone, faulty = self.rows(_LOST)[0]
+        return Counts(**found, deleted=gone, moved=moved, faulty=faulty)
 
     def differences(self) -> list[Difference]:
         """The plan in numbers, by action and modality."""
@@ -273,7 +296,7 @@ class Plan:
 
     def _inputs(self, items: str) -> Iterator[pa.RecordBatch]:
         return self.batches(
-            "SELECT item, uri, key, pair, size, source_version, modality, "
+            "SELECT item, uri, key, pair, size, source_version, metadata, place, modality, "
             f"CASE WHEN action = 'project' THEN cached END AS cached, known "
             f"FROM ({items}) LEFT JOIN known USING (item) "
             "ORDER BY modality NULLS LAST, cached, key"
@@ -322,6 +345,8 @@ _INPUT_SCHEMA = pa.schema(
         pa.field("pair", pa.string()),
         pa.field("size", pa.int64()),
         pa.field("source_version", pa.string()),
+        pa.field("metadata", pa.string()),
+        pa.field("place", pa.string()),
         pa.field("known", pa.list_(_CONTENT)),
     ]
 )

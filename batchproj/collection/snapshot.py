@@ -42,7 +42,8 @@ class Snapshot(BaseModel):
     """`snapshots/<run>.json`. `listed` counts items; `rows` counts vectors, one per segment.
 
     `manifest` are the files of its manifest, each under the name of the run that wrote it, the whole one
-    first. Together the lists say of every byte of the run what it has to be.
+    first. `sealed` tells of tables and shards, by the begin of their rows' keys, with which content the
+    manifest has all their rows. Together the lists say of every byte of the run what it has to be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class Snapshot(BaseModel):
     listed: int
     rows: int = 0
     limits: Limits = Limits()
+    sealed: dict[str, str] = {}
     parts: list[Part] = []
     features: list[FeatureFile] = []
     manifest: list[Part] = []

@@ -83,7 +83,7 @@ class Output:
 def unit_name(context: list[Any], inputs: pa.Table) -> str:
     """Digest of everything that decides a unit's files: its context, which is JSON, and its items."""
     named = hashlib.sha256(json.dumps(context, sort_keys=True).encode())
-    for column in ("item", "uri", "source_version", "size", "pair", "known"):
+    for column in ("item", "uri", "source_version", "size", "pair", "metadata", "known"):
         named.update(json.dumps(inputs[column].to_pylist()).encode())
     return named.hexdigest()[:32]
 

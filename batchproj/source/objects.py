@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from batchproj.errors import SourceError
-from batchproj.objectstore import Listed, list_objects
+from batchproj.objectstore import Listed
 from batchproj.schema import listing_schema
 
-_TABLES = (".parquet", ".jsonl", ".csv", ".tar")
 
-
-def list_items(source: str, exclude: str) -> Iterator[pa.RecordBatch]:
-    """Pages of listed objects, in the store's order, without those below the URI `exclude`.
-
-    Raises SourceError if the source is missing, forbidden or of a kind not supported.
-    """
-    if source.endswith(_TABLES):
-        raise SourceError(
-            f"{source}: tables and tar shards cannot be embedded yet; expected a folder, prefix or glob of objects"
-        )
-    below = exclude.rstrip("/") + "/"
-    for page in list_objects(source):
-        kept = [listed for listed in page if not listed.uri.startswith(below)]
-        if kept:
-            yield _batch(kept)
+def list_items(pages: Iterable[list[Listed]]) -> Iterator[pa.RecordBatch]:
+    """Pages of listed objects, in the store's order."""
+    return (_batch(page) for page in pages if page)
 
 
 def _batch(page: list[Listed]) -> pa.RecordBatch:
@@ -39,6 +25,8 @@ def _batch(page: list[Listed]) -> pa.RecordBatch:
             pa.array([pair_key(listed.key) for listed in page]),
             pa.array([listed.size for listed in page], pa.int64()),
             pa.array([listed.version for listed in page]),
+            pa.nulls(len(page), pa.string()),
+            pa.nulls(len(page), pa.string()),
         ],
         schema=listing_schema(),
     )

@@ -1,0 +1,59 @@
+"""Tables with one JSON object a line; `at` of a row is the byte its line begins at, and the line's length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from batchproj.errors import ItemFault
+from batchproj.objectstore import Listed
+from batchproj.schema import Reason
+from batchproj.source.pinned import open_buffered
+from batchproj.source.record import Record
+
+LINE_BYTES = 256 * 2**20
+"""A longer line is not read: it is passed over and quarantined."""
+
+
+def records(table: Listed) -> Iterator[Record]:
+    """Rows are numbered by lines; blank lines are none."""
+    with open_buffered(table) as file:
+        at = number = 0
+        while line := file.readline(LINE_BYTES):
+            number += 1
+            begun, length = at, len(line)
+            at += length
+            if length == LINE_BYTES and not line.endswith(b"\n"):
+                at += _pass_line(file)
+                detail = f"line {number} is longer than {LINE_BYTES} bytes"
+                yield Record(number, (begun, 0), ItemFault(Reason.TOO_LARGE, detail))
+            elif not line.isspace():
+                yield Record(number, (begun, length), _parsed(line, number))
+
+
+def value(line: bytes, column: int) -> Any:
+    """One value of a row by the number of its column; raises ValueError or IndexError for other bytes."""
+    return list(json.loads(line).values())[column]
+
+
+def _parsed(line: bytes, number: int) -> dict[str, Any] | ItemFault:
+    try:
+        found = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return ItemFault(Reason.INVALID_UTF8, f"line {number}: byte {error.start} is not UTF-8")
+    except (ValueError, RecursionError) as error:
+        return ItemFault(Reason.BAD_ROW, f"line {number} is not JSON: {error}")
+    if not isinstance(found, dict):
+        return ItemFault(Reason.BAD_ROW, f"line {number} is no JSON object but {type(found).__name__}")
+    return found
+
+
+def _pass_line(file: BinaryIO) -> int:
+    """Read to the end of a line; how many bytes that was."""
+    passed = 0
+    while piece := file.readline(1 << 20):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed

@@ -1,0 +1,168 @@
+"""The bytes of listed items, wherever they are: objects, rows of tables, members of shards.
+
+Items that lie together are read together: of a Parquet or Arrow file only the row groups or record
+batches that are needed, of a file of lines or a tar only the ranges.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from batchproj.errors import BatchprojError, ItemFault
+from batchproj.objectstore import read_pinned, read_range
+from batchproj.schema import Reason
+from batchproj.source import arrow, csv, jsonl, lance, parquet
+from batchproj.source.place import FAULT, OBJECT, Place, fault_at, parse_place
+from batchproj.source.record import UNREADABLE
+from batchproj.source.tables import payload
+
+GAP_BYTES = 64 * 1024
+"""Ranges that are no further apart are read by one request."""
+
+SPAN_BYTES = 8 * 2**20
+"""What is read by one request, unless a single item is larger."""
+
+_BLOCKS: dict[str, Callable[[str, int, Sequence[tuple[int, int]]], list[Any]]] = {
+    "parquet": parquet.read_block,
+    "arrow": arrow.read_block,
+    "lance": lance.read_block,
+}
+_LINES: dict[str, Callable[[bytes, int], Any]] = {"jsonl": jsonl.value, "csv": csv.value}
+
+Read = bytes | ItemFault
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An item to read, by its number among those asked for."""
+
+    number: int
+    uri: str
+    size: int
+    version: str
+    place: Place | None
+
+    @property
+    def container(self) -> str:
+        """The file that holds it."""
+        return self.uri.rpartition("#")[0]
+
+    @property
+    def at(self) -> tuple[Any, ...]:
+        assert self.place is not None, self
+        return self.place.at
+
+
+def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int) -> list[Read]:
+    """Bytes of each row (uri, size, source_version, place), or why there are none; none is larger than `most_bytes`.
+
+    Raises TryLater if storage is away.
+    """
+    found: dict[int, Read] = {}
+    items = []
+    for number, row in enumerate(rows):
+        place = None if row["place"] is None else parse_place(row["place"])
+        if row["size"] > most_bytes:
+            found[number] = ItemFault(Reason.TOO_LARGE, f"{row['size']} bytes, limit {most_bytes}")
+        elif place is not None and place.kind == FAULT:
+            found[number] = fault_at(place)
+        else:
+            items.append(_Item(number, row["uri"], row["size"], row["source_version"], place))
+    with ThreadPoolExecutor(threads) as pool:
+        for read in pool.map(_read_together, _together(items)):
+            found |= read
+    return [found[number] for number in range(len(rows))]
+
+
+def _together(items: list[_Item]) -> Iterator[list[_Item]]:
+    """Items that are read at once: an object, the rows of one block of a file, or ranges close to each other."""
+    inside = [item for item in items if item.place is not None and item.place.kind != OBJECT]
+    yield from ([item] for item in items if item.place is None or item.place.kind == OBJECT)
+    inside.sort(key=lambda item: (item.container, item.at[:2]))
+    for _, of_file in groupby(inside, lambda item: item.container):
+        rows = list(of_file)
+        if rows[0].place is not None and rows[0].place.kind in _BLOCKS:
+            yield from (list(block) for _, block in groupby(rows, lambda item: item.at[0]))
+        else:
+            yield from _spans(rows)
+
+
+def _spans(items: list[_Item]) -> Iterator[list[_Item]]:
+    span: list[_Item] = []
+    for item in items:
+        begun, length = item.at[:2]
+        if span:
+            end = span[-1].at[0] + span[-1].at[1]
+            if begun - end > GAP_BYTES or begun + length - span[0].at[0] > SPAN_BYTES:
+                yield span
+                span = []
+        span.append(item)
+    if span:
+        yield span
+
+
+def _read_together(items: list[_Item]) -> dict[int, Read]:
+    first = items[0]
+    try:
+        if first.place is None or first.place.kind == OBJECT:
+            return {first.number: read_pinned(first.uri, first.size, first.version)}
+        if first.place.kind in _BLOCKS:
+            return _from_block(first.place.kind, items)
+        return _from_span(first.place.kind, items)
+    except ItemFault as fault:
+        return {item.number: fault for item in items}
+    except FileNotFoundError:
+        gone = ItemFault(Reason.CHANGED, f"{first.container} is gone since it was listed")
+        return {item.number: gone for item in items}
+    except PermissionError as error:
+        return {item.number: ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") for item in items}
+
+
+def _from_block(kind: str, items: list[_Item]) -> dict[int, Read]:
+    """Rows of one row group, record batch or version."""
+    try:
+        values = _BLOCKS[kind](items[0].container, items[0].at[0], [(item.at[1], item.at[2]) for item in items])
+    except (FileNotFoundError, PermissionError, BatchprojError):
+        raise
+    except (*UNREADABLE, LookupError, TypeError) as error:  # another file than was listed
+        return {item.number: _changed(item, error) for item in items}
+    return {item.number: _checked(item, value) for item, value in zip(items, values, strict=True)}
+
+
+def _from_span(kind: str, items: list[_Item]) -> dict[int, Read]:
+    """Rows or members from one range."""
+    begun = items[0].at[0]
+    end = max(item.at[0] + item.at[1] for item in items)
+    version = str(items[0].at[2]) if kind == "tar" else None  # a row's own digest says whether it is the same
+    data = read_range(items[0].container, begun, end - begun, version) if end > begun else b""
+    found: dict[int, Read] = {}
+    for item in items:
+        piece = data[item.at[0] - begun : item.at[0] - begun + item.at[1]]
+        if kind == "tar":
+            found[item.number] = piece if len(piece) == item.size else _changed(item, "it ends before")
+            continue
+        try:
+            found[item.number] = _checked(item, _LINES[kind](piece, item.at[2]))
+        except (ValueError, LookupError, AttributeError, RecursionError) as error:
+            found[item.number] = _changed(item, error)
+    return found
+
+
+def _checked(item: _Item, value: Any) -> Read:
+    """The bytes of a row, if they are the ones that were listed."""
+    try:
+        data = payload(value, str(item.at[3]))
+    except (ItemFault, UnicodeEncodeError) as error:
+        return _changed(item, error)
+    if hashlib.sha256(data).hexdigest() != item.version:
+        return _changed(item, "the row has another content")
+    return data
+
+
+def _changed(item: _Item, why: object) -> ItemFault:
+    return ItemFault(Reason.CHANGED, f"{item.container} was written to since it was listed: {str(why)[:200]}")

@@ -1,0 +1,75 @@
+"""Which objects a table may name: those below its own folder and below the roots that the recipe declares."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from urllib.parse import unquote
+
+from batchproj.errors import ItemFault
+from batchproj.objectstore import canonical
+from batchproj.schema import Reason
+
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
+
+
+class Roots:
+    """The folders that the URIs of one table may lie below.
+
+    `exclude` is the folder of the collection, which embeds nothing of itself.
+    """
+
+    def __init__(self, folder: str, declared: Sequence[str], exclude: str) -> None:
+        self.folder = folder
+        self._roots = [f"{root.rstrip('/')}/" for root in (folder, *map(canonical, declared))]
+        self._exclude = exclude.rstrip("/") + "/"
+
+    def resolve(self, value: str) -> str:
+        """The canonical URI of what a row names, relative to the table's folder if it has no scheme.
+
+        Raises ItemFault OUTSIDE_ROOTS for whatever is not plainly below a root, whether it is there or not.
+        """
+        uri = self._absolute(value)
+        segments = uri.split("://", 1)[1].split("/")
+        if uri.startswith(("http://", "https://")):
+            segments = [part for segment in segments for part in re.split(r"[/\\]", unquote(segment))]
+        if ".." in segments or "." in segments:
+            raise _refused(value, "a path with '.' or '..' in it")
+        if not any(uri.startswith(root) and len(uri) > len(root) for root in self._roots):
+            below = ", ".join(self._roots)
+            raise _refused(value, f"it is not below {below}; declare `roots` in the recipe if it may be")
+        if uri.startswith(self._exclude):
+            raise _refused(value, "it is a part of the collection itself")
+        if _is_local(uri) and not self._is_real(uri):
+            raise _refused(value, "a link leads out of the roots")
+        return uri
+
+    def _absolute(self, value: str) -> str:
+        if not value or _CONTROL.search(value):
+            raise _refused(value, "it is empty or has control characters in it")
+        if "://" in value and "::" in value.split("://", 1)[0]:
+            raise _refused(value, "chained URLs are not opened")
+        if "://" not in value:
+            return f"file://{value}" if value.startswith("/") else f"{self.folder}/{value}"
+        scheme, rest = value.split("://", 1)
+        return f"{'file' if scheme == 'local' else scheme.lower()}://{rest}"
+
+    def _is_real(self, uri: str) -> bool:
+        """Whether the file itself lies below a root, and not in the collection, once all links are followed."""
+        real = _real(uri)
+        is_below = any(real.startswith(_real(root).rstrip("/") + "/") for root in self._roots if _is_local(root))
+        return is_below and not (_is_local(self._exclude) and real.startswith(_real(self._exclude) + "/"))
+
+
+def _is_local(uri: str) -> bool:
+    return uri.startswith("file://")
+
+
+def _real(uri: str) -> str:
+    return os.path.realpath(uri.removeprefix("file://"))
+
+
+def _refused(value: str, why: str) -> ItemFault:
+    shown = value if len(value) <= 200 else f"{value[:200]}…"
+    return ItemFault(Reason.OUTSIDE_ROOTS, f"{shown!r} is not opened: {why}")

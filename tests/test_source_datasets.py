@@ -1,0 +1,145 @@
+"""Datasets of `save_to_disk` and Lance tables as input: tables with the same columns."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pytest
+from in_process import OPTIONS, quiet, run, without_ray
+from runs import live_rows
+from table_files import listed, picture, quarantined, words
+
+from batchproj.embed import Options
+from batchproj.errors import SourceError
+from batchproj.explain import explain
+from batchproj.objectstore import Folder
+from batchproj.source import arrow, reading
+from batchproj.verify import verify
+
+
+@pytest.fixture(autouse=True)
+def _no_ray() -> Iterator[None]:
+    with without_ray():
+        yield
+
+
+def arrow_stream(rows: list[dict[str, object]], rows_a_batch: int) -> bytes:
+    """As `datasets.Dataset.save_to_disk` writes it."""
+    table = pa.Table.from_pylist(rows)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows_a_batch)
+    return sink.getvalue()
+
+
+def save(folder: Folder, below: str, shards: list[list[dict[str, object]]]) -> None:
+    names = [f"data-{n:05d}-of-{len(shards):05d}.arrow" for n in range(len(shards))]
+    folder.write(f"{below}dataset_info.json", json.dumps({"features": {}}).encode())
+    folder.write(f"{below}state.json", json.dumps({"_data_files": [{"filename": name} for name in names]}).encode())
+    for name, rows in zip(names, shards, strict=True):
+        folder.write(f"{below}{name}", arrow_stream(rows, 3))
+
+
+def pictures(begin: int, end: int) -> list[dict[str, object]]:
+    return [{"image": {"bytes": picture(n), "path": f"{n}.png"}, "label": n, "text": None} for n in range(begin, end)]
+
+
+def test_a_saved_dataset_is_a_table_of_its_media(tmp_path: Path, tiny_space: Path) -> None:
+    shards = [pictures(0, 5), [*pictures(5, 7), {"image": None, "label": 9, "text": words(0)}]]
+    save(Folder(str(tmp_path / "d")), "", shards)
+    report = run(tmp_path / "d", tmp_path / "c", tiny_space)
+    assert (report.embedded, report.encode_calls) == (8, {"image": 7, "text": 1})
+    rows = {row["uri"].rpartition("/")[2]: row for row in live_rows(tmp_path / "c").to_pylist()}
+    assert rows["data-00000-of-00002.arrow#row=2"]["metadata"] == '{"label":1}'
+    assert rows["data-00001-of-00002.arrow#row=3"]["text"] == words(0)
+    assert run(tmp_path / "d", tmp_path / "c", tiny_space).commit is None
+    shards[0][4] = pictures(50, 51)[0]
+    save(Folder(str(tmp_path / "d")), "", shards)
+    report = run(tmp_path / "d", tmp_path / "c", tiny_space)
+    assert (report.embedded, report.unchanged, report.encode_calls) == (1, 7, {"image": 1})
+    shown = explain(str(tmp_path / "c"), str(tmp_path / "d/data-00000-of-00002.arrow#row=5"))
+    assert (shown.now, shown.status, shown.metadata) == ("unchanged", "embedded", '{"label":50}')
+    assert not verify(str(tmp_path / "c"), quiet).damaged
+
+
+def test_all_splits_of_a_dataset_in_a_bucket(s3_bucket: str, tiny_space: Path) -> None:
+    folder = Folder(f"{s3_bucket}/d")
+    folder.write("dataset_dict.json", json.dumps({"splits": ["train", "test"]}).encode())
+    save(folder, "train/", [pictures(0, 4)])
+    save(folder, "test/", [pictures(4, 6)])
+    report = run(folder.uri, f"{s3_bucket}/c", tiny_space)
+    assert (report.items, report.embedded) == (6, 6)
+    assert run(folder.uri, f"{s3_bucket}/c", tiny_space).commit is None
+    folder.remove(["test/data-00000-of-00001.arrow"])
+    with pytest.raises(SourceError, match="is no whole dataset"):
+        run(folder.uri, f"{s3_bucket}/c", tiny_space)
+
+
+def test_a_struct_that_has_only_a_path_names_an_object_below_the_roots(tmp_path: Path, tiny_space: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/0.png").write_bytes(picture(0))
+    rows: list[dict[str, object]] = [
+        {"image": {"bytes": None, "path": path}} for path in ("0.png", f"{tmp_path}/d/0.png", "/etc/passwd")
+    ]
+    save(Folder(str(tmp_path / "d")), "", [[*pictures(1, 2), *rows]])
+    report = run(tmp_path / "d", tmp_path / "c", tiny_space)
+    assert (report.embedded, report.quarantined) == (3, 1)
+    assert [text.partition(":")[0] for text in quarantined(tmp_path / "c", report).values()] == ["outside_roots"]
+
+
+@pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", ""])
+def test_a_dataset_names_no_files_outside_itself(name: str, tmp_path: Path) -> None:
+    save(Folder(str(tmp_path)), "", [pictures(0, 1)])
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
+    with pytest.raises(SourceError, match="is no whole dataset"):
+        arrow.files(Folder(str(tmp_path)))
+
+
+def test_a_truncated_arrow_file_is_one_line(tmp_path: Path) -> None:
+    save(Folder(str(tmp_path)), "", [pictures(0, 5)])
+    file = tmp_path / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(SourceError, match="is no sound Arrow stream"):
+        listed(tmp_path)
+
+
+def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:
+    rows = [{"id": n, "text": words(n), "n": n} for n in range(10)]
+    uri = str(tmp_path / "t.lance")
+    lance.write_dataset(pa.Table.from_pylist(rows), uri, max_rows_per_file=4)
+    report = run(uri, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.quarantined) == (10, 0)
+    assert run(uri, tmp_path / "c", tiny_space).commit is None
+    table = lance.dataset(uri)
+    table.delete("id = 3")
+    table.update({"text": "'w9 w9 w9'"}, "id = 5")
+    report = run(uri, tmp_path / "c", tiny_space)
+    assert (report.embedded, report.deleted, report.unchanged) == (1, 1, 8)
+    found = {row["uri"]: row for row in live_rows(tmp_path / "c").to_pylist()}
+    assert found[f"file://{uri}#id=5"]["text"] == "w9 w9 w9"
+    assert found[f"file://{uri}#id=7"]["metadata"] == '{"n":7}'
+    assert explain(str(tmp_path / "c"), f"{uri}#id=5").now == "unchanged"
+    lance.write_dataset(pa.Table.from_pylist([{"id": 1, "text": words(1), "n": 1}]), uri, mode="overwrite")
+    report = run(uri, tmp_path / "c", tiny_space, Options(OPTIONS.recipe, allow_mass_delete=True))
+    assert (report.unchanged, report.deleted) == (1, 8)
+
+
+def test_rows_of_a_lance_table_are_read_in_the_version_that_was_listed(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t.lance")
+    table = lance.write_dataset(pa.table({"id": [1, 2, 3], "bytes": [b"a", b"bb", b"ccc"]}), uri)
+    found = listed(Path(uri))
+    table.delete("id = 1")
+    assert reading.read_items(found, 100, 2) == [b"a", b"bb", b"ccc"]
+
+
+def test_a_lance_table_in_a_bucket(s3_bucket: str, tiny_space: Path) -> None:
+    uri = f"{s3_bucket}/t.lance"
+    lance.write_dataset(pa.table({"text": [words(n) for n in range(4)]}), uri, storage_options={"allow_http": "true"})
+    report = run(uri, f"{s3_bucket}/c", tiny_space)
+    assert (report.embedded, report.quarantined) == (4, 0)
+    assert run(uri, f"{s3_bucket}/c", tiny_space).commit is None

@@ -1,0 +1,328 @@
+"""Single rows of tables: what one may name, what is wrong with one, how it is read, found and forgotten."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from conftest import write_picture
+from in_process import OPTIONS, command, quiet, run, without_ray
+from runs import live_rows
+from table_files import KINDS, Row, listed, live, quarantined, rows, words, write
+
+import batchproj
+from batchproj import objectstore
+from batchproj.embed import Options
+from batchproj.errors import ItemFault, UsageError
+from batchproj.explain import explain
+from batchproj.forget import forget
+from batchproj.source import pinned, reading
+from batchproj.source.listing import Seal, list_items
+
+
+@pytest.fixture(autouse=True)
+def _no_ray() -> Iterator[None]:
+    with without_ray():
+        yield
+
+
+def test_objects_that_rows_name_are_looked_up_at_once_and_again_when_the_store_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(8, timeout=20)
+    head, failed = objectstore._head, set()
+
+    def slow(fs: object, path: str) -> tuple[int, str]:
+        if path not in failed:
+            failed.add(path)
+            together.wait()
+            raise ConnectionResetError("cut")
+        return head(fs, path)
+
+    for number in range(8):
+        write_picture(tmp_path / f"{number}.png", number)
+    source = write(tmp_path / "t.csv", [{"uri": f"{number}.png"} for number in range(8)])
+    monkeypatch.setattr(objectstore, "_head", slow)
+    sizes = [row["size"] for row in listed(source)]
+    assert sizes == [(tmp_path / f"{number}.png").stat().st_size for number in range(8)]
+    assert len(failed) == 8
+
+
+HOSTILE = [
+    "file:///etc/passwd",
+    "/etc/passwd",
+    "../outside.txt",
+    "a/../../outside.txt",
+    "simplecache::file:///etc/passwd",
+    "filecache::s3://bucket/key",
+    "http://127.0.0.1:9/latest/meta-data",
+    "s3://elsewhere/key",
+    "file://../etc/passwd",
+    "",
+    "a\0b",
+    "link.txt",
+    "c/units/x",
+]
+
+
+def test_a_row_opens_nothing_outside_its_roots(tmp_path: Path, tiny_space: Path, reads: Counter[str]) -> None:
+    (tmp_path / "outside.txt").write_text("w1 w2")
+    (tmp_path / "s/c").mkdir(parents=True)
+    (tmp_path / "s/link.txt").symlink_to("/etc/passwd")
+    (tmp_path / "s/fine.txt").write_text("w3 w4")
+    source = write(tmp_path / "s/t.jsonl", [{"uri": uri} for uri in [*HOSTILE, "fine.txt", "missing.txt"]])
+    report = run(source, tmp_path / "s/c", tiny_space)
+    assert (report.embedded, report.quarantined) == (1, len(HOSTILE) + 1)
+    reasons = {uri: text.partition(":")[0] for uri, text in quarantined(tmp_path / "s/c", report).items()}
+    assert set(reasons.values()) == {"outside_roots", "missing"}
+    assert reasons[f"row={len(HOSTILE) + 2}"] == "missing"
+    assert set(reads) == {f"file://{tmp_path}/s/fine.txt"}
+    assert run(source, tmp_path / "s/c", tiny_space).commit is None
+
+
+def test_other_roots_are_declared_by_the_recipe(tmp_path: Path, tiny_space: Path) -> None:
+    write_picture(tmp_path / "elsewhere/0.png", 0)
+    source = write(tmp_path / "s/t.csv", [{"uri": f"{tmp_path}/elsewhere/0.png"}])
+    assert run(source, tmp_path / "c", tiny_space).quarantined == 1
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"roots: [{tmp_path}/elsewhere]\n")
+    done = command("embed", source, tmp_path / "c", "--space", tiny_space, "--recipe", recipe, "--json")
+    assert json.loads(done.stdout)["embedded"] == 1
+    # a recipe that was left out, or a bucket that is away, is more likely than a corpus that is gone
+    refused = command("embed", source, tmp_path / "c")
+    assert refused.returncode == 2
+    assert "1 rows name objects that are gone or below no root of the recipe" in " ".join(refused.stderr.split())
+    assert live_rows(tmp_path / "c").num_rows == 1
+    report = run(source, tmp_path / "c", tiny_space, Options(OPTIONS.recipe, allow_mass_delete=True))
+    assert (report.quarantined, report.rows) == (1, 0)
+
+
+def test_broken_lines_are_rows_and_their_neighbours_do_not_notice(tmp_path: Path, tiny_space: Path) -> None:
+    good = [json.dumps({"text": words(n), "n": n}).encode() for n in range(8)]
+    bad = [
+        b'{"text": "w1 w2"',
+        b'["w1"]',
+        b'{"text": "half \\ud800 a pair"}',
+        b'{"text": "w1", "pair": "\\udc00"}',
+        b'{"text": "w1 \\u0000 w2"}',
+        b'{"text": "caf\xe9"}',
+        b'{"text": true}',
+        b'{"n": 1}',
+        b'{"text": "w1 w2", "note": "' + b"x" * 10_000_000 + b'"}',
+        b"[" * 100_000,
+        b'{"text": "w1", "deep": ' + b"[" * 600 + b"]" * 600 + b"}",
+    ]
+    lines = [*good[:6], bad[0], *good[6:], b"", *bad[1:]]
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join(lines))
+    report = run(tmp_path / "t.jsonl", tmp_path / "c", tiny_space)
+    found = quarantined(tmp_path / "c", report)
+    assert found["row=7"].startswith("bad_row: line 7 is not JSON")
+    assert found["row=11"] == "bad_row: line 11 is no JSON object but list"
+    assert found["row=12"].startswith("invalid_utf8")
+    assert found["row=13"].startswith("invalid_utf8")
+    assert found["row=14"].startswith("corrupt: NUL")
+    assert found["row=15"].startswith("invalid_utf8: line 15")
+    assert found["row=16"] == "bad_row: the column text has a bool, expected text"
+    assert found["row=17"].startswith("bad_row: no value")
+    assert found["row=19"].startswith("bad_row: line 19 is not JSON")
+    assert found["row=18"].startswith("too_large: 10000")
+    assert found["row=20"] == "bad_row: its metadata are nested too deeply"
+    assert {f"row={number}" for number in (*range(1, 7), 8, 9)} <= live(tmp_path / "c").keys()
+    assert run(tmp_path / "t.jsonl", tmp_path / "c", tiny_space).commit is None
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        (
+            "t.jsonl",
+            b'{"title": "a", "n": 1}\n',
+            r"has no column uri, text or bytes to embed; its columns are title, n",
+        ),
+        ("t.csv", b"title,n\na,1\n", r"has no column uri, text or bytes"),
+        ("t.csv", b"text,text\na,b\n", "names a column twice"),
+        ("t.csv", b'text,n\n"a,1\nb,2\n', "a quote in the row at line 2 is never closed"),
+        ("t.parquet", b"PAR1 nothing of the kind", "is no sound Parquet file"),
+        (
+            "t.jsonl",
+            b'{"id": "a", "text": "w1"}\n\n{"id": "a", "text": "w2"}\n',
+            r"#id=a is there twice, in rows 1 and 3",
+        ),
+        ("t.lance", b"", "no Lance table at"),
+    ],
+)
+def test_a_table_that_cannot_be_meant_is_one_line(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    done = command("embed", tmp_path / name, tmp_path / "c")
+    assert done.returncode == 2
+    assert re.search(message, done.stderr), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:
+    table: list[Row] = [
+        {"text": words(0), "colour": "red", "n": 3, "ok": True},
+        {"text": words(1), "colour": "red herring", "n": 30},
+        {"text": words(2), "inside": {"colour": "red", "n": 3, "list": [{"colour": "red"}]}},
+        {"text": words(3), "colour": 'x","colour":"red', "n": 3.0, "ok": False},
+        {"text": words(4), 'my","colour': "red", "colour'": "red", "n": "3"},
+        {"text": words(5), "colour": "it's; DROP TABLE", "ö%_": "ä"},
+        {"text": words(6), "colour": None, "modality": "fruit"},
+    ]
+    run(write(tmp_path / "t.jsonl", table), tmp_path / "c", tiny_space)
+    collection = batchproj.open(str(tmp_path / "c"))
+
+    def found(*where: str) -> set[int]:
+        hits = collection.search("w1", where=where, k=100)
+        return {int(hit.uri.rpartition("=")[2]) for hit in hits}
+
+    assert found("colour=red") == {1}
+    assert found("metadata.colour=red") == {1}
+    assert found("n=3") == {1, 4, 5}
+    assert found("n=3.0") == {1, 4}
+    assert found("n=30") == {2}
+    assert found("ok=true") == {1}
+    assert found("ok=false") == {4}
+    assert found("colour=it's; DROP TABLE") == {6}
+    assert found("ö%_=ä") == {6}
+    assert found("colour'=red") == {5}
+    assert found("colour=red' OR 1=1") == set()
+    assert found("metadata.modality=fruit") == {7}
+    assert found("modality=text", "colour=red") == {1}
+    with pytest.raises(UsageError, match="there is no column 'color', and no row has it in its metadata"):
+        found("color=red")
+    with pytest.raises(UsageError, match="there is no column 'list'"):
+        found("list=red")
+    with pytest.raises(UsageError, match="COLUMN=VALUE"):
+        found("colour")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_is_written_while_it_is_read_gives_no_wrong_rows(kind: str, tmp_path: Path) -> None:
+    source = write(tmp_path / f"t.{kind}", rows(12))
+    found = listed(source)
+    assert [data.decode() for data in reading.read_items(found, 1000, 2)] == [words(n) for n in range(12)]
+    write(source, [{"id": f"r{n}", "text": words(n + 1), "colour": "red"} for n in range(9)])
+    faults = reading.read_items(found, 1000, 2)
+    assert {str(getattr(fault, "reason", None)) for fault in faults} == {"changed"}
+    source.unlink()
+    assert {str(fault.reason) for fault in reading.read_items(found, 1000, 2)} == {"changed"}
+
+
+def test_only_the_row_groups_that_are_needed_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    payloads = [np.random.default_rng(n).bytes(100_000) for n in range(12)]
+    write(tmp_path / "t.parquet", [{"bytes": data, "other": data} for data in payloads])  # 4 rows a group
+    found = listed(tmp_path / "t.parquet")
+    amount = 0
+    read_range = pinned.read_range
+
+    def counting(uri: str, start: int, length: int, *version: str) -> bytes:
+        nonlocal amount
+        amount += length
+        return read_range(uri, start, length, *version)
+
+    monkeypatch.setattr(pinned, "read_range", counting)
+    assert reading.read_items([found[5], found[6]], 1_000_000, 2) == [payloads[5], payloads[6]]
+    assert amount < 600_000  # a group's column has 400 kB, the file 2.4 MB
+
+
+def test_lines_close_to_each_other_are_read_by_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "t.jsonl", rows(100))
+    found = listed(source)
+    asked: list[int] = []
+    read_range = reading.read_range
+    monkeypatch.setattr(reading, "read_range", lambda *a: asked.append(a[2]) or read_range(*a))
+    assert len(reading.read_items(found, 1000, 2)) == 100
+    assert len(asked) == 1
+
+
+def test_explain_and_forget_know_rows_by_their_address_and_by_the_object_they_name(
+    tmp_path: Path, tiny_space: Path
+) -> None:
+    write_picture(tmp_path / "s/0.png", 0)
+    write_picture(tmp_path / "s/1.png", 1)
+    table: list[Row] = [
+        {"id": "zero", "uri": "0.png", "text": None, "note": "first"},
+        {"id": "one", "uri": "1.png", "text": None},
+        {"id": "again", "uri": "1.png", "text": None},
+        {"id": "a/b c#d", "uri": None, "text": "w1 w2"},
+        {"id": "moved", "uri": None, "text": "w3 w4"},
+        {"id": "bad", "uri": None, "text": None},
+    ]
+    source = write(tmp_path / "s/t.jsonl", table)
+    run(source, tmp_path / "c", tiny_space)
+    collection = str(tmp_path / "c")
+    shown = explain(collection, str(tmp_path / "s/0.png"))
+    assert (shown.row, shown.now) == (f"file://{source}#id=zero", "unchanged")
+    assert json.loads(shown.metadata or "") == {"note": "first"}
+    assert explain(collection, f"{source}#id=zero").item == shown.item
+    with pytest.raises(UsageError, match=r"several rows name .*t.jsonl#id=one, .*t.jsonl#id=again"):
+        explain(collection, str(tmp_path / "s/1.png"))
+    assert explain(collection, f"{source}#id=a%2Fb%20c%23d").now == "unchanged"
+    assert explain(collection, f"{source}#id=bad").status == "quarantined"
+    write(source, [table[4], {**table[3], "text": "w5"}, *table[:3]])
+    assert explain(collection, f"{source}#id=moved").now == "unchanged"
+    assert explain(collection, f"{source}#id=a%2Fb%20c%23d").now == "changed since"
+    write(source, table[:4])
+    assert explain(collection, f"{source}#id=moved").now == "gone"
+    source.unlink()
+    assert explain(collection, f"{source}#id=moved").now == "gone"
+    write(source, table)
+    for uri, left in ((tmp_path / "s/0.png", 4), (f"{source}#id=one", 3), (f"{source}#id=moved", 2)):
+        forget(collection, str(uri), quiet)
+        assert live_rows(collection).num_rows == left
+    report = run(source, collection, tiny_space)
+    assert (report.embedded, report.items) == (0, 3)
+    assert {row["uri"] for row in live_rows(collection).to_pylist()} == {
+        f"file://{tmp_path}/s/1.png",
+        f"file://{source}#id=a%2Fb%20c%23d",
+    }
+
+
+def test_a_forgotten_row_without_an_id_does_not_come_back_under_another_number(
+    tmp_path: Path, tiny_space: Path
+) -> None:
+    table = [{"text": words(n)} for n in range(6)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+    forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    write(source, [{"text": "w9"}, *table])
+    run(source, tmp_path / "c", tiny_space)
+    assert {row["text"] for row in live(tmp_path / "c").values()} == {"w9", *(words(n) for n in (0, 2, 3, 4, 5))}
+
+
+def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [*rows(3), {"id": "o", "uri": "o.txt"}, {"id": "p", "uri": "a/%2e%2e/o.txt"}])
+    (tmp_path / "o.txt").write_text("w1 w2")
+    handler = functools.partial(Quiet, directory=tmp_path)  # knows no ranges
+    memory = fsspec.filesystem("memory")
+    for file in tmp_path.iterdir():
+        memory.pipe(f"/rows/{file.name}", file.read_bytes())
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for source in (f"http://127.0.0.1:{server.server_port}/t.jsonl", "memory://rows/t.jsonl"):
+            found = [
+                r for page in list_items(source, "file:///c") if not isinstance(page, Seal) for r in page.to_pylist()
+            ]
+            read = reading.read_items(found, 1000, 2)
+            assert read[:4] == [*(words(n).encode() for n in range(3)), b"w1 w2"]
+            assert found[3]["uri"].endswith("/o.txt")
+            if source.startswith("http"):
+                assert isinstance(read[4], ItemFault)
+                assert read[4].reason == "outside_roots"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
