@@ -100,7 +100,7 @@ def test_nothing_of_the_source_is_read_before(
     def never(*_: object, **__: object) -> Callable[..., None]:
         raise AssertionError("the source was opened")
 
-    monkeypatch.setattr("batchproj.source.objects.list_objects", never)
+    monkeypatch.setattr("batchproj.source.listing.list_objects", never)
     (tmp_path / "corpus").mkdir()
     space = space_of(tmp_path / "space.yaml", "text", "text", str(folders["chatglm"]))
     done = command(verb, tmp_path / "corpus", tmp_path / "c", "--space", space)
