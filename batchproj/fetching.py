@@ -117,8 +117,8 @@ def hub_folder(repo: str, revision: str | None, patterns: list[str], skipped: li
 
 
 def _bar() -> type[Any]:
-    """The hub's own bar, on the stream of who watches: libraries' output is not shown otherwise."""
-    from huggingface_hub.utils import tqdm
+    """A bar on the stream of who watches: libraries' output is not shown, and the hub's own bar can be off."""
+    from tqdm import tqdm
 
     stream = _watchers[-1] if _watchers else None
 
