@@ -96,8 +96,10 @@ def compare_with_itself(
     With `roots` the source is listed all the same, to see where in its tables the rows are by now.
     """
     _load_live(plan, folder, live)
-    plan.list_manifest(without)
+    plan.list_manifest()
     plan.sealed = dict(live.sealed)
+    if without is not None:
+        plan.forget([without])
     if roots is not None and containers.has_places(plan):
         pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
         containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))

@@ -146,7 +146,9 @@ def _commit_without(folder: Folder, lease: Lease, live: Snapshot, item: str, hel
         ledger.write_entry(folder, entry)
         lease.working_on = entry.run
         say(f"making run {entry.run} without the item")
-        target = live.model_copy(update={"run": entry.run, "parent": live.run, "listed": counts.listed})
+        target = live.model_copy(
+            update={"run": entry.run, "parent": live.run, "listed": counts.listed, "sealed": plan.sealed}
+        )
         snapshot, version = _write(plan, folder, live, target, features)
         entry = entry.model_copy(update={"rows": snapshot.rows, "commit": version})
         ledger.write_entry(folder, entry)

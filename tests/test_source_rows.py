@@ -301,6 +301,19 @@ def test_a_forgotten_row_without_an_id_does_not_come_back_under_another_number(
     assert {row["text"] for row in live(tmp_path / "c").values()} == {"w9", *(words(n) for n in (0, 2, 3, 4, 5))}
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_a_forgotten_row_comes_back_once_its_marker_is_removed(between: bool, tmp_path: Path, tiny_space: Path) -> None:
+    source = write(tmp_path / "t.csv", rows(8))
+    run(source, tmp_path / "c", tiny_space)
+    done = forget(str(tmp_path / "c"), f"{source}#id=r2", quiet)
+    if between:  # a run that lists the table again and leaves the row out
+        write(source, [*rows(8), {**rows(9)[8]}])
+        assert run(source, tmp_path / "c", tiny_space).embedded == 1
+    (tmp_path / "c" / done.marker).unlink()
+    assert run(source, tmp_path / "c", tiny_space).embedded == 1
+    assert "id=r2" in live(tmp_path / "c")
+
+
 def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [*rows(3), {"id": "o", "uri": "o.txt"}, {"id": "p", "uri": "a/%2e%2e/o.txt"}])
     (tmp_path / "o.txt").write_text("w1 w2")

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from batchproj.collection.plan import LISTED, Plan
+from batchproj.collection.plan import CONTAINER, LISTED, Plan
 
 DOUBLES_AT_ONCE = 1_000_000
 """Items that are grouped at once, in memory."""
 
 _AGAIN = f"""
 INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m
-    JOIN unread u ON u.key = left(m.key, length(m.key) - strpos(reverse(m.key), '#'))
+    JOIN unread u ON u.key = {CONTAINER}
 WHERE m.place IS NOT NULL
 """
 

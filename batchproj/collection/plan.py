@@ -45,10 +45,13 @@ CREATE TABLE forgotten (item VARCHAR);
 CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 """
 
+CONTAINER = "left(m.key, length(m.key) - strpos(reverse(m.key), '#'))"
+"""The key of the seal of a row's table or a member's shard."""
+
+_FORGOTTEN = """(m.item IN (FROM forgotten)
+    OR m.place IS NOT NULL AND (m.source_version IN (FROM forgotten) OR sha256(m.uri)[:32] IN (FROM forgotten)))"""
+
 _DECIDE = """
-DELETE FROM listing WHERE item IN (SELECT item FROM forgotten);
-DELETE FROM listing WHERE place IS NOT NULL AND EXISTS (FROM forgotten)
-    AND (source_version IN (SELECT item FROM forgotten) OR sha256(uri)[:32] IN (SELECT item FROM forgotten));
 CREATE TABLE plan AS
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
@@ -225,17 +228,23 @@ class Plan:
         """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
         self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM ({rows})")
 
-    def list_manifest(self, without: str | None = None) -> None:
-        """Take the loaded manifest, all of it or without one item, for the listing."""
-        self.db.execute(
-            f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m WHERE item IS DISTINCT FROM ?",
-            [without],
-        )
+    def list_manifest(self) -> None:
+        """Take the loaded manifest for the listing."""
+        self.db.execute(f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m")
 
     def forget(self, items: list[str]) -> None:
-        """Leave these items out, whatever the listing says; of rows also those of that version, or that name
-        an object of that id: rows known by their number would come back under another."""
+        """Leave these items out of the listing; of rows also those of that version, or that name an object of
+        that id: rows known by their number would come back under another.
+
+        Their tables and shards lose their seals: whoever forgets no longer must find the rows there.
+        """
+        if not items:
+            return
         self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
+        left_out = f"SELECT DISTINCT {CONTAINER} FROM listing m WHERE m.place IS NOT NULL AND {_FORGOTTEN}"
+        for (container,) in self.rows(left_out):
+            self.sealed.pop(container, None)
+        self.db.execute(f"DELETE FROM listing m WHERE {_FORGOTTEN}")
 
     def redo(self, files: list[str]) -> None:
         """Do the items again whose part or file of features, named as in the collection, is damaged."""
