@@ -89,17 +89,16 @@ def compare(
 
 
 def compare_with_itself(
-    plan: Plan, folder: Folder, live: Snapshot, without: str | None = None, roots: Sequence[str] | None = None
+    plan: Plan, folder: Folder, live: Snapshot, without: Sequence[str] = (), roots: Sequence[str] | None = None
 ) -> Counts:
-    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done.
+    """Take the live items, but for what these markers cover, for the listing: only what `plan.redo` names is done.
 
     With `roots` the source is listed all the same, to see where in its tables the rows are by now.
     """
     _load_live(plan, folder, live)
     plan.list_manifest()
     plan.sealed = dict(live.sealed)
-    if without is not None:
-        plan.forget([without])
+    plan.forget(list(without))
     if roots is not None and containers.has_places(plan):
         pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
         containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
@@ -117,7 +116,7 @@ def _manifest(plan: Plan, folder: Folder, snapshot: Snapshot) -> str:
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
     """Why so many items must not just be deleted: more likely a wrong source or a mount that is away."""
-    gone = counts.deleted - counts.moved
+    gone = counts.deleted - counts.moved - counts.forgotten
     if live is None or gone + counts.faulty <= MASS_DELETE * live.listed:
         return None
     vanished = f"{gone:,} of {live.listed:,} items are no longer in the source"

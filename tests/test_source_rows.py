@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import json
 import re
@@ -20,7 +21,7 @@ from runs import live_rows
 from table_files import KINDS, Row, listed, live, quarantined, rows, words, write
 
 import batchproj
-from batchproj import objectstore
+from batchproj import gc, objectstore
 from batchproj.embed import Options
 from batchproj.errors import ItemFault, UsageError
 from batchproj.explain import explain
@@ -312,6 +313,61 @@ def test_a_forgotten_row_comes_back_once_its_marker_is_removed(between: bool, tm
     (tmp_path / "c" / done.marker).unlink()
     assert run(source, tmp_path / "c", tiny_space).embedded == 1
     assert "id=r2" in live(tmp_path / "c")
+
+
+@pytest.mark.parametrize("step", ["gc.tags", "gc.snapshots", "gc.table"])
+def test_a_forget_of_a_numbered_row_that_was_killed_bars_no_other_row_when_it_is_done_again(
+    step: str, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = [{"text": words(n)} for n in range(6)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+
+    def stop(at: str) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gc, "failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    assert len(list((tmp_path / "c/forgotten").iterdir())) == 1
+    del table[1]
+    write(source, table)
+    run(source, tmp_path / "c", tiny_space)
+    assert {row["text"] for row in live(tmp_path / "c").values()} == {words(n) for n in (0, 2, 3, 4, 5)}
+    with pytest.raises(UsageError, match="is not in"):
+        forget(str(tmp_path / "c"), f"{source}#row=9", quiet)
+
+
+def test_a_numbered_row_that_only_an_earlier_run_has_is_forgotten(tmp_path: Path, tiny_space: Path) -> None:
+    table = [{"text": words(n)} for n in range(6)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+    write(source, table[:5])
+    run(source, tmp_path / "c", tiny_space)
+    done = forget(str(tmp_path / "c"), f"{source}#row=6", quiet)
+    assert done.marker == f"forgotten/{hashlib.sha256(words(5).encode()).hexdigest()}"
+    write(source, [table[5], *table[:5]])
+    assert run(source, tmp_path / "c", tiny_space).items == 5
+
+
+def test_all_rows_of_a_forgotten_content_go_and_the_next_run_takes_it_for_no_loss(
+    tmp_path: Path, tiny_space: Path
+) -> None:
+    table = [{"text": words(n)} for n in (1, 9, 2, 9, 3, 9)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+    done = forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    assert done.rows == 3
+    assert sorted(row["text"] for row in live(tmp_path / "c").values()) == sorted(words(n) for n in (1, 2, 3))
+    # a forget that was killed as soon as it had written its marker: the next run does not stop for what is meant
+    (tmp_path / "c2").mkdir()
+    run(source, tmp_path / "c2", tiny_space)
+    (tmp_path / "c2/forgotten").mkdir()
+    (tmp_path / "c2" / done.marker).touch()
+    assert run(source, tmp_path / "c2", tiny_space).deleted == 3
 
 
 def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> None:

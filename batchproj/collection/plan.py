@@ -48,8 +48,11 @@ CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 CONTAINER = "left(m.key, length(m.key) - strpos(reverse(m.key), '#'))"
 """The key of the seal of a row's table or a member's shard."""
 
-_FORGOTTEN = """(m.item IN (FROM forgotten)
-    OR m.place IS NOT NULL AND (m.source_version IN (FROM forgotten) OR sha256(m.uri)[:32] IN (FROM forgotten)))"""
+COVERED = """(m.item IN (FROM {markers}) OR m.place IS NOT NULL
+    AND (m.source_version IN (FROM {markers}) OR sha256(m.uri)[:32] IN (FROM {markers})))"""
+"""Of an item `m` that one of the markers keeps out: rows also by their version, or by the object that they name."""
+
+_FORGOTTEN = COVERED.format(markers="forgotten")
 
 _DECIDE = """
 CREATE TABLE plan AS
@@ -72,7 +75,9 @@ CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANT
 LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
 
 _LOST = f"""
-SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM plan p JOIN manifest m USING (item)
+SELECT (SELECT count(*) FROM gone),
+    (SELECT count(*) FROM gone JOIN manifest m USING (item) WHERE EXISTS (FROM forgotten) AND {_FORGOTTEN}),
+    (SELECT count(*) FROM plan p JOIN manifest m USING (item)
     WHERE p.action = 'changed' AND m.status = 'embedded'
         AND (starts_with(p.place, '{beginning(Reason.MISSING)}')
             OR starts_with(p.place, '{beginning(Reason.OUTSIDE_ROOTS)}')))
@@ -134,8 +139,9 @@ class Counts:
     """Items by what a run would do with each.
 
     `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
-    passed. `moved` counts those of the `deleted` whose size and version a new object has, `faulty` those
-    of the `changed` that are embedded and whose row in a table now names nothing that is there or may be opened.
+    passed. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
+    that a marker keeps out, `faulty` those of the `changed` that are embedded and whose row in a table now
+    names nothing that is there or may be opened.
     """
 
     new: int = 0
@@ -147,6 +153,7 @@ class Counts:
     quarantined: int = 0
     deleted: int = 0
     moved: int = 0
+    forgotten: int = 0
     faulty: int = 0
 
     @property
@@ -232,15 +239,14 @@ class Plan:
         """Take the loaded manifest for the listing."""
         self.db.execute(f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m")
 
-    def forget(self, items: list[str]) -> None:
-        """Leave these items out of the listing; of rows also those of that version, or that name an object of
-        that id: rows known by their number would come back under another.
+    def forget(self, markers: list[str]) -> None:
+        """Leave what these markers cover out of the listing: rows known by their number would come back under another.
 
         Their tables and shards lose their seals: whoever forgets no longer must find the rows there.
         """
-        if not items:
+        if not markers:
             return
-        self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
+        self.insert("forgotten", pa.table({"item": pa.array(markers, pa.string())}))
         left_out = f"SELECT DISTINCT {CONTAINER} FROM listing m WHERE m.place IS NOT NULL AND {_FORGOTTEN}"
         for (container,) in self.rows(left_out):
             self.sealed.pop(container, None)
@@ -269,8 +275,8 @@ class Plan:
             "(SELECT size, source_version, count(*) AS new_n FROM plan WHERE action = 'new' GROUP BY ALL) "
             "USING (size, source_version)"
         )[0][0]
-        gone, faulty = self.rows(_LOST)[0]
-        return Counts(**found, deleted=gone, moved=moved, faulty=faulty)
+        gone, forgotten, faulty = self.rows(_LOST)[0]
+        return Counts(**found, deleted=gone, moved=moved, forgotten=forgotten, faulty=faulty)
 
     def differences(self) -> list[Difference]:
         """The plan in numbers, by action and modality."""
