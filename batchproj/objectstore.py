@@ -304,17 +304,34 @@ def _row(name: str, info: dict[str, Any]) -> _Row:
 # --- one object --------------------------------------------------------------------------------
 
 
-def head(uri: str) -> Listed:
+def head(uri: str, stay: bool = False) -> Listed:
     """One object as it would be listed, its name taken literally; its `key` is the last part of the name.
 
-    Raises FileNotFoundError or PermissionError.
+    Raises FileNotFoundError or PermissionError, to `stay` where the URI says ItemFault OUTSIDE_ROOTS for a redirect.
     """
     fs, path = filesystem(uri)
-    size, version = _retrying(fs, lambda: _head(fs, path), uri)
+    with _staying(uri, stay) as options:
+        size, version = _retrying(fs, lambda: _head(fs, path, **options), uri)
     return Listed(uri, path.rpartition("/")[2], size, version)
 
 
-def _head(fs: Any, path: str) -> tuple[int, str]:
+@contextmanager
+def _staying(uri: str, stay: bool) -> Iterator[dict[str, int]]:
+    """Options for fsspec's calls inside, so that over HTTP the server leads to no other URL."""
+    if not (stay and uri.startswith(("http://", "https://"))):
+        yield {}
+        return
+    try:
+        yield {"max_redirects": 1}  # aiohttp refuses the first; without any it would give us its body as the object's
+    except Exception as error:
+        if any(type(each).__name__ == "TooManyRedirects" for each in (error, error.__cause__)):
+            raise ItemFault(
+                Reason.OUTSIDE_ROOTS, f"{uri} is not opened: its server redirects to another URL"
+            ) from error
+        raise
+
+
+def _head(fs: Any, path: str, **options: int) -> tuple[int, str]:
     if isinstance(fs, LocalFileSystem):
         info = Path(path).stat()
         if not stat_mode.S_ISREG(info.st_mode):
@@ -324,7 +341,7 @@ def _head(fs: Any, path: str) -> tuple[int, str]:
         bucket, _, key = path.partition("/")
         answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
         return int(answer["ContentLength"]), str(answer["ETag"]).strip('"')
-    return _row(path, fs.info(path))[1:]
+    return _row(path, fs.info(path, **options))[1:]
 
 
 def read_range(uri: str, start: int, length: int, version: str | None = None) -> bytes:
@@ -350,13 +367,14 @@ def _read_range(fs: Any, path: str, start: int, length: int, version: str | None
     return data if len(data) <= length else data[start : start + length]  # a server that knows no ranges sends all
 
 
-def read_pinned(uri: str, size: int, version: str) -> bytes:
-    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one."""
+def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
+    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one; `stay` as in `head`."""
     if version == BAD_NAME:
         raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
     try:
-        data = _retrying(fs, lambda: _read_version(fs, path, version), uri)
+        with _staying(uri, stay) as options:
+            data = _retrying(fs, lambda: _read_version(fs, path, version, **options), uri)
     except FileNotFoundError:
         raise ItemFault(Reason.CHANGED, "gone since it was listed") from None
     except PermissionError as error:
@@ -366,7 +384,7 @@ def read_pinned(uri: str, size: int, version: str) -> bytes:
     return data
 
 
-def _read_version(fs: Any, path: str, version: str) -> bytes:
+def _read_version(fs: Any, path: str, version: str, **options: int) -> bytes:
     if isinstance(fs, LocalFileSystem):
         with Path(path).open("rb") as file:
             data = file.read()
@@ -376,7 +394,7 @@ def _read_version(fs: Any, path: str, version: str) -> bytes:
         return data
     if hasattr(fs, "call_s3"):
         return _read_s3(fs, path, version)
-    return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, **options))
 
 
 def _read_s3(fs: Any, path: str, etag: str | None, **options: str) -> bytes:

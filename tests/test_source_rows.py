@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -390,6 +391,35 @@ def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> Non
                 assert isinstance(read[4], ItemFault)
                 assert read[4].reason == "outside_roots"
         server.shutdown()
+
+
+def test_a_redirect_leads_no_row_out_of_its_roots(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [{"id": "o", "uri": "o.txt"}, {"id": "away", "uri": "away.txt"}])
+    (tmp_path / "o.txt").write_text("w1 w2")
+    (tmp_path / "secret.txt").write_text("w3")
+    asked = []
+
+    class Redirecting(Quiet):
+        def send_head(self) -> Any:
+            asked.append(self.path)
+            if self.path not in away:
+                return super().send_head()
+            self.send_response(302)
+            self.send_header("Location", "/secret.txt")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+
+    away = ["/away.txt"]
+    handler = functools.partial(Redirecting, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = listed(f"http://127.0.0.1:{server.server_port}/t.jsonl")
+        away = ["/away.txt", "/o.txt"]  # since it was listed
+        read = reading.read_items(found, 1000, 2)
+        server.shutdown()
+    assert [str(getattr(fault, "reason", "")) for fault in read] == ["outside_roots", "outside_roots"]
+    assert "/secret.txt" not in asked
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

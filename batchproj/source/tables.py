@@ -223,7 +223,9 @@ def _looked_up(row: _Row) -> _Row:
     if row.target is None:
         return row
     try:
-        found = head(row.target)
+        found = head(row.target, stay=True)
+    except ItemFault as led_away:
+        fault = led_away
     except FileNotFoundError:
         fault = ItemFault(Reason.MISSING, f"no object {row.target}")
     except PermissionError as error:
