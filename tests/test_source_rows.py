@@ -15,6 +15,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture
 from in_process import OPTIONS, command, quiet, run, without_ray
@@ -140,6 +142,23 @@ def test_broken_lines_are_rows_and_their_neighbours_do_not_notice(tmp_path: Path
     assert found["row=20"] == "bad_row: its metadata are nested too deeply"
     assert {f"row={number}" for number in (*range(1, 7), 8, 9)} <= live(tmp_path / "c").keys()
     assert run(tmp_path / "t.jsonl", tmp_path / "c", tiny_space).commit is None
+
+
+ODD = {
+    "day": pa.array([1, 10**7, 2], pa.date32()),
+    "second": pa.array([1, 10**15, 2], pa.timestamp("s")),
+    "length": pa.array([1, 2**62, 2], pa.duration("s")),
+    "zone": pa.array([None, 1, None], pa.timestamp("s", "Nowhere/Land")),
+}
+
+
+@pytest.mark.parametrize("column", ODD)
+def test_a_value_that_python_cannot_hold_is_a_bad_row_and_no_end(column: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["w1", "w2", "w3"], column: ODD[column]}), tmp_path / "t.parquet")
+    found = reading.read_items(listed(tmp_path / "t.parquet"), 1000, 2)
+    assert (found[0], found[2]) == (b"w1", b"w3")
+    assert isinstance(found[1], ItemFault)
+    assert (found[1].reason, found[1].detail[:33]) == ("bad_row", "a value of the row cannot be read")
 
 
 @pytest.mark.parametrize(
