@@ -56,6 +56,11 @@ class Listed:
     size: int
     version: str
 
+    @property
+    def is_told_by_size_alone(self) -> bool:
+        """Whether its store says nothing else of it: bytes written over it may have the same version."""
+        return self.version.endswith("-")
+
 
 def canonical(url: str) -> str:
     """Absolute URI of a path or URL, without a trailing slash; raises UsageError for an empty one."""
@@ -295,9 +300,12 @@ def _list_any(fs: Any, root: str) -> Iterator[list[_Row]]:
         raise FileNotFoundError(root)
 
 
+_CHANGED = ("mtime", "last_modified", "created", "Last-Modified")
+
+
 def _row(name: str, info: dict[str, Any]) -> _Row:
     version = info.get("ETag") or info.get("etag") or info.get("sha256")
-    changed = info.get("mtime") or info.get("last_modified") or info.get("created") or ""
+    changed = next((info[name] for name in _CHANGED if info.get(name)), "")
     return name, int(info["size"] or 0), str(version) if version else f"{info['size']}-{changed}"
 
 

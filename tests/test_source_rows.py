@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import json
+import os
 import re
 import threading
 from collections import Counter
@@ -410,6 +411,28 @@ def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> Non
                 assert isinstance(read[4], ItemFault)
                 assert read[4].reason == "outside_roots"
         server.shutdown()
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_table_that_is_written_again_is_read_again_where_a_server_has_no_etags(tells: bool, tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv", [{"text": "w1 w2"}])
+
+    class Telling(Quiet):
+        def send_header(self, keyword: str, value: str) -> None:
+            if tells or keyword != "Last-Modified":
+                super().send_header(keyword, value)
+
+    handler = functools.partial(Telling, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/t.csv"
+        sealed = {page.key: page.digest for page in list_items(uri, "file:///c") if isinstance(page, Seal)}
+        same = [page.unread for page in list_items(uri, "file:///c", (), sealed) if isinstance(page, Seal)]
+        write(source, [{"text": "w3 w4"}])
+        os.utime(source, (0, 0))
+        again = [page.unread for page in list_items(uri, "file:///c", (), sealed) if isinstance(page, Seal)]
+        server.shutdown()
+    assert (same, again) == ([tells], [False])
 
 
 def test_a_redirect_leads_no_row_out_of_its_roots(tmp_path: Path) -> None:
