@@ -93,7 +93,7 @@ def compare_with_itself(
 ) -> Counts:
     """Take the live items, but for what these markers cover, for the listing: only what `plan.redo` names is done.
 
-    With `roots` the source is listed all the same, to see where in its tables the rows are by now.
+    With `roots` the source is listed all the same, if it is there, to see where in its tables the rows are by now.
     """
     _load_live(plan, folder, live)
     plan.list_manifest()
@@ -101,7 +101,8 @@ def compare_with_itself(
     plan.forget(list(without))
     if roots is not None and containers.has_places(plan):
         pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
-        containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
+        with suppress(SourceError):  # what is gone with the source is quarantined when it is read, as objects are
+            containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
     return plan.decide(live.limits, retry=False)
 
 

@@ -33,9 +33,11 @@ def list_again(plan: Plan, keys: list[str]) -> None:
 def place_anew(plan: Plan, pages: Iterable[pa.RecordBatch]) -> None:
     """Take the places of the listed items from another listing."""
     plan.db.execute("CREATE TABLE moved (item VARCHAR, source_version VARCHAR, place VARCHAR)")
-    for page in pages:
-        plan.insert("moved", pa.Table.from_batches([page]).select(["item", "source_version", "place"]))
-    plan.db.execute(_PLACE)
+    try:
+        for page in pages:
+            plan.insert("moved", pa.Table.from_batches([page]).select(["item", "source_version", "place"]))
+    finally:  # also where the listing ends early
+        plan.db.execute(_PLACE)
 
 
 def has_places(plan: Plan) -> bool:
