@@ -202,7 +202,7 @@ def test_a_shard_that_ends_too_early_gives_what_is_whole_and_one_row(tmp_path: P
 def test_a_header_of_any_size_is_not_read_into_memory(kind: bytes, is_first: bool, tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, 2**30
-    sound = b"" if is_first else tar({"a.txt": b"w1"}, form=tarfile.USTAR_FORMAT)[:1024]
+    sound = b"" if is_first else tar({"a.txt": b"w1"}, kind=tarfile.USTAR_FORMAT)[:1024]
     shard = write(tmp_path / "a.tar", sound + info.tobuf(tarfile.GNU_FORMAT))
     with shard.open("r+b") as file:
         file.truncate(2**30 + 10_240)
