@@ -118,6 +118,8 @@ def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:
     table = lance.dataset(uri)
     table.delete("id = 3")
     table.update({"text": "'w9 w9 w9'"}, "id = 5")
+    now = [explain(str(tmp_path / "c"), f"{uri}#id={n}").now for n in (3, 5, 7)]
+    assert now == ["gone", "changed since", "unchanged"]
     report = run(uri, tmp_path / "c", tiny_space)
     assert (report.embedded, report.deleted, report.unchanged) == (1, 1, 8)
     found = {row["uri"]: row for row in live_rows(tmp_path / "c").to_pylist()}
