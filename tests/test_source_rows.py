@@ -27,7 +27,7 @@ from table_files import KINDS, Row, listed, live, quarantined, rows, words, writ
 import batchproj
 from batchproj import gc, objectstore
 from batchproj.embed import Options
-from batchproj.errors import ItemFault, UsageError
+from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.source import pinned, reading
@@ -189,6 +189,12 @@ def test_a_table_that_cannot_be_meant_is_one_line(name: str, data: bytes, messag
     assert re.search(message, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "c").exists()
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["w1"], ["w2"]], ["text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match="has two columns text"):
+        listed(tmp_path / "t.parquet")
 
 
 def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:
