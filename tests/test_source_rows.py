@@ -30,7 +30,7 @@ from batchproj.embed import Options
 from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
-from batchproj.source import pinned, reading
+from batchproj.source import csv, jsonl, pinned, reading
 from batchproj.source.listing import Seal, list_items
 
 
@@ -195,6 +195,15 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table([["w1"], ["w2"]], ["text", "text"]), tmp_path / "t.parquet")
     with pytest.raises(SourceError, match="has two columns text"):
         listed(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_line_that_is_too_long_is_passed_over(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr({"csv": csv, "jsonl": jsonl}[kind], "LINE_BYTES", 1000)
+    source = write(tmp_path / f"t.{kind}", [{"text": "w1"}, {"text": "w2 " * 1000}, {"text": "w3"}])
+    read = reading.read_items(listed(source), 1_000_000, 2)
+    assert (read[0], read[2]) == (b"w1", b"w3")
+    assert str(read[1]).endswith("is longer than 1000 bytes")
 
 
 def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:

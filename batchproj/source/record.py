@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -13,6 +13,20 @@ from batchproj.schema import Reason
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What pyarrow raises for a damaged file; storage that is away is none of these."""
+
+LINE_BYTES = 256 * 2**20
+"""A longer line of a table is not read: it is passed over and quarantined."""
+
+
+def pass_line(file: BinaryIO) -> int:
+    """Read to the end of a line; how many bytes that was."""
+    passed = 0
+    while piece := file.readline(1 << 20):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed
+
 
 _ODD_VALUES = (ValueError, OverflowError, LookupError, pa.ArrowException)
 """What pyarrow raises for a value without a counterpart in Python; zoneinfo's for a time zone is a LookupError."""
