@@ -31,6 +31,9 @@ from batchproj.schema import Reason
 
 LIST_PAGE = 1_000
 REMOVE_PAGE = 1_000
+WITHOUT_RANGES_BYTES = 8 * 2**20
+"""A larger object is not sent whole for each part of it."""
+
 BAD_NAME = "name is not UTF-8"
 """In the place of a version: the object is there, but its URI cannot be written down."""
 
@@ -372,7 +375,11 @@ def _read_range(fs: Any, path: str, start: int, length: int, version: str | None
     if hasattr(fs, "call_s3"):
         return _read_s3(fs, path, version, Range=f"bytes={start}-{start + length - 1}")
     data = bytes(fs.cat_file(path, start=start, end=start + length))
-    return data if len(data) <= length else data[start : start + length]  # a server that knows no ranges sends all
+    if len(data) <= length:
+        return data
+    if len(data) > WITHOUT_RANGES_BYTES:
+        raise SourceError(f"{path} is read in parts, but its server serves no ranges; copy it to where they are served")
+    return data[start : start + length]  # all was sent
 
 
 def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:

@@ -479,6 +479,16 @@ def test_a_redirect_leads_no_row_out_of_its_roots(tmp_path: Path) -> None:
     assert "/secret.txt" not in asked
 
 
+def test_a_large_table_on_a_server_that_knows_no_ranges_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "t.csv", [{"text": "w1 " * 50} for _ in range(80_000)])
+    handler = functools.partial(Quiet, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SourceError, match="its server serves no ranges"):
+            listed(f"http://127.0.0.1:{server.server_port}/t.csv")
+        server.shutdown()
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing."""
