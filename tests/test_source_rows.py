@@ -206,6 +206,16 @@ def test_a_line_that_is_too_long_is_passed_over(kind: str, tmp_path: Path, monke
     assert str(read[1]).endswith("is longer than 1000 bytes")
 
 
+def test_a_row_in_quarantine_takes_its_new_metadata_along(tmp_path: Path, tiny_space: Path) -> None:
+    table = [{"id": str(n), "text": words(n) if n else "  ", "note": "old"} for n in range(4)]
+    source = write(tmp_path / "t.jsonl", table)
+    run(source, tmp_path / "c", tiny_space)
+    write(source, [{**row, "note": "new"} for row in table])
+    assert run(source, tmp_path / "c", tiny_space).quarantined == 1
+    notes = {explain(str(tmp_path / "c"), f"{source}#id={n}").metadata for n in range(4)}
+    assert notes == {'{"note":"new"}'}
+
+
 def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:
     table: list[Row] = [
         {"text": words(0), "colour": "red", "n": 3, "ok": True},
