@@ -32,6 +32,7 @@ from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.source import csv, jsonl, pinned, reading
 from batchproj.source.listing import Seal, list_items
+from batchproj.source.roots import Roots
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +215,12 @@ def test_a_row_in_quarantine_takes_its_new_metadata_along(tmp_path: Path, tiny_s
     assert run(source, tmp_path / "c", tiny_space).quarantined == 1
     notes = {explain(str(tmp_path / "c"), f"{source}#id={n}").metadata for n in range(4)}
     assert notes == {'{"note":"new"}'}
+
+
+def test_the_whole_disk_may_be_a_root() -> None:
+    assert Roots("s3://b/t", ["/"], "file:///c").resolve("/etc/hosts") == "file:///etc/hosts"
+    with pytest.raises(ItemFault):
+        Roots("s3://b/t", ["/"], "file:///c").resolve("s3://other/x")
 
 
 def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:
