@@ -89,18 +89,20 @@ def compare(
 
 
 def compare_with_itself(
-    plan: Plan, folder: Folder, live: Snapshot, without: str | None = None, roots: Sequence[str] | None = None
+    plan: Plan, folder: Folder, live: Snapshot, without: Sequence[str] = (), roots: Sequence[str] | None = None
 ) -> Counts:
-    """Take the live items, all or all but one, for the listing: only what `plan.redo` names is to be done.
+    """Take the live items, but for what these markers cover, for the listing: only what `plan.redo` names is done.
 
-    With `roots` the source is listed all the same, to see where in its tables the rows are by now.
+    With `roots` the source is listed all the same, if it is there, to see where in its tables the rows are by now.
     """
     _load_live(plan, folder, live)
-    plan.list_manifest(without)
+    plan.list_manifest()
     plan.sealed = dict(live.sealed)
+    plan.forget(list(without))
     if roots is not None and containers.has_places(plan):
         pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
-        containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
+        with suppress(SourceError):  # what is gone with the source is quarantined when it is read, as objects are
+            containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
     return plan.decide(live.limits, retry=False)
 
 
@@ -115,7 +117,7 @@ def _manifest(plan: Plan, folder: Folder, snapshot: Snapshot) -> str:
 
 def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
     """Why so many items must not just be deleted: more likely a wrong source or a mount that is away."""
-    gone = counts.deleted - counts.moved
+    gone = counts.deleted - counts.moved - counts.forgotten
     if live is None or gone + counts.faulty <= MASS_DELETE * live.listed:
         return None
     vanished = f"{gone:,} of {live.listed:,} items are no longer in the source"

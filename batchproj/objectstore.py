@@ -31,6 +31,9 @@ from batchproj.schema import Reason
 
 LIST_PAGE = 1_000
 REMOVE_PAGE = 1_000
+WITHOUT_RANGES_BYTES = 8 * 2**20
+"""A larger object is not sent whole for each part of it."""
+
 BAD_NAME = "name is not UTF-8"
 """In the place of a version: the object is there, but its URI cannot be written down."""
 
@@ -55,6 +58,11 @@ class Listed:
     key: str
     size: int
     version: str
+
+    @property
+    def is_told_by_size_alone(self) -> bool:
+        """Whether its store says nothing else of it: bytes written over it may have the same version."""
+        return self.version.endswith("-")
 
 
 def canonical(url: str) -> str:
@@ -295,26 +303,46 @@ def _list_any(fs: Any, root: str) -> Iterator[list[_Row]]:
         raise FileNotFoundError(root)
 
 
+_CHANGED = ("mtime", "last_modified", "created", "Last-Modified")
+
+
 def _row(name: str, info: dict[str, Any]) -> _Row:
     version = info.get("ETag") or info.get("etag") or info.get("sha256")
-    changed = info.get("mtime") or info.get("last_modified") or info.get("created") or ""
+    changed = next((info[name] for name in _CHANGED if info.get(name)), "")
     return name, int(info["size"] or 0), str(version) if version else f"{info['size']}-{changed}"
 
 
 # --- one object --------------------------------------------------------------------------------
 
 
-def head(uri: str) -> Listed:
+def head(uri: str, stay: bool = False) -> Listed:
     """One object as it would be listed, its name taken literally; its `key` is the last part of the name.
 
-    Raises FileNotFoundError or PermissionError.
+    Raises FileNotFoundError or PermissionError, to `stay` where the URI says ItemFault OUTSIDE_ROOTS for a redirect.
     """
     fs, path = filesystem(uri)
-    size, version = _retrying(fs, lambda: _head(fs, path), uri)
+    with _staying(uri, stay) as options:
+        size, version = _retrying(fs, lambda: _head(fs, path, **options), uri)
     return Listed(uri, path.rpartition("/")[2], size, version)
 
 
-def _head(fs: Any, path: str) -> tuple[int, str]:
+@contextmanager
+def _staying(uri: str, stay: bool) -> Iterator[dict[str, int]]:
+    """Options for fsspec's calls inside, so that over HTTP the server leads to no other URL."""
+    if not (stay and uri.startswith(("http://", "https://"))):
+        yield {}
+        return
+    try:
+        yield {"max_redirects": 1}  # aiohttp refuses the first; without any it would give us its body as the object's
+    except Exception as error:
+        if any(type(each).__name__ == "TooManyRedirects" for each in (error, error.__cause__)):
+            raise ItemFault(
+                Reason.OUTSIDE_ROOTS, f"{uri} is not opened: its server redirects to another URL"
+            ) from error
+        raise
+
+
+def _head(fs: Any, path: str, **options: int) -> tuple[int, str]:
     if isinstance(fs, LocalFileSystem):
         info = Path(path).stat()
         if not stat_mode.S_ISREG(info.st_mode):
@@ -324,7 +352,7 @@ def _head(fs: Any, path: str) -> tuple[int, str]:
         bucket, _, key = path.partition("/")
         answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
         return int(answer["ContentLength"]), str(answer["ETag"]).strip('"')
-    return _row(path, fs.info(path))[1:]
+    return _row(path, fs.info(path, **options))[1:]
 
 
 def read_range(uri: str, start: int, length: int, version: str | None = None) -> bytes:
@@ -347,16 +375,21 @@ def _read_range(fs: Any, path: str, start: int, length: int, version: str | None
     if hasattr(fs, "call_s3"):
         return _read_s3(fs, path, version, Range=f"bytes={start}-{start + length - 1}")
     data = bytes(fs.cat_file(path, start=start, end=start + length))
-    return data if len(data) <= length else data[start : start + length]  # a server that knows no ranges sends all
+    if len(data) <= length:
+        return data
+    if len(data) > WITHOUT_RANGES_BYTES:
+        raise SourceError(f"{path} is read in parts, but its server serves no ranges; copy it to where they are served")
+    return data[start : start + length]  # all was sent
 
 
-def read_pinned(uri: str, size: int, version: str) -> bytes:
-    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one."""
+def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
+    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one; `stay` as in `head`."""
     if version == BAD_NAME:
         raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
     try:
-        data = _retrying(fs, lambda: _read_version(fs, path, version), uri)
+        with _staying(uri, stay) as options:
+            data = _retrying(fs, lambda: _read_version(fs, path, version, **options), uri)
     except FileNotFoundError:
         raise ItemFault(Reason.CHANGED, "gone since it was listed") from None
     except PermissionError as error:
@@ -366,7 +399,7 @@ def read_pinned(uri: str, size: int, version: str) -> bytes:
     return data
 
 
-def _read_version(fs: Any, path: str, version: str) -> bytes:
+def _read_version(fs: Any, path: str, version: str, **options: int) -> bytes:
     if isinstance(fs, LocalFileSystem):
         with Path(path).open("rb") as file:
             data = file.read()
@@ -376,7 +409,7 @@ def _read_version(fs: Any, path: str, version: str) -> bytes:
         return data
     if hasattr(fs, "call_s3"):
         return _read_s3(fs, path, version)
-    return bytes(fs.cat_file(path))
+    return bytes(fs.cat_file(path, **options))
 
 
 def _read_s3(fs: Any, path: str, etag: str | None, **options: str) -> bytes:

@@ -19,6 +19,7 @@ from batchproj.errors import SourceError
 from batchproj.explain import explain
 from batchproj.objectstore import Folder
 from batchproj.source import arrow, reading
+from batchproj.source.place import parse_place
 from batchproj.verify import verify
 
 
@@ -65,6 +66,12 @@ def test_a_saved_dataset_is_a_table_of_its_media(tmp_path: Path, tiny_space: Pat
     shown = explain(str(tmp_path / "c"), str(tmp_path / "d/data-00000-of-00002.arrow#row=5"))
     assert (shown.now, shown.status, shown.metadata) == ("unchanged", "embedded", '{"label":50}')
     assert not verify(str(tmp_path / "c"), quiet).damaged
+
+
+def test_a_file_name_beside_bytes_tells_what_they_are(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"image": {"bytes": picture(0), "path": path}} for path in ("a/b.png", None)]
+    save(Folder(str(tmp_path)), "", [rows])
+    assert [parse_place(row["place"]).name for row in listed(tmp_path)] == ["b.png", "row"]
 
 
 def test_all_splits_of_a_dataset_in_a_bucket(s3_bucket: str, tiny_space: Path) -> None:
@@ -118,6 +125,8 @@ def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:
     table = lance.dataset(uri)
     table.delete("id = 3")
     table.update({"text": "'w9 w9 w9'"}, "id = 5")
+    now = [explain(str(tmp_path / "c"), f"{uri}#id={n}").now for n in (3, 5, 7)]
+    assert now == ["gone", "changed since", "unchanged"]
     report = run(uri, tmp_path / "c", tiny_space)
     assert (report.embedded, report.deleted, report.unchanged) == (1, 1, 8)
     found = {row["uri"]: row for row in live_rows(tmp_path / "c").to_pylist()}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import json
+import os
 import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture
 from in_process import OPTIONS, command, quiet, run, without_ray
@@ -20,13 +25,14 @@ from runs import live_rows
 from table_files import KINDS, Row, listed, live, quarantined, rows, words, write
 
 import batchproj
-from batchproj import objectstore
+from batchproj import gc, objectstore
 from batchproj.embed import Options
-from batchproj.errors import ItemFault, UsageError
+from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
-from batchproj.source import pinned, reading
+from batchproj.source import csv, jsonl, pinned, reading
 from batchproj.source.listing import Seal, list_items
+from batchproj.source.roots import Roots
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +146,23 @@ def test_broken_lines_are_rows_and_their_neighbours_do_not_notice(tmp_path: Path
     assert run(tmp_path / "t.jsonl", tmp_path / "c", tiny_space).commit is None
 
 
+ODD = {
+    "day": pa.array([1, 10**7, 2], pa.date32()),
+    "second": pa.array([1, 10**15, 2], pa.timestamp("s")),
+    "length": pa.array([1, 2**62, 2], pa.duration("s")),
+    "zone": pa.array([None, 1, None], pa.timestamp("s", "Nowhere/Land")),
+}
+
+
+@pytest.mark.parametrize("column", ODD)
+def test_a_value_that_python_cannot_hold_is_a_bad_row_and_no_end(column: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["w1", "w2", "w3"], column: ODD[column]}), tmp_path / "t.parquet")
+    found = reading.read_items(listed(tmp_path / "t.parquet"), 1000, 2)
+    assert (found[0], found[2]) == (b"w1", b"w3")
+    assert isinstance(found[1], ItemFault)
+    assert (found[1].reason, found[1].detail[:33]) == ("bad_row", "a value of the row cannot be read")
+
+
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -167,6 +190,37 @@ def test_a_table_that_cannot_be_meant_is_one_line(name: str, data: bytes, messag
     assert re.search(message, done.stderr), done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "c").exists()
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table([["w1"], ["w2"]], ["text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(SourceError, match="has two columns text"):
+        listed(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_line_that_is_too_long_is_passed_over(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr({"csv": csv, "jsonl": jsonl}[kind], "LINE_BYTES", 1000)
+    source = write(tmp_path / f"t.{kind}", [{"text": "w1"}, {"text": "w2 " * 1000}, {"text": "w3"}])
+    read = reading.read_items(listed(source), 1_000_000, 2)
+    assert (read[0], read[2]) == (b"w1", b"w3")
+    assert str(read[1]).endswith("is longer than 1000 bytes")
+
+
+def test_a_row_in_quarantine_takes_its_new_metadata_along(tmp_path: Path, tiny_space: Path) -> None:
+    table = [{"id": str(n), "text": words(n) if n else "  ", "note": "old"} for n in range(4)]
+    source = write(tmp_path / "t.jsonl", table)
+    run(source, tmp_path / "c", tiny_space)
+    write(source, [{**row, "note": "new"} for row in table])
+    assert run(source, tmp_path / "c", tiny_space).quarantined == 1
+    notes = {explain(str(tmp_path / "c"), f"{source}#id={n}").metadata for n in range(4)}
+    assert notes == {'{"note":"new"}'}
+
+
+def test_the_whole_disk_may_be_a_root() -> None:
+    assert Roots("s3://b/t", ["/"], "file:///c").resolve("/etc/hosts") == "file:///etc/hosts"
+    with pytest.raises(ItemFault):
+        Roots("s3://b/t", ["/"], "file:///c").resolve("s3://other/x")
 
 
 def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Path) -> None:
@@ -301,6 +355,74 @@ def test_a_forgotten_row_without_an_id_does_not_come_back_under_another_number(
     assert {row["text"] for row in live(tmp_path / "c").values()} == {"w9", *(words(n) for n in (0, 2, 3, 4, 5))}
 
 
+@pytest.mark.parametrize("between", [False, True])
+def test_a_forgotten_row_comes_back_once_its_marker_is_removed(between: bool, tmp_path: Path, tiny_space: Path) -> None:
+    source = write(tmp_path / "t.csv", rows(8))
+    run(source, tmp_path / "c", tiny_space)
+    done = forget(str(tmp_path / "c"), f"{source}#id=r2", quiet)
+    if between:  # a run that lists the table again and leaves the row out
+        write(source, [*rows(8), {**rows(9)[8]}])
+        assert run(source, tmp_path / "c", tiny_space).embedded == 1
+    (tmp_path / "c" / done.marker).unlink()
+    assert run(source, tmp_path / "c", tiny_space).embedded == 1
+    assert "id=r2" in live(tmp_path / "c")
+
+
+@pytest.mark.parametrize("step", ["gc.tags", "gc.snapshots", "gc.table"])
+def test_a_forget_of_a_numbered_row_that_was_killed_bars_no_other_row_when_it_is_done_again(
+    step: str, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = [{"text": words(n)} for n in range(6)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+
+    def stop(at: str) -> None:
+        if at == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gc, "failpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    assert len(list((tmp_path / "c/forgotten").iterdir())) == 1
+    del table[1]
+    write(source, table)
+    run(source, tmp_path / "c", tiny_space)
+    assert {row["text"] for row in live(tmp_path / "c").values()} == {words(n) for n in (0, 2, 3, 4, 5)}
+    with pytest.raises(UsageError, match="is not in"):
+        forget(str(tmp_path / "c"), f"{source}#row=9", quiet)
+
+
+def test_a_numbered_row_that_only_an_earlier_run_has_is_forgotten(tmp_path: Path, tiny_space: Path) -> None:
+    table = [{"text": words(n)} for n in range(6)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+    write(source, table[:5])
+    run(source, tmp_path / "c", tiny_space)
+    done = forget(str(tmp_path / "c"), f"{source}#row=6", quiet)
+    assert done.marker == f"forgotten/{hashlib.sha256(words(5).encode()).hexdigest()}"
+    write(source, [table[5], *table[:5]])
+    assert run(source, tmp_path / "c", tiny_space).items == 5
+
+
+def test_all_rows_of_a_forgotten_content_go_and_the_next_run_takes_it_for_no_loss(
+    tmp_path: Path, tiny_space: Path
+) -> None:
+    table = [{"text": words(n)} for n in (1, 9, 2, 9, 3, 9)]
+    source = write(tmp_path / "t.csv", table)
+    run(source, tmp_path / "c", tiny_space)
+    done = forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
+    assert done.rows == 3
+    assert sorted(row["text"] for row in live(tmp_path / "c").values()) == sorted(words(n) for n in (1, 2, 3))
+    # a forget that was killed as soon as it had written its marker: the next run does not stop for what is meant
+    (tmp_path / "c2").mkdir()
+    run(source, tmp_path / "c2", tiny_space)
+    (tmp_path / "c2/forgotten").mkdir()
+    (tmp_path / "c2" / done.marker).touch()
+    assert run(source, tmp_path / "c2", tiny_space).deleted == 3
+
+
 def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> None:
     write(tmp_path / "t.jsonl", [*rows(3), {"id": "o", "uri": "o.txt"}, {"id": "p", "uri": "a/%2e%2e/o.txt"}])
     (tmp_path / "o.txt").write_text("w1 w2")
@@ -320,6 +442,67 @@ def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> Non
             if source.startswith("http"):
                 assert isinstance(read[4], ItemFault)
                 assert read[4].reason == "outside_roots"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_table_that_is_written_again_is_read_again_where_a_server_has_no_etags(tells: bool, tmp_path: Path) -> None:
+    source = write(tmp_path / "t.csv", [{"text": "w1 w2"}])
+
+    class Telling(Quiet):
+        def send_header(self, keyword: str, value: str) -> None:
+            if tells or keyword != "Last-Modified":
+                super().send_header(keyword, value)
+
+    handler = functools.partial(Telling, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://127.0.0.1:{server.server_port}/t.csv"
+        sealed = {page.key: page.digest for page in list_items(uri, "file:///c") if isinstance(page, Seal)}
+        same = [page.unread for page in list_items(uri, "file:///c", (), sealed) if isinstance(page, Seal)]
+        write(source, [{"text": "w3 w4"}])
+        os.utime(source, (0, 0))
+        again = [page.unread for page in list_items(uri, "file:///c", (), sealed) if isinstance(page, Seal)]
+        server.shutdown()
+    assert (same, again) == ([tells], [False])
+
+
+def test_a_redirect_leads_no_row_out_of_its_roots(tmp_path: Path) -> None:
+    write(tmp_path / "t.jsonl", [{"id": "o", "uri": "o.txt"}, {"id": "away", "uri": "away.txt"}])
+    (tmp_path / "o.txt").write_text("w1 w2")
+    (tmp_path / "secret.txt").write_text("w3")
+    asked = []
+
+    class Redirecting(Quiet):
+        def send_head(self) -> Any:
+            asked.append(self.path)
+            if self.path not in away:
+                return super().send_head()
+            self.send_response(302)
+            self.send_header("Location", "/secret.txt")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+
+    away = ["/away.txt"]
+    handler = functools.partial(Redirecting, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = listed(f"http://127.0.0.1:{server.server_port}/t.jsonl")
+        away = ["/away.txt", "/o.txt"]  # since it was listed
+        read = reading.read_items(found, 1000, 2)
+        server.shutdown()
+    assert [str(getattr(fault, "reason", "")) for fault in read] == ["outside_roots", "outside_roots"]
+    assert "/secret.txt" not in asked
+
+
+def test_a_large_table_on_a_server_that_knows_no_ranges_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "t.csv", [{"text": "w1 " * 50} for _ in range(80_000)])
+    handler = functools.partial(Quiet, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(SourceError, match="its server serves no ranges"):
+            listed(f"http://127.0.0.1:{server.server_port}/t.csv")
         server.shutdown()
 
 

@@ -201,6 +201,19 @@ def test_rows_that_moved_are_found_where_they_are_by_now(tmp_path: Path, tiny_sp
     assert (report.embedded, report.quarantined) == (13, 0)
 
 
+def test_a_repair_puts_rows_whose_source_is_gone_into_quarantine(tmp_path: Path, tiny_space: Path) -> None:
+    folder = tmp_path / "s"
+    for name in ("a", "b"):
+        write(folder / f"{name}.parquet", [{**row, "id": f"{name}{row['id']}"} for row in rows(8)])
+    run(folder, tmp_path / "c", tiny_space)
+    shutil.rmtree(folder)
+    for damaged in ("features", "parquet"):
+        next(iter(sorted((tmp_path / "c" / damaged).rglob("*.parquet")))).write_bytes(b"damaged")
+    report = repair(str(tmp_path / "c"), OPTIONS, Watch()).report
+    assert report is not None
+    assert 0 < report.quarantined == 16 - live_rows(tmp_path / "c").num_rows
+
+
 def test_a_plan_counts_rows_and_writes_nothing(tmp_path: Path, tiny_space: Path) -> None:
     table = rows(12)
     source = write(tmp_path / "t.parquet", table)

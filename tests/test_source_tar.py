@@ -197,6 +197,25 @@ def test_a_shard_that_ends_too_early_gives_what_is_whole_and_one_row(tmp_path: P
     assert all(text.startswith("truncated: ") and "is no whole tar" in text for _, (text,) in reasons.values())
 
 
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_header_of_any_size_is_not_read_into_memory(kind: bytes, is_first: bool, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 2**30
+    sound = b"" if is_first else tar({"a.txt": b"w1"}, kind=tarfile.USTAR_FORMAT)[:1024]
+    shard = write(tmp_path / "a.tar", sound + info.tobuf(tarfile.GNU_FORMAT))
+    with shard.open("r+b") as file:
+        file.truncate(2**30 + 10_240)
+    asked = []
+    read_range = pinned.read_range
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pinned, "read_range", lambda *given: asked.append(given[2]) or read_range(*given))
+        found = [row for page in list_members(as_listed(shard)) for row in page.to_pylist()]
+    assert sum(asked) < 10_000_000
+    assert [row["place"] for row in found if "a header of 1073741824 bytes" in row["place"]]
+    assert len(found) == (1 if is_first else 2)
+
+
 def test_names_of_any_kind_and_json_that_describes_nothing(tmp_path: Path, tiny_space: Path) -> None:
     long = "x" * 150 + "/" + "y" * 120 + ".txt"
     members = {

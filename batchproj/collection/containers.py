@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
-from batchproj.collection.plan import LISTED, Plan
+from batchproj.collection.plan import CONTAINER, LISTED, Plan
 
 DOUBLES_AT_ONCE = 1_000_000
 """Items that are grouped at once, in memory."""
 
 _AGAIN = f"""
 INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m
-    JOIN unread u ON u.key = left(m.key, length(m.key) - strpos(reverse(m.key), '#'))
+    JOIN unread u ON u.key = {CONTAINER}
 WHERE m.place IS NOT NULL
 """
 
@@ -33,9 +33,11 @@ def list_again(plan: Plan, keys: list[str]) -> None:
 def place_anew(plan: Plan, pages: Iterable[pa.RecordBatch]) -> None:
     """Take the places of the listed items from another listing."""
     plan.db.execute("CREATE TABLE moved (item VARCHAR, source_version VARCHAR, place VARCHAR)")
-    for page in pages:
-        plan.insert("moved", pa.Table.from_batches([page]).select(["item", "source_version", "place"]))
-    plan.db.execute(_PLACE)
+    try:
+        for page in pages:
+            plan.insert("moved", pa.Table.from_batches([page]).select(["item", "source_version", "place"]))
+    finally:  # also where the listing ends early
+        plan.db.execute(_PLACE)
 
 
 def has_places(plan: Plan) -> bool:

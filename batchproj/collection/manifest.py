@@ -40,15 +40,23 @@ FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE 
 """
 
 # of a row in a table; what objects are called below the source is not looked up in the manifest
-_MOVED = "p.place IS NOT NULL AND (m.place IS DISTINCT FROM p.place OR m.key IS DISTINCT FROM p.key)"
+_MOVED = (
+    "p.place IS NOT NULL AND (m.place IS DISTINCT FROM p.place OR m.key IS DISTINCT FROM p.key OR "
+    "p.action = 'quarantined' AND (m.pair IS DISTINCT FROM p.pair OR m.metadata IS DISTINCT FROM p.metadata))"
+)
 _KEY = "CASE WHEN p.place IS NULL THEN m.key ELSE p.key END"
 
+# of what is in quarantine; any other item is projected again for them
+_NEWEST = "CASE WHEN p.action = 'quarantined' THEN p.{0} ELSE m.{0} END AS {0}"
+
 _KEPT = f"""
-SELECT m.item, m.uri, {_KEY} AS key, m.pair, m.size, m.source_version, m.metadata, p.place,
+SELECT m.item, m.uri, {_KEY} AS key, {_NEWEST.format("pair")}, m.size, m.source_version,
+    {_NEWEST.format("metadata")}, p.place,
     m.status, m.reason, m.detail, m.stage, m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
     coalesce(r.new, m.part) AS part, m.features
 FROM (SELECT * FROM manifest WHERE {{in_shard}}) m
-    JOIN (SELECT item, key, place FROM plan WHERE action IN ('unchanged', 'quarantined') AND {{in_shard}}) p
+    JOIN (SELECT item, key, place, pair, metadata, action FROM plan
+        WHERE action IN ('unchanged', 'quarantined') AND {{in_shard}}) p
     USING (item) LEFT JOIN renamed r ON r.old = m.part
 """
 

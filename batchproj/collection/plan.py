@@ -45,10 +45,16 @@ CREATE TABLE forgotten (item VARCHAR);
 CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 """
 
+CONTAINER = "left(m.key, length(m.key) - strpos(reverse(m.key), '#'))"
+"""The key of the seal of a row's table or a member's shard."""
+
+COVERED = """(m.item IN (FROM {markers}) OR m.place IS NOT NULL
+    AND (m.source_version IN (FROM {markers}) OR sha256(m.uri)[:32] IN (FROM {markers})))"""
+"""Of an item `m` that one of the markers keeps out: rows also by their version, or by the object that they name."""
+
+_FORGOTTEN = COVERED.format(markers="forgotten")
+
 _DECIDE = """
-DELETE FROM listing WHERE item IN (SELECT item FROM forgotten);
-DELETE FROM listing WHERE place IS NOT NULL AND EXISTS (FROM forgotten)
-    AND (source_version IN (SELECT item FROM forgotten) OR sha256(uri)[:32] IN (SELECT item FROM forgotten));
 CREATE TABLE plan AS
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
@@ -69,7 +75,9 @@ CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANT
 LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
 
 _LOST = f"""
-SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM plan p JOIN manifest m USING (item)
+SELECT (SELECT count(*) FROM gone),
+    (SELECT count(*) FROM gone JOIN manifest m USING (item) WHERE EXISTS (FROM forgotten) AND {_FORGOTTEN}),
+    (SELECT count(*) FROM plan p JOIN manifest m USING (item)
     WHERE p.action = 'changed' AND m.status = 'embedded'
         AND (starts_with(p.place, '{beginning(Reason.MISSING)}')
             OR starts_with(p.place, '{beginning(Reason.OUTSIDE_ROOTS)}')))
@@ -131,8 +139,9 @@ class Counts:
     """Items by what a run would do with each.
 
     `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
-    passed. `moved` counts those of the `deleted` whose size and version a new object has, `faulty` those
-    of the `changed` that are embedded and whose row in a table now names nothing that is there or may be opened.
+    passed. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
+    that a marker keeps out, `faulty` those of the `changed` that are embedded and whose row in a table now
+    names nothing that is there or may be opened.
     """
 
     new: int = 0
@@ -144,6 +153,7 @@ class Counts:
     quarantined: int = 0
     deleted: int = 0
     moved: int = 0
+    forgotten: int = 0
     faulty: int = 0
 
     @property
@@ -225,17 +235,22 @@ class Plan:
         """Load the manifest of a run after the live one, which was rolled back: its features may serve again."""
         self.db.execute(f"INSERT INTO later BY NAME SELECT {_USED} FROM ({rows})")
 
-    def list_manifest(self, without: str | None = None) -> None:
-        """Take the loaded manifest, all of it or without one item, for the listing."""
-        self.db.execute(
-            f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m WHERE item IS DISTINCT FROM ?",
-            [without],
-        )
+    def list_manifest(self) -> None:
+        """Take the loaded manifest for the listing."""
+        self.db.execute(f"INSERT INTO listing BY NAME SELECT {LISTED} FROM manifest m")
 
-    def forget(self, items: list[str]) -> None:
-        """Leave these items out, whatever the listing says; of rows also those of that version, or that name
-        an object of that id: rows known by their number would come back under another."""
-        self.insert("forgotten", pa.table({"item": pa.array(items, pa.string())}))
+    def forget(self, markers: list[str]) -> None:
+        """Leave what these markers cover out of the listing: rows known by their number would come back under another.
+
+        Their tables and shards lose their seals: whoever forgets no longer must find the rows there.
+        """
+        if not markers:
+            return
+        self.insert("forgotten", pa.table({"item": pa.array(markers, pa.string())}))
+        left_out = f"SELECT DISTINCT {CONTAINER} FROM listing m WHERE m.place IS NOT NULL AND {_FORGOTTEN}"
+        for (container,) in self.rows(left_out):
+            self.sealed.pop(container, None)
+        self.db.execute(f"DELETE FROM listing m WHERE {_FORGOTTEN}")
 
     def redo(self, files: list[str]) -> None:
         """Do the items again whose part or file of features, named as in the collection, is damaged."""
@@ -260,8 +275,8 @@ class Plan:
             "(SELECT size, source_version, count(*) AS new_n FROM plan WHERE action = 'new' GROUP BY ALL) "
             "USING (size, source_version)"
         )[0][0]
-        gone, faulty = self.rows(_LOST)[0]
-        return Counts(**found, deleted=gone, moved=moved, faulty=faulty)
+        gone, forgotten, faulty = self.rows(_LOST)[0]
+        return Counts(**found, deleted=gone, moved=moved, forgotten=forgotten, faulty=faulty)
 
     def differences(self) -> list[Difference]:
         """The plan in numbers, by action and modality."""

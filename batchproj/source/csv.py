@@ -11,12 +11,9 @@ from batchproj.errors import ItemFault, SourceError
 from batchproj.objectstore import Listed
 from batchproj.schema import Reason
 from batchproj.source.pinned import open_buffered
-from batchproj.source.record import Record
+from batchproj.source.record import LINE_BYTES, Record, pass_line
 
-RECORD_BYTES = 64 * 2**20
-"""No line and no field may be longer."""
-
-csv.field_size_limit(RECORD_BYTES)  # of the process; by itself it refuses fields from 128 KiB on
+csv.field_size_limit(LINE_BYTES)  # of the process; by itself it refuses fields from 128 KiB on
 
 
 def records(table: Listed) -> Iterator[Record]:
@@ -31,7 +28,7 @@ def records(table: Listed) -> Iterator[Record]:
         number = 0
         while True:
             begun, first_line = lines.at, lines.number + 1
-            lines.bad_line = None
+            lines.bad_line = lines.long_line = None
             try:
                 fields = next(reader, None)
             except csv.Error as error:
@@ -39,6 +36,8 @@ def records(table: Listed) -> Iterator[Record]:
                 found: dict[str, Any] | ItemFault = _not_csv(error, table.uri, first_line)
             else:
                 found = _values(header, fields or [], first_line, lines.bad_line)
+            if lines.long_line is not None:
+                found = ItemFault(Reason.TOO_LARGE, f"line {lines.long_line} is longer than {LINE_BYTES} bytes")
             if fields is None:
                 return
             if fields:  # not a blank line
@@ -86,18 +85,23 @@ class _Lines:
         self._uri = uri
         self.at = self.number = 0
         self.bad_line: int | None = None
+        self.long_line: int | None = None
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._file.readline(RECORD_BYTES)
+        line = self._file.readline(LINE_BYTES)
         if not line:
             raise StopIteration
         self.at += len(line)
         self.number += 1
-        if len(line) == RECORD_BYTES:
-            raise SourceError(f"{self._uri}: line {self.number} is longer than {RECORD_BYTES} bytes; is it CSV?")
+        if len(line) == LINE_BYTES and not line.endswith(b"\n"):
+            if self.number == 1:
+                raise SourceError(f"{self._uri}: its first line is longer than {LINE_BYTES} bytes; is it CSV?")
+            self.at += pass_line(self._file)
+            self.long_line = self.number
+            return "too long\n"
         try:
             return line.decode("utf-8-sig" if self.number == 1 else "utf-8")
         except UnicodeDecodeError as error:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 from batchproj.errors import ItemFault
 from batchproj.objectstore import Listed
 from batchproj.schema import Reason
 from batchproj.source.pinned import open_buffered
-from batchproj.source.record import Record
-
-LINE_BYTES = 256 * 2**20
-"""A longer line is not read: it is passed over and quarantined."""
+from batchproj.source.record import LINE_BYTES, Record, pass_line
 
 
 def records(table: Listed) -> Iterator[Record]:
@@ -25,7 +22,7 @@ def records(table: Listed) -> Iterator[Record]:
             begun, length = at, len(line)
             at += length
             if length == LINE_BYTES and not line.endswith(b"\n"):
-                at += _pass_line(file)
+                at += pass_line(file)
                 detail = f"line {number} is longer than {LINE_BYTES} bytes"
                 yield Record(number, (begun, 0), ItemFault(Reason.TOO_LARGE, detail))
             elif not line.isspace():
@@ -47,13 +44,3 @@ def _parsed(line: bytes, number: int) -> dict[str, Any] | ItemFault:
     if not isinstance(found, dict):
         return ItemFault(Reason.BAD_ROW, f"line {number} is no JSON object but {type(found).__name__}")
     return found
-
-
-def _pass_line(file: BinaryIO) -> int:
-    """Read to the end of a line; how many bytes that was."""
-    passed = 0
-    while piece := file.readline(1 << 20):
-        passed += len(piece)
-        if piece.endswith(b"\n"):
-            break
-    return passed

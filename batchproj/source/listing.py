@@ -95,7 +95,8 @@ class _Where:
 
     def seal(self, kind: str, listed: Listed) -> Seal:
         digest = hashlib.sha256(json.dumps([_EPOCH, kind, listed.uri, listed.version]).encode()).hexdigest()[:32]
-        return Seal(listed.key, digest, unread=self.sealed.get(listed.key) == digest)
+        unread = self.sealed.get(listed.key) == digest and not listed.is_told_by_size_alone
+        return Seal(listed.key, digest, unread)
 
 
 def _of_objects(uri: str, pages: Iterator[list[Listed]], where: _Where) -> Iterator[Page]:

@@ -23,6 +23,9 @@ def records(table: Listed) -> Iterator[Record]:
     """Raises SourceError if it is damaged."""
     try:
         with _opened(table) as file:
+            names = file.schema_arrow.names
+            if double := [name for name in names if names.count(name) > 1]:
+                raise SourceError(f"{table.uri} has two columns {double[0]}; expected different names")
             number = 0
             for group in range(file.num_row_groups):
                 at = 0

@@ -110,7 +110,8 @@ def _read_together(items: list[_Item]) -> dict[int, Read]:
     first = items[0]
     try:
         if first.place is None or first.place.kind == OBJECT:
-            return {first.number: read_pinned(first.uri, first.size, first.version)}
+            stay = first.place is not None  # a row must not lead out of its table's roots
+            return {first.number: read_pinned(first.uri, first.size, first.version, stay)}
         if first.place.kind in _BLOCKS:
             return _from_block(first.place.kind, items)
         return _from_span(first.place.kind, items)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -13,6 +13,23 @@ from batchproj.schema import Reason
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What pyarrow raises for a damaged file; storage that is away is none of these."""
+
+LINE_BYTES = 256 * 2**20
+"""A longer line of a table is not read: it is passed over and quarantined."""
+
+
+def pass_line(file: BinaryIO) -> int:
+    """Read to the end of a line; how many bytes that was."""
+    passed = 0
+    while piece := file.readline(1 << 20):
+        passed += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return passed
+
+
+_ODD_VALUES = (ValueError, OverflowError, LookupError, pa.ArrowException)
+"""What pyarrow raises for a value without a counterpart in Python; zoneinfo's for a time zone is a LookupError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +45,23 @@ class Record:
 
 
 def values_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | ItemFault]:
-    """The rows of a batch; Arrow does not check that its strings are UTF-8."""
+    """The rows of a batch; Arrow does not check its strings, and holds dates that Python does not."""
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # before anything was yielded
-        for row in range(batch.num_rows):
-            try:
-                yield batch.slice(row, 1).to_pylist()[0]
-            except UnicodeDecodeError as error:
-                yield ItemFault(Reason.INVALID_UTF8, f"a string of the row is not UTF-8: {error}")
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except _ODD_VALUES:
+        yield from (_values_of_row(batch.slice(row, 1)) for row in range(batch.num_rows))
+    else:
+        yield from rows
+
+
+def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | ItemFault:
+    try:
+        values: dict[str, Any] = row.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return ItemFault(Reason.INVALID_UTF8, f"a string of the row is not UTF-8: {error}")
+    except _ODD_VALUES as error:
+        return ItemFault(Reason.BAD_ROW, f"a value of the row cannot be read: {str(error)[:200]}")
+    return values
 
 
 def pick(batches: Iterable[pa.RecordBatch], wanted: Sequence[tuple[int, str]]) -> list[Any]:

@@ -22,7 +22,9 @@ class Roots:
 
     def __init__(self, folder: str, declared: Sequence[str], exclude: str) -> None:
         self.folder = folder
-        self._roots = [f"{root.rstrip('/')}/" for root in (folder, *map(canonical, declared))]
+        # the whole disk, `file:///`, has no name that a slash could end
+        roots = (folder, *map(canonical, declared))
+        self._roots = [root if root == "file:///" else f"{root.rstrip('/')}/" for root in roots]
         self._exclude = exclude.rstrip("/") + "/"
 
     def resolve(self, value: str) -> str:

@@ -43,7 +43,10 @@ PAGE_BYTES = 8 * 2**20
 """A page of rows is full when its metadata are."""
 
 _NAMES = {"text": "row.txt", "bytes": "row"}
-"""In the place of a file name: what a payload promises."""
+"""In the place of a file name: what a payload promises, if nothing else names it."""
+
+_NAME_CHARS = 100
+"""So many are kept of a name, from its end: the extension alone promises something."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,12 @@ class _Columns:
             raise SourceError(f"{self._uri} has no column uri, text or bytes to embed; its columns are {columns}")
 
 
+def _promised(value: Any) -> str | None:
+    """The file name that a struct of media gives its bytes, if any."""
+    path = value["path"] if _is_media(value) else None
+    return re.split(r"[/\\]", path)[-1][-_NAME_CHARS:] if isinstance(path, str) else None
+
+
 def _is_media(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"bytes", "path"}
 
@@ -169,7 +178,7 @@ def _sound(table: Table, record: Record, values: dict[str, Any], address: str, k
         return _Row(item, target, key, pair, 0, "", metadata, place, target)
     data = payload(value, form)
     position = list(values).index(column)
-    place = Place(table.kind, (*record.at, position, form), _NAMES[form])
+    place = Place(table.kind, (*record.at, position, form), _promised(value) or _NAMES[form])
     return _Row(item, address, key, pair, len(data), hashlib.sha256(data).hexdigest(), metadata, place)
 
 
@@ -223,7 +232,9 @@ def _looked_up(row: _Row) -> _Row:
     if row.target is None:
         return row
     try:
-        found = head(row.target)
+        found = head(row.target, stay=True)
+    except ItemFault as led_away:
+        fault = led_away
     except FileNotFoundError:
         fault = ItemFault(Reason.MISSING, f"no object {row.target}")
     except PermissionError as error:

@@ -39,6 +39,27 @@ _KINDS = {
 }
 
 
+_IN_MEMORY = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+"""Headers of headers, which tarfile reads whole: long names, and fields of PAX."""
+
+
+class _Member(tarfile.TarInfo):
+    """A header that refuses to be read if its content is a header again, and larger than any metadata may be."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if member.type in _IN_MEMORY and member.size > METADATA_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size} bytes, more than {METADATA_BYTES}")
+        return member
+
+
 @dataclass
 class _Shard:
     """What one pass over a shard's headers gives; of members of one name the last counts, as in tar."""
@@ -56,7 +77,7 @@ def list_members(shard: Listed) -> list[pa.RecordBatch]:
     """
     found = _Shard()
     try:
-        with open_buffered(shard) as file, tarfile.open(fileobj=file, mode="r:") as opened:
+        with open_buffered(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as opened:
             for member in _headers(opened):
                 _note(found, opened, member, shard.size)
             _check_end(file, opened.offset)
