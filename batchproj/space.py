@@ -207,12 +207,15 @@ class Member:
     def load(self, threads: int, *, for_queries: bool = False) -> Embedder:
         """Load encoder and projector on this machine; the weights must be the ones planned with.
 
-        It is for items, which captions are too, unless it is for what a user searches by.
+        It is for items, which captions are too, unless it is for what a user searches by: such a text is cut by
+        nothing but the encoder's own limit. Of sound and video the settings stay, for they say what is not heard
+        (silence) and how many frames are seen.
         """
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
         build = self.config.build_for_queries if for_queries else self.config.build
         encoder = build(model, self.modality, threads)
-        spec = encoder.spec if self.segments is None else cut(encoder.spec, self.segments)
+        settings = None if for_queries and self.modality is Modality.TEXT else self.segments
+        spec = encoder.spec if settings is None else cut(encoder.spec, settings)
         return Embedder(encoder, spec, self.load_projector(), self.dim, self.cache)
 
     def load_projector(self) -> Projector | None:

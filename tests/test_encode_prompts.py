@@ -247,3 +247,19 @@ def test_items_are_embedded_as_documents_and_searched_by_queries(
     member = resolve(open_space(str(space))).members[Modality.TEXT]
     assert member.feature_doc["prompts"] == PROMPTS
     assert Collection(str(tmp_path / "c")).space.fingerprint == resolve(open_space(str(space))).fingerprint
+
+
+def test_a_query_is_not_cut_by_segments(folders: dict[str, Path], tmp_path: Path, no_ray: None) -> None:
+    """Its prompt may take more of them than they leave; else that was found when everything had been embedded."""
+    corpus, file = tmp_path / "corpus", tmp_path / "space.yaml"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("w1 w2 w3")
+    prompts = {"query": "w7 w8 w7 w8 w7 w8 w7 ", "document": ""}
+    encoder = {"kind": "text", "model": str(folders["t5"]), "dtype": "fp32", "max_tokens": 16, "prompts": prompts}
+    text = {"encoder": encoder, "segments": {"tokens": 8, "overlap": 0}}
+    file.write_text(yaml.safe_dump({"dim": 32, "text": text}))
+    embed(str(corpus), str(tmp_path / "c"), resolve(open_space(str(file))), OPTIONS, Watch())
+    words = "w1 w2 w3 w4 w5 w6 w7 w8"
+    asked = Collection(str(tmp_path / "c")).embed_query(words)
+    plain = build(folders["t5"], dtype="fp32").encode(segments([prompts["query"] + words]))
+    np.testing.assert_allclose(asked, unit(plain)[0], atol=1e-3)
