@@ -29,6 +29,7 @@ from batchproj.media import Segment, Spec
 from batchproj.objectstore import Folder
 from batchproj.schema import Cache, Modality
 from batchproj.token_features import TokenFeatures
+from batchproj.tokens import load_tokenizers
 from batchproj.weights import LocalModel
 from batchproj.weights import resolve as resolve_weights
 
@@ -283,6 +284,8 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
     segments = segmenting.parse(modality, member.segments, described.longest, described.frames, where)
+    if modality is Modality.TEXT:
+        _check_room(described, model, segments, where)
     weights = _projector_bytes(modality, member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
     # what is left to the defaults is not in the documents: collections made before there was a choice stay valid
@@ -294,6 +297,25 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     return Member(
         modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights, segments
     )
+
+
+def _check_room(
+    described: encode.Description, model: LocalModel, segments: segmenting.Segments | None, where: str
+) -> None:
+    """SpaceError if a prompt leaves a text no room, of either role in the model and the document's in `segments`.
+
+    The tokenizer tells, which is loaded only where there is a prompt or `segments`.
+    """
+    decides = described.decides
+    if segments is None and "prompts" not in decides:
+        return
+    prompts = decides.get("prompts", {"document": ""})
+    try:
+        found = load_tokenizers(model.path, decides["max_tokens"], prompts, lowercase=decides.get("lowercase", False))
+        if segments is not None:
+            cut(found["document"].spec, segments)
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
 
 
 def _vector_doc(feature_doc: dict[str, Any], weights: bytes | None, dim: int) -> dict[str, Any]:

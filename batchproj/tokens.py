@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchproj.errors import SpaceError
+from batchproj.media import TextSpec
 
 Tokens = npt.NDArray[np.int64]
 """Token ids of one text, special tokens included, no padding."""
@@ -100,6 +101,11 @@ class TextTokenizer:
             stop = min(_bound(text, start, last + text[last : last + 1].isspace()), stop - 1)
 
     @property
+    def spec(self) -> TextSpec:
+        """How an encoder with this tokenizer has long texts cut."""
+        return TextSpec(self.spans, self.text_ends, self.reserved_tokens)
+
+    @property
     def reserved_tokens(self) -> int:
         """Tokens of a row that are none of the text's: special ones and the prompt's."""
         return self._special_tokens + len(self._token_ends(""))
@@ -145,6 +151,13 @@ def _lowercase_first(normalizer: Any) -> Any:
 
 def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "", *, lowercase: bool = False) -> TextTokenizer:
     """The tokenizer in `folder`; SpaceError if there is none, its package is missing, or the prompt leaves no room."""
+    return load_tokenizers(folder, max_tokens, {"": prompt}, lowercase=lowercase)[""]
+
+
+def load_tokenizers(
+    folder: Path, max_tokens: int, prompts: Mapping[str, str], *, lowercase: bool = False
+) -> dict[str, TextTokenizer]:
+    """The same, read once, for the prompt of each role; SpaceError also where a role's prompt leaves no room."""
     from transformers import AutoTokenizer
 
     try:
@@ -160,7 +173,7 @@ def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "", *, lowercase
         )
     if lowercase and not tokenizer.is_fast:
         raise SpaceError(f"the tokenizer in {folder} cannot be made to take lower case: save it as tokenizer.json")
-    return TextTokenizer(tokenizer, max_tokens, prompt, lowercase=lowercase)
+    return {role: TextTokenizer(tokenizer, max_tokens, prompt, lowercase=lowercase) for role, prompt in prompts.items()}
 
 
 def padded_length(tokens: int) -> int:

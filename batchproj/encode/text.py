@@ -18,7 +18,7 @@ from batchproj.errors import SpaceError
 from batchproj.model_folder import complete_config, other_kind, read_config, read_json, require_known
 from batchproj.schema import Modality
 from batchproj.sentence_layout import Pooling, SentenceLayout, lowercases, read_layout, stated_prompts, stated_tokens
-from batchproj.tokens import load_tokenizer, require_tokenizer
+from batchproj.tokens import load_tokenizers, require_tokenizer
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -132,12 +132,7 @@ class Config(EncoderConfig):
         width = int(loaded.config.hidden_size)
         dim = self._dim(layout.sentence.width(width))
         pooled = _Pooled(loaded, layout.sentence, dim, torch_runtime.device())
-        # the other role's too, so that a query's prompt without room is found before anything is embedded
-        lowercase = lowercases(model.path)
-        tokenizers = {
-            name: load_tokenizer(model.path, layout.max_tokens, prompt, lowercase=lowercase)
-            for name, prompt in layout.prompts.items()
-        }
+        tokenizers = load_tokenizers(model.path, layout.max_tokens, layout.prompts, lowercase=lowercases(model.path))
         return TextEncoder(
             tokenizers[role],
             pooled.states,
