@@ -137,10 +137,14 @@ class Collection:
         return self._balanced(measured, asking, vector, k, modality, where, group)
 
     def _balance(self) -> Balance:
-        found = read_balance(self._folder, self.run)
+        found = read_balance(self._folder, self.snapshot.space)
         if found is None:
-            raise UsageError(f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}")
+            raise UsageError(self._unmeasured)
         return found
+
+    @property
+    def _unmeasured(self) -> str:
+        return f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}"
 
     def _balanced(
         self,
@@ -155,6 +159,8 @@ class Collection:
         """The nearest of every modality, the first of all of them by standardised score."""
         asked = [modality] if modality else [str(each) for each in self.snapshot.fingerprints]
         hits = [hit for each in asked for hit in self.nearest(vector, k, each, where, group=group)]
+        if not all(measured.knows(hit.modality) for hit in hits):  # its first items came after the measuring
+            raise UsageError(self._unmeasured)
         return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))[:k]
 
     def embed_query(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def test_search_ranks_by_what_evaluate_measured(corpus: Path, tiny_space: Path, 
         opened.search(words, balance=True)
     shown = evaluate(str(tmp_path / "c"))["balance"]
     json.dumps(shown, allow_nan=False)
-    measured = balance.read_balance(Folder(str(tmp_path / "c")), "000001")
+    measured = balance.read_balance(Folder(str(tmp_path / "c")), opened.snapshot.space)
     assert measured is not None
     assert shown["text->image"]["mean"] == round(measured.pairs["text->image"].mean, 4)
 
@@ -101,6 +102,24 @@ def test_the_command_tells_and_switches_and_gc_removes(corpus: Path, tiny_space:
     assert len(found) == 10
     (corpus / "d0/item0.txt").write_text("w1 w2 w3")
     run(corpus, tmp_path / "c", tiny_space)
-    assert (tmp_path / "c/balance/000001.json").exists()
+    other = tmp_path / "c/balance/of-a-space-that-no-run-has.json"
+    other.write_text("{}")
     gc(str(tmp_path / "c"), print, keep=1, apply=True)
-    assert not (tmp_path / "c/balance/000001.json").exists()
+    assert not other.exists()
+    again = command("search", tmp_path / "c", "w1 w2", "--balance", "--json")  # a run in the same space keeps them
+    assert (again.returncode, len(json.loads(again.stdout))) == (0, 10), again.stderr
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_kind_that_came_after_the_measuring_is_to_be_measured(corpus: Path, tiny_space: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    shutil.copytree(corpus, texts, ignore=shutil.ignore_patterns("*.png"))
+    run(texts, tmp_path / "c", tiny_space)
+    assert set(evaluate(str(tmp_path / "c"))["balance"]) == {"text->text"}
+    assert Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
+    shutil.copytree(corpus, texts, dirs_exist_ok=True)
+    run(texts, tmp_path / "c", tiny_space)
+    with pytest.raises(UsageError, match="not measured yet"):
+        Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
+    evaluate(str(tmp_path / "c"))
+    assert Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
