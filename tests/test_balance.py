@@ -68,7 +68,9 @@ def test_a_sample_is_bounded_and_the_same_each_time(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_search_ranks_by_what_evaluate_measured(corpus: Path, tiny_space: Path, tmp_path: Path) -> None:
+def test_search_ranks_by_what_evaluate_measured(
+    corpus: Path, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(corpus, tmp_path / "c", tiny_space)
     opened = Collection(str(tmp_path / "c"))
     words = (corpus / "d1/item4.txt").read_text()
@@ -90,6 +92,14 @@ def test_search_ranks_by_what_evaluate_measured(corpus: Path, tiny_space: Path, 
     assert {hit.modality for hit in opened.search(words, k=8, balance=True)} == {"text", "image"}
     image = opened.search(words, k=5, modality="image", balance=True, group=True)
     assert [hit.id for hit in image] == [hit.id for hit in opened.search(words, k=5, modality="image")]
+
+    terms: list[str] = []
+    monkeypatch.setattr(
+        Collection, "_term", lambda self, term, own=Collection._term: terms.append(term) or own(self, term)
+    )
+    narrowed = opened.search(words, k=24, where=["pair=d1/item4"], balance=True)
+    assert {hit.id for hit in narrowed} == {hit.id for hit in even if hit.pair == "d1/item4"} != set()
+    assert terms == ["pair=d1/item4"]  # that of a metadata field asks the table, so it is made once
 
 
 @pytest.mark.usefixtures("no_ray")
