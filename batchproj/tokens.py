@@ -12,14 +12,13 @@ import numpy.typing as npt
 
 from batchproj.errors import SpaceError
 from batchproj.media import TextSpec
+from batchproj.segments import LEAST_TOKENS
 
 Tokens = npt.NDArray[np.int64]
 """Token ids of one text, special tokens included, no padding."""
 
 LENGTH_STEP = 8
 UNPADDED = 32
-_LEAST_TOKENS = 8
-"""What a prompt must leave for the text and the mark at its end."""
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -129,10 +128,10 @@ class TextTokenizer:
         """As sentence-transformers counts: the prompt as a text of its own, without the mark at its end."""
         ids = self._whole.encode(self._prompt).ids if self._slow is None else tokenizer(self._prompt)["input_ids"]
         taken = len(ids) - any(last in tokenizer.all_special_ids for last in ids[-1:])
-        if taken + _LEAST_TOKENS > self.max_tokens:
+        if taken + LEAST_TOKENS > self.max_tokens:
             raise SpaceError(
                 f"the prompt '{self._prompt[:40]}' takes {taken} tokens of the {self.max_tokens} that the model does, "
-                f"at least {_LEAST_TOKENS} must be left for the text: shorten it, or raise max_tokens"
+                f"at least {LEAST_TOKENS} must be left for the text: shorten it, or raise max_tokens"
             )
         return taken
 
