@@ -75,6 +75,7 @@ class TextTokenizer:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character ranges within what the prompt leaves of the limit, cut after a sentence or a word, in order.
 
+        Without `segments` texts are cut by this, not by `text_chunks`, as in collections made before there was that.
         They cover all but blank stretches and never overlap. Linear in the text's length: each
         step tokenizes a window of bounded size.
         """
