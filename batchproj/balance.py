@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from batchproj.collection import layout
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -39,11 +40,18 @@ UNKNOWN = Moments(0.0, 1.0)
 
 
 class Balance(BaseModel):
-    """`balance/<run>.json`: the moments of a run's modality pairs, by `text->image` and so on."""
+    """`balance/<space>.json`: the moments of modality pairs, by `text->image` and so on, as `run` had them.
+
+    They are those of the space: another run in it has other rows, and the same regions.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     run: str
     pairs: dict[str, Moments]
+
+    def knows(self, asked: str) -> bool:
+        """Whether there were items of this modality to measure."""
+        return f"{asked}->{asked}" in self.pairs
 
     def standardised(self, asking: str, asked: str, score: float) -> float:
         """By how many standard deviations a score is above the mean of its pair."""
@@ -101,17 +109,13 @@ def _share(scores: Mapping[Modality, Array], asked: Modality) -> float:
     return float(np.mean(names[first] == list(scores).index(asked))) if first.size else 0.0
 
 
-def write_balance(folder: Folder, balance: Balance) -> None:
-    folder.write(_name(balance.run), balance.model_dump_json().encode())
+def write_balance(folder: Folder, space: str, balance: Balance) -> None:
+    folder.write(layout.balance(space), balance.model_dump_json().encode())
 
 
-def read_balance(folder: Folder, run: str) -> Balance | None:
-    """None if the run was not measured."""
+def read_balance(folder: Folder, space: str) -> Balance | None:
+    """None if no run in the space of this fingerprint was measured."""
     try:
-        return Balance.model_validate_json(folder.read(_name(run)))
+        return Balance.model_validate_json(folder.read(layout.balance(space)))
     except (FileNotFoundError, ValidationError):
         return None
-
-
-def _name(run: str) -> str:
-    return f"balance/{run}.json"

@@ -16,7 +16,6 @@ from batchproj.objectstore import Folder
 from batchproj.pipeline import pool_size
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality
-from batchproj.source.place import promised_name
 from batchproj.source.reading import read_items
 from batchproj.space import ResolvedSpace
 
@@ -100,7 +99,7 @@ class Calibrator:
         groups: dict[Modality, list[Fetched]] = {}
         for item in items:
             try:
-                modality = sniff(item.data, item.uri if item.name is None else item.name)
+                modality = sniff(item.data, item.name)
             except ItemFault:
                 continue
             if item.fault is None and modality in self._space.members:
@@ -164,8 +163,7 @@ def _fetched(row: dict[str, Any], read: bytes | ItemFault) -> Fetched:
     fault = read if isinstance(read, ItemFault) else None
     data = b"" if isinstance(read, ItemFault) else read
     content_id = "" if fault else hashlib.sha256(data).hexdigest()
-    named = (row["item"], row["uri"], row["pair"], row["source_version"])
-    return Fetched(*named, data, content_id, row["metadata"], promised_name(row["uri"], row["place"]), fault)
+    return Fetched.of_row(row, data, content_id, fault)
 
 
 def _unit(task: Task, modality: Modality, items: int) -> Unit:

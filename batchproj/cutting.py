@@ -25,7 +25,6 @@ def cut(spec: Spec, settings: Segments) -> Spec:
 
 def _texts(spec: TextSpec, settings: TextSegments) -> TextSpec:
     count, room = spec.token_ends, settings.tokens - spec.reserved_tokens
-    assert count is not None, "every text encoder counts tokens"
     if room <= settings.overlap:
         raise SpaceError(
             f"segments of {settings.tokens} tokens: the prompt and special tokens take {spec.reserved_tokens} and "

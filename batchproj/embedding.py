@@ -7,7 +7,7 @@ runs in threads a little ahead of the model; a faulty item becomes an outcome ro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,6 +27,7 @@ from batchproj.errors import ItemFault, SpaceError
 from batchproj.features import Features, Half, fixed_size_list, from_column, gathered, to_column
 from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
+from batchproj.source.place import promised_name
 from batchproj.space import Embedder, Member, to_vectors
 from batchproj.token_features import TokenFeatures
 
@@ -41,7 +42,7 @@ NORM_TOLERANCE = 1e-3
 class Fetched:
     """An item of a unit with its bytes and their sha256, or with the fault that kept them away.
 
-    `name` is the file name that promises what it is, if not its URI.
+    `name` is the file name, or URI, that promises what it is.
     """
 
     item: str
@@ -50,9 +51,16 @@ class Fetched:
     source_version: str
     data: bytes
     content_id: str
+    name: str
     metadata: str | None = None
-    name: str | None = None
     fault: ItemFault | None = None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], data: bytes, content_id: str, fault: ItemFault | None) -> Fetched:
+        """Of a row of a unit, and what reading it gave."""
+        name = promised_name(row["uri"], row["place"])
+        told = (row["item"], row["uri"], row["pair"], row["source_version"])
+        return cls(*told, data, content_id, name, row["metadata"], fault)
 
 
 @dataclass
@@ -154,7 +162,7 @@ class UnitWorker:
         try:
             if source.fault is not None:
                 raise source.fault
-            item.modality = sniff(source.data, source.uri if source.name is None else source.name)
+            item.modality = sniff(source.data, source.name)
             if item.modality not in self._in_space:
                 raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
         except ItemFault as fault:

@@ -60,15 +60,14 @@ def evaluate(uri: str) -> dict[str, Any]:
 
 
 def _balance(collection: Collection, by_modality: dict[Modality, Rows]) -> dict[str, dict[str, float]]:
-    rows = {
-        modality: balance.sample(
-            by_modality[modality].vectors if modality in by_modality else _some(collection, modality)
-        )
+    found = {
+        modality: by_modality[modality].vectors if modality in by_modality else _some(collection, modality)
         for modality in collection.snapshot.fingerprints
     }
+    rows = {modality: balance.sample(vectors) for modality, vectors in found.items() if len(vectors)}
     measured = balance.measure(collection.run, rows)
     with suppress(BatchprojError):  # of a collection that may only be read the figures are shown all the same
-        balance.write_balance(Folder(collection.uri), measured)
+        balance.write_balance(Folder(collection.uri), collection.snapshot.space, measured)
     effect = balance.shares(measured, rows)
     return {
         pair: {"mean": round(mean, 4), "std": round(std, 4), "share@10": effect[pair]["plain"]}

@@ -51,7 +51,7 @@ class TextSpec:
     """
 
     spans: Callable[[str], Iterable[tuple[int, int]]]
-    token_ends: Callable[[str], Sequence[int]] | None = None
+    token_ends: Callable[[str], Sequence[int]]
     reserved_tokens: int = 0
 
 

@@ -46,7 +46,6 @@ from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
-from batchproj.source.place import promised_name
 from batchproj.source.reading import read_items
 from batchproj.space import Member
 
@@ -420,15 +419,10 @@ class _EmbedActor:
         from batchproj.embedding import Fetched
 
         items = [
-            Fetched(
-                row["item"],
-                row["uri"],
-                row["pair"],
-                row["source_version"],
+            Fetched.of_row(
+                row,
                 row["data"],
                 row["content_id"],
-                row["metadata"],
-                promised_name(row["uri"], row["place"]),
                 ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None,
             )
             for row in tables[0].to_pylist()

@@ -128,19 +128,24 @@ class Collection:
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
         """
-        self._condition(k, modality, where)  # what is wrong with these need not wait for a model
+        condition = self._condition(k, modality, where)  # what is wrong with these need not wait for a model
         measured = self._balance() if balance else None
         vector = self.embed_query(text, image, audio, video, space)
         if measured is None:
-            return self.nearest(vector, k, modality, where, group=group)
+            return self._found(vector, k, condition, group=group)
         asking = next(m for m, given in zip(_ASKING, (text, image, audio, video), strict=True) if given)
-        return self._balanced(measured, asking, vector, k, modality, where, group)
+        each = [condition] if modality else [_and(condition, _is(kind)) for kind in self.snapshot.fingerprints]
+        return self._balanced(measured, asking, vector, k, each, group)
 
     def _balance(self) -> Balance:
-        found = read_balance(self._folder, self.run)
+        found = read_balance(self._folder, self.snapshot.space)
         if found is None:
-            raise UsageError(f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}")
+            raise UsageError(self._unmeasured)
         return found
+
+    @property
+    def _unmeasured(self) -> str:
+        return f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}"
 
     def _balanced(
         self,
@@ -148,13 +153,13 @@ class Collection:
         asking: Modality,
         vector: npt.NDArray[np.float32],
         k: int,
-        modality: str | None,
-        where: Sequence[str],
+        conditions: list[Any],
         group: bool,
     ) -> list[Hit]:
-        """The nearest of every modality, the first of all of them by standardised score."""
-        asked = [modality] if modality else [str(each) for each in self.snapshot.fingerprints]
-        hits = [hit for each in asked for hit in self.nearest(vector, k, each, where, group=group)]
+        """The nearest by the condition of each modality, the first of all of them by standardised score."""
+        hits = [hit for each in conditions for hit in self._found(vector, k, each, group=group)]
+        if not all(measured.knows(hit.modality) for hit in hits):  # its first items came after the measuring
+            raise UsageError(self._unmeasured)
         return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))[:k]
 
     def embed_query(
@@ -221,7 +226,11 @@ class Collection:
 
         With `group` each item has one row among them, its best segment.
         """
-        condition = self._condition(k, modality, where)
+        return self._found(vector, k, self._condition(k, modality, where), exact, group)
+
+    def _found(
+        self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool = False, group: bool = False
+    ) -> list[Hit]:
         return (self._items if group else self._rows)(vector, k, condition, exact)
 
     def _items(self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool) -> list[Hit]:
@@ -239,8 +248,7 @@ class Collection:
                 best.setdefault(hit.item, hit)
             if len(best) >= k:
                 break
-            others = ~col("item").isin(list(best))
-            terms = others if condition is None else condition & others
+            terms = _and(condition, ~col("item").isin(list(best)))
             rows = min(2 * rows, GROUP_ROWS * MAX_K)
         return _ranked(best.values())[:k]
 
@@ -260,8 +268,7 @@ class Collection:
         present = [str(each) for each in self.snapshot.fingerprints]
         if modality is not None and modality not in present:
             raise UsageError(f"no modality '{modality}' in this collection; expected one of {', '.join(present)}")
-        conditions = [*where, *([f"modality={modality}"] if modality else [])]
-        terms = [self._term(condition) for condition in conditions]
+        terms = [self._term(condition) for condition in where] + ([_is(modality)] if modality else [])
         return functools.reduce(operator.and_, terms) if terms else None
 
     def _term(self, condition: str) -> Any:
@@ -358,6 +365,16 @@ def _contains_one(texts: list[str]) -> Any:
     from lancedb.expr import col
 
     return functools.reduce(operator.or_, (col("metadata").contains(text) for text in texts))
+
+
+def _and(condition: Any, term: Any) -> Any:
+    return term if condition is None else condition & term
+
+
+def _is(modality: str) -> Any:
+    from lancedb.expr import col, lit
+
+    return col("modality") == lit(str(modality))
 
 
 def _column_term(condition: str, name: str, value: str) -> Any:

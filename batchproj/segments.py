@@ -14,9 +14,10 @@ SEGMENTS_EPOCH = 1
 """Raised by hand when our own code cuts differently by the same settings."""
 
 LEAST_STEP_S = 0.1
-"""From one window's start to the next, and what a last window must have that is new (`decode.audio_windows`)."""
+"""Of sound: from one window's start to the next, and what a last window must have that is new."""
 
-_LEAST_TOKENS = 8
+LEAST_TOKENS = 8
+"""Of a text: what a chunk, a model's limit, and what a prompt leaves of it must have."""
 
 
 class TextSegments(BaseModel):
@@ -27,7 +28,7 @@ class TextSegments(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    tokens: int = Field(default=256, ge=_LEAST_TOKENS)
+    tokens: int = Field(default=256, ge=LEAST_TOKENS)
     overlap: int = Field(default=32, ge=0)
     at: Literal["sentence", "paragraph", "token"] = "sentence"
 

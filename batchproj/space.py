@@ -29,6 +29,7 @@ from batchproj.media import Segment, Spec
 from batchproj.objectstore import Folder
 from batchproj.schema import Cache, Modality
 from batchproj.token_features import TokenFeatures
+from batchproj.tokens import load_tokenizers
 from batchproj.weights import LocalModel
 from batchproj.weights import resolve as resolve_weights
 
@@ -207,12 +208,15 @@ class Member:
     def load(self, threads: int, *, for_queries: bool = False) -> Embedder:
         """Load encoder and projector on this machine; the weights must be the ones planned with.
 
-        It is for items, which captions are too, unless it is for what a user searches by.
+        It is for items, which captions are too, unless it is for what a user searches by: such a text is cut by
+        nothing but the encoder's own limit. Of sound and video the settings stay, for they say what is not heard
+        (silence) and how many frames are seen.
         """
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
         build = self.config.build_for_queries if for_queries else self.config.build
         encoder = build(model, self.modality, threads)
-        spec = encoder.spec if self.segments is None else cut(encoder.spec, self.segments)
+        settings = None if for_queries and self.modality is Modality.TEXT else self.segments
+        spec = encoder.spec if settings is None else cut(encoder.spec, settings)
         return Embedder(encoder, spec, self.load_projector(), self.dim, self.cache)
 
     def load_projector(self) -> Projector | None:
@@ -280,6 +284,8 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
     described = _described(config, model, modality, member.cache, where)
     segments = segmenting.parse(modality, member.segments, described.longest, described.frames, where)
+    if modality is Modality.TEXT:
+        _check_room(described, model, segments, where)
     weights = _projector_bytes(modality, member, described, opened, where)
     _check_projector(described, weights, member, opened.space.dim, where)
     # what is left to the defaults is not in the documents: collections made before there was a choice stay valid
@@ -291,6 +297,25 @@ def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder)
     return Member(
         modality, config, model.digest, described.dim, member.cache, feature_doc, vector_doc, weights, segments
     )
+
+
+def _check_room(
+    described: encode.Description, model: LocalModel, segments: segmenting.Segments | None, where: str
+) -> None:
+    """SpaceError if a prompt leaves a text no room, of either role in the model and the document's in `segments`.
+
+    The tokenizer tells, which is loaded only where there is a prompt or `segments`.
+    """
+    decides = described.decides
+    if segments is None and "prompts" not in decides:
+        return
+    prompts = decides.get("prompts", {"document": ""})
+    try:
+        found = load_tokenizers(model.path, decides["max_tokens"], prompts, lowercase=decides.get("lowercase", False))
+        if segments is not None:
+            cut(found["document"].spec, segments)
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
 
 
 def _vector_doc(feature_doc: dict[str, Any], weights: bytes | None, dim: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from batchproj.fixed_shapes import FixedShapes
-from batchproj.media import Segment, Spec, TextSpec
+from batchproj.media import Segment, Spec
 from batchproj.tokens import TextTokenizer, Tokens, padded, padded_length
 from batchproj.torch_runtime import device, forward_tokens, small_batches, to_numpy
 
@@ -48,7 +48,7 @@ class TextEncoder:
         self._pooled: FixedShapes[Tokens] = FixedShapes(self._forward_pooled, small)
         self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
         self._full_tokens = 1 if routed and small != "as they come" else forward_tokens(width)
-        self.spec: Spec = TextSpec(tokenizer.spans, tokenizer.text_ends, tokenizer.reserved_tokens)
+        self.spec: Spec = tokenizer.spec
 
     def encode(self, segments: Sequence[Segment]) -> Array:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from batchproj.errors import SpaceError
+from batchproj.media import TextSpec
+from batchproj.segments import LEAST_TOKENS
 
 Tokens = npt.NDArray[np.int64]
 """Token ids of one text, special tokens included, no padding."""
 
 LENGTH_STEP = 8
 UNPADDED = 32
-_LEAST_TOKENS = 8
-"""What a prompt must leave for the text and the mark at its end."""
 _FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -75,6 +75,7 @@ class TextTokenizer:
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character ranges within what the prompt leaves of the limit, cut after a sentence or a word, in order.
 
+        Without `segments` texts are cut by this, not by `text_chunks`, as in collections made before there was that.
         They cover all but blank stretches and never overlap. Linear in the text's length: each
         step tokenizes a window of bounded size.
         """
@@ -100,6 +101,11 @@ class TextTokenizer:
             stop = min(_bound(text, start, last + text[last : last + 1].isspace()), stop - 1)
 
     @property
+    def spec(self) -> TextSpec:
+        """How an encoder with this tokenizer has long texts cut."""
+        return TextSpec(self.spans, self.text_ends, self.reserved_tokens)
+
+    @property
     def reserved_tokens(self) -> int:
         """Tokens of a row that are none of the text's: special ones and the prompt's."""
         return self._special_tokens + len(self._token_ends(""))
@@ -123,10 +129,10 @@ class TextTokenizer:
         """As sentence-transformers counts: the prompt as a text of its own, without the mark at its end."""
         ids = self._whole.encode(self._prompt).ids if self._slow is None else tokenizer(self._prompt)["input_ids"]
         taken = len(ids) - any(last in tokenizer.all_special_ids for last in ids[-1:])
-        if taken + _LEAST_TOKENS > self.max_tokens:
+        if taken + LEAST_TOKENS > self.max_tokens:
             raise SpaceError(
                 f"the prompt '{self._prompt[:40]}' takes {taken} tokens of the {self.max_tokens} that the model does, "
-                f"at least {_LEAST_TOKENS} must be left for the text: shorten it, or raise max_tokens"
+                f"at least {LEAST_TOKENS} must be left for the text: shorten it, or raise max_tokens"
             )
         return taken
 
@@ -145,6 +151,13 @@ def _lowercase_first(normalizer: Any) -> Any:
 
 def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "", *, lowercase: bool = False) -> TextTokenizer:
     """The tokenizer in `folder`; SpaceError if there is none, its package is missing, or the prompt leaves no room."""
+    return load_tokenizers(folder, max_tokens, {"": prompt}, lowercase=lowercase)[""]
+
+
+def load_tokenizers(
+    folder: Path, max_tokens: int, prompts: Mapping[str, str], *, lowercase: bool = False
+) -> dict[str, TextTokenizer]:
+    """The same, read once, for the prompt of each role; SpaceError also where a role's prompt leaves no room."""
     from transformers import AutoTokenizer
 
     try:
@@ -160,7 +173,7 @@ def load_tokenizer(folder: Path, max_tokens: int, prompt: str = "", *, lowercase
         )
     if lowercase and not tokenizer.is_fast:
         raise SpaceError(f"the tokenizer in {folder} cannot be made to take lower case: save it as tokenizer.json")
-    return TextTokenizer(tokenizer, max_tokens, prompt, lowercase=lowercase)
+    return {role: TextTokenizer(tokenizer, max_tokens, prompt, lowercase=lowercase) for role, prompt in prompts.items()}
 
 
 def padded_length(tokens: int) -> int:

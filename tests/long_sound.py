@@ -27,7 +27,7 @@ def main(space_uri: str, file: str) -> None:
     worker = UnitWorker(space.members[Modality.AUDIO], space.dim, frozenset(space.members), Limits(), 2)
     worker.load()
     unit = Unit(name="u", run="1", task="embed", modality=Modality.AUDIO, items=1, bytes=0)
-    item = Fetched("i", file, None, "1", Path(file).read_bytes(), "c")
+    item = Fetched("i", file, None, "1", Path(file).read_bytes(), "c", file)
     before = peak_mib()
     rows = worker.embed(unit, [item], None, lambda _: None).vectors
     starts = rows["start"].to_pylist()

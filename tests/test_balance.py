@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def test_a_sample_is_bounded_and_the_same_each_time(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("no_ray")
-def test_search_ranks_by_what_evaluate_measured(corpus: Path, tiny_space: Path, tmp_path: Path) -> None:
+def test_search_ranks_by_what_evaluate_measured(
+    corpus: Path, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(corpus, tmp_path / "c", tiny_space)
     opened = Collection(str(tmp_path / "c"))
     words = (corpus / "d1/item4.txt").read_text()
@@ -75,7 +78,7 @@ def test_search_ranks_by_what_evaluate_measured(corpus: Path, tiny_space: Path, 
         opened.search(words, balance=True)
     shown = evaluate(str(tmp_path / "c"))["balance"]
     json.dumps(shown, allow_nan=False)
-    measured = balance.read_balance(Folder(str(tmp_path / "c")), "000001")
+    measured = balance.read_balance(Folder(str(tmp_path / "c")), opened.snapshot.space)
     assert measured is not None
     assert shown["text->image"]["mean"] == round(measured.pairs["text->image"].mean, 4)
 
@@ -90,6 +93,14 @@ def test_search_ranks_by_what_evaluate_measured(corpus: Path, tiny_space: Path, 
     image = opened.search(words, k=5, modality="image", balance=True, group=True)
     assert [hit.id for hit in image] == [hit.id for hit in opened.search(words, k=5, modality="image")]
 
+    terms: list[str] = []
+    monkeypatch.setattr(
+        Collection, "_term", lambda self, term, own=Collection._term: terms.append(term) or own(self, term)
+    )
+    narrowed = opened.search(words, k=24, where=["pair=d1/item4"], balance=True)
+    assert {hit.id for hit in narrowed} == {hit.id for hit in even if hit.pair == "d1/item4"} != set()
+    assert terms == ["pair=d1/item4"]  # that of a metadata field asks the table, so it is made once
+
 
 @pytest.mark.usefixtures("no_ray")
 def test_the_command_tells_and_switches_and_gc_removes(corpus: Path, tiny_space: Path, tmp_path: Path) -> None:
@@ -101,6 +112,24 @@ def test_the_command_tells_and_switches_and_gc_removes(corpus: Path, tiny_space:
     assert len(found) == 10
     (corpus / "d0/item0.txt").write_text("w1 w2 w3")
     run(corpus, tmp_path / "c", tiny_space)
-    assert (tmp_path / "c/balance/000001.json").exists()
+    other = tmp_path / "c/balance/of-a-space-that-no-run-has.json"
+    other.write_text("{}")
     gc(str(tmp_path / "c"), print, keep=1, apply=True)
-    assert not (tmp_path / "c/balance/000001.json").exists()
+    assert not other.exists()
+    again = command("search", tmp_path / "c", "w1 w2", "--balance", "--json")  # a run in the same space keeps them
+    assert (again.returncode, len(json.loads(again.stdout))) == (0, 10), again.stderr
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_kind_that_came_after_the_measuring_is_to_be_measured(corpus: Path, tiny_space: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    shutil.copytree(corpus, texts, ignore=shutil.ignore_patterns("*.png"))
+    run(texts, tmp_path / "c", tiny_space)
+    assert set(evaluate(str(tmp_path / "c"))["balance"]) == {"text->text"}
+    assert Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
+    shutil.copytree(corpus, texts, dirs_exist_ok=True)
+    run(texts, tmp_path / "c", tiny_space)
+    with pytest.raises(UsageError, match="not measured yet"):
+        Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
+    evaluate(str(tmp_path / "c"))
+    assert Collection(str(tmp_path / "c")).search("w1 w2", balance=True)

@@ -25,7 +25,7 @@ from batchproj.segments import VideoSegments
 SPECS: dict[Modality, Spec] = {
     Modality.IMAGE: ImageSpec(32, 32, 32),
     Modality.AUDIO: AudioSpec(16_000, 0.2),
-    Modality.TEXT: TextSpec(lambda text: [(0, len(text))]),
+    Modality.TEXT: TextSpec(lambda text: [(0, len(text))], lambda text: [len(text)]),
     Modality.VIDEO: VideoSpec(ImageSpec(32, 32, 32), VideoSegments(seconds=0.5, frames=2)),
 }
 MUTANTS = 60

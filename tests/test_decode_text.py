@@ -10,7 +10,7 @@ from batchproj.errors import ItemFault
 from batchproj.media import TextSpec
 from batchproj.schema import Reason
 
-WHOLE = TextSpec(lambda text: [(0, len(text))])
+WHOLE = TextSpec(lambda text: [(0, len(text))], lambda text: [len(text)])
 
 
 def by_tens(text: str) -> list[tuple[int, int]]:
@@ -31,13 +31,13 @@ def test_short_text_is_one_segment_and_line_breaks_stay():
 
 def test_offsets_point_into_the_text_after_white_space_is_stripped():
     text = "\n  a frog  and ten      toads  \t in the pond \n"
-    segments = decode_text(text.encode(), TextSpec(by_tens), Limits())
+    segments = decode_text(text.encode(), TextSpec(by_tens, WHOLE.token_ends), Limits())
     assert [segment.text for segment in segments] == ["a frog", "and ten", "toads", "in the", "pond"]
     assert [text[int(s.start or 0) : int(s.end or 0)] for s in segments] == [s.text for s in segments]
 
 
 def test_span_of_white_space_alone_gives_no_segment():
-    segments = decode_text(b"0123456789" + b" " * 10 + b"end", TextSpec(by_tens), Limits())
+    segments = decode_text(b"0123456789" + b" " * 10 + b"end", TextSpec(by_tens, WHOLE.token_ends), Limits())
     assert [(segment.start, segment.text) for segment in segments] == [(0.0, "0123456789"), (20.0, "end")]
 
 

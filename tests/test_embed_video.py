@@ -241,7 +241,7 @@ def worker(space: Path) -> UnitWorker:
 
 
 def fetched(*films: bytes) -> list[Fetched]:
-    return [Fetched(f"item{n}", f"{n}.mp4", None, "v", data, f"sha{n}") for n, data in enumerate(films)]
+    return [Fetched(f"item{n}", f"{n}.mp4", None, "v", data, f"sha{n}", f"{n}.mp4") for n, data in enumerate(films)]
 
 
 UNIT = Unit(name="u", run="1", task="embed", modality=Modality.VIDEO, items=3, bytes=0)
@@ -291,7 +291,7 @@ members = resolve(open_space(sys.argv[2])).members
 worker = UnitWorker(members[Modality.VIDEO], 24, frozenset(members), Limits(), threads=2)
 worker.load()
 unit = Unit(name="u", run="1", task="embed", modality=Modality.VIDEO, items=1, bytes=0)
-item = Fetched("item", "film.mp4", None, "v", Path(sys.argv[1]).read_bytes(), "sha")
+item = Fetched("item", "film.mp4", None, "v", Path(sys.argv[1]).read_bytes(), "sha", "film.mp4")
 output = worker.embed(unit, [item], None, lambda _: None)
 peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 print(output.vectors.num_rows, output.vectors["end"][-1].as_py(), peak_mib)

@@ -74,7 +74,7 @@ def words(count: int, seed: int) -> str:
 
 def embed(worker: UnitWorker, modality: Modality, contents: dict[str, bytes]) -> tuple[Output, list[int]]:
     unit = Unit(name="u", run="1", task="embed", modality=modality, items=len(contents), bytes=0)
-    items = [Fetched(name, f"file:///{name}", None, "1", data, name) for name, data in contents.items()]
+    items = [Fetched(name, f"file:///{name}", None, "1", data, name, name) for name, data in contents.items()]
     done: list[int] = []
     return worker.embed(unit, items, None, done.append), done
 

@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import WORDS
 from exact_rows import assert_rows_are_their_own
-from in_process import OPTIONS
+from in_process import OPTIONS, command
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tiny_text import build, described, save_qwen3, save_t5, segments, with_sentence_files
@@ -247,3 +247,41 @@ def test_items_are_embedded_as_documents_and_searched_by_queries(
     member = resolve(open_space(str(space))).members[Modality.TEXT]
     assert member.feature_doc["prompts"] == PROMPTS
     assert Collection(str(tmp_path / "c")).space.fingerprint == resolve(open_space(str(space))).fingerprint
+
+
+def test_a_query_is_not_cut_by_segments(folders: dict[str, Path], tmp_path: Path, no_ray: None) -> None:
+    """Its prompt may take more of them than they leave; else that was found when everything had been embedded."""
+    corpus, file = tmp_path / "corpus", tmp_path / "space.yaml"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("w1 w2 w3")
+    prompts = {"query": "w7 w8 w7 w8 w7 w8 w7 ", "document": ""}
+    encoder = {"kind": "text", "model": str(folders["t5"]), "dtype": "fp32", "max_tokens": 16, "prompts": prompts}
+    text = {"encoder": encoder, "segments": {"tokens": 8, "overlap": 0}}
+    file.write_text(yaml.safe_dump({"dim": 32, "text": text}))
+    embed(str(corpus), str(tmp_path / "c"), resolve(open_space(str(file))), OPTIONS, Watch())
+    words = "w1 w2 w3 w4 w5 w6 w7 w8"
+    asked = Collection(str(tmp_path / "c")).embed_query(words)
+    plain = build(folders["t5"], dtype="fp32").encode(segments([prompts["query"] + words]))
+    np.testing.assert_allclose(asked, unit(plain)[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "segments", "said"),
+    [
+        ({"query": "w1 " * 9}, None, "space, text: the prompt 'w1 "),
+        ({"document": "w1 " * 9}, None, "space, text: the prompt 'w1 "),
+        ({"document": "w9 " * 7}, {"tokens": 8, "overlap": 0}, "segments of 8 tokens: the prompt and special tokens"),
+        ({}, {"tokens": 8, "overlap": 7}, "so nothing new is left; set more tokens"),
+    ],
+)
+def test_a_prompt_without_room_is_found_before_anything_is_written(
+    prompts: dict[str, str], segments: dict[str, Any] | None, said: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    encoder = {"kind": "text", "model": str(folders["t5"]), "max_tokens": 16, "prompts": prompts}
+    text = {"encoder": encoder} if segments is None else {"encoder": encoder, "segments": segments}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "text": text}))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/a.txt").write_text("w1 w2 w3")
+    done = command("embed", tmp_path / "corpus", tmp_path / "c", "--space", tmp_path / "space.yaml")
+    assert (done.returncode, said in " ".join(done.stderr.split())) == (2, True), done.stderr
+    assert not (tmp_path / "c").exists()

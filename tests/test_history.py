@@ -147,7 +147,7 @@ class Encoders:
         by = vectors_by(space, kind)
         if (by, path, content) not in self._vectors:
             unit = Unit(name="x", run="x", task="embed", modality=kind, items=1, bytes=len(content.data))
-            item = Fetched("x", path, None, "x", content.data, "x")
+            item = Fetched("x", path, None, "x", content.data, "x", path)
             rows = self._worker(by, kind).embed(unit, [item], None, lambda _: None).vectors
             self._vectors[by, path, content] = np.float32(rows["vector"][0].as_py()).tobytes()
         return self._vectors[by, path, content]

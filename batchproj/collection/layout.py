@@ -6,6 +6,7 @@ TABLE = "vectors"  # the Lance table `vectors.lance`
 TAGS = "vectors.lance/_refs/tags"  # the files behind the tags
 STORE = "store.json"  # what the store can be relied on for
 FORGOTTEN = "forgotten"  # a folder; names are the ids of items that must never come back
+BALANCE = "balance"  # a folder; names are fingerprints of spaces
 LIVE = "live"  # the one pointer: a tag on a version of that table
 LOCK = "lock.json"  # the heartbeat of whoever holds the collection
 
@@ -44,6 +45,10 @@ def ledger(run: str) -> str:
 
 def space(fingerprint: str) -> str:
     return f"spaces/{fingerprint}"
+
+
+def balance(space: str) -> str:
+    return f"{BALANCE}/{space}.json"
 
 
 def log(number: int) -> str:

@@ -10,13 +10,13 @@ import numpy.typing as npt
 from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, Segment
 from batchproj.schema import Reason
+from batchproj.segments import LEAST_STEP_S
 
 Samples = npt.NDArray[np.float32]
 
 SILENCE_DBFS = -50.0
 """Root mean square of a frame of silence, at most; 0 dBFS is that of samples of 1."""
 SILENCE_FRAME_S = 0.05
-SHORT_TAIL_S = 0.1
 
 
 def windows(pieces: Iterable[Samples], spec: AudioSpec) -> Iterator[Segment]:
@@ -26,7 +26,7 @@ def windows(pieces: Iterable[Samples], spec: AudioSpec) -> Iterator[Segment]:
     """
     rate, end, is_heard = spec.sample_rate, 0, False
     window, overlap = max(1, int(spec.window_s * rate)), round(spec.overlap_s * rate)
-    for begin, samples in _cut(pieces, window, overlap, -int(-SHORT_TAIL_S * rate // 1)):
+    for begin, samples in _cut(pieces, window, overlap, -int(-LEAST_STEP_S * rate // 1)):
         end = begin + len(samples)
         if spec.skip_silence and is_silent(samples, rate):
             continue

@@ -22,6 +22,7 @@ from batchproj.kaldi_fbank import HOP, FbankInput, KaldiFbank, fbank_input
 from batchproj.media import AudioSpec, Segment, Spec
 from batchproj.model_folder import complete_config, other_kind, read_config, sound_settings
 from batchproj.schema import Modality
+from batchproj.segments import LEAST_STEP_S
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Config(EncoderConfig):
 
     modalities: ClassVar[frozenset[Modality]] = frozenset({Modality.AUDIO})
 
-    window_s: float | None = Field(default=None, ge=0.1, le=300)
+    window_s: float | None = Field(default=None, ge=LEAST_STEP_S, le=300)
 
     def describe(self, model: LocalModel, modality: Modality) -> Description:
         """D and all that decides a feature, from the folder's JSON files."""

@@ -17,7 +17,7 @@ from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes
 from batchproj.frame_encoder import FrameEncoder
-from batchproj.media import Segment, Spec, TextSpec
+from batchproj.media import Segment, Spec
 from batchproj.model_folder import complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
 from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length, require_tokenizer
@@ -118,7 +118,7 @@ class ClipTextEncoder:
         small = small_batches(tower.dtype)
         self._pooled: FixedShapes[Tokens] = FixedShapes(lambda rows: self._forward(rows, output), small)
         self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
-        self.spec: Spec = TextSpec(tokenizer.spans, tokenizer.text_ends, tokenizer.reserved_tokens)
+        self.spec: Spec = tokenizer.spec
 
     def encode(self, segments: Sequence[Segment]) -> Features:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""

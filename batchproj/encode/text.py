@@ -17,8 +17,9 @@ from batchproj.encode import Description, Encoder, EncoderConfig
 from batchproj.errors import SpaceError
 from batchproj.model_folder import complete_config, other_kind, read_config, read_json, require_known
 from batchproj.schema import Modality
+from batchproj.segments import LEAST_TOKENS
 from batchproj.sentence_layout import Pooling, SentenceLayout, lowercases, read_layout, stated_prompts, stated_tokens
-from batchproj.tokens import load_tokenizer, require_tokenizer
+from batchproj.tokens import load_tokenizers, require_tokenizer
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -132,12 +133,7 @@ class Config(EncoderConfig):
         width = int(loaded.config.hidden_size)
         dim = self._dim(layout.sentence.width(width))
         pooled = _Pooled(loaded, layout.sentence, dim, torch_runtime.device())
-        # the other role's too, so that a query's prompt without room is found before anything is embedded
-        lowercase = lowercases(model.path)
-        tokenizers = {
-            name: load_tokenizer(model.path, layout.max_tokens, prompt, lowercase=lowercase)
-            for name, prompt in layout.prompts.items()
-        }
+        tokenizers = load_tokenizers(model.path, layout.max_tokens, layout.prompts, lowercase=lowercases(model.path))
         return TextEncoder(
             tokenizers[role],
             pooled.states,
@@ -168,9 +164,9 @@ class Config(EncoderConfig):
     def _max_tokens(self, folder: Path) -> int:
         limit = _token_limit(folder)
         if self.max_tokens is not None:
-            if not 8 <= self.max_tokens <= (limit or self.max_tokens):
+            if not LEAST_TOKENS <= self.max_tokens <= (limit or self.max_tokens):
                 most = f"to {limit}" if limit else "or more"
-                raise SpaceError(f"max_tokens is {self.max_tokens}, this model takes 8 {most}")
+                raise SpaceError(f"max_tokens is {self.max_tokens}, this model takes {LEAST_TOKENS} {most}")
             return self.max_tokens
         if _is_causal(folder) and stated_tokens(folder) is None:
             return min(limit or DEFAULT_TOKENS, DEFAULT_TOKENS)
