@@ -14,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-import torch
 import yaml
 from conftest import WORDS
-from transformers import WhisperConfig, WhisperModel
+from tiny_sound import save_whisper
 
 from batchproj import embedding
 from batchproj.collection.unit import Unit
@@ -150,11 +149,7 @@ def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A space whose only encoder is a Whisper of random weights, which hears windows of 10 s."""
     folder = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    WhisperModel(WhisperConfig(**sizes, **heads, **marks, vocab_size=20)).save_pretrained(folder / "model")
+    save_whisper(folder / "model")
     audio = {"encoder": {"kind": "whisper", "model": str(folder / "model")}, "segments": {"seconds": 10, "overlap": 2}}
     (folder / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "audio": audio}))
     return folder
