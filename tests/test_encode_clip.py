@@ -102,7 +102,7 @@ def test_a_row_never_shows_its_neighbours(
 
 
 def test_specs_come_from_the_folder(clip: Path, siglip: Path) -> None:
-    assert build(clip, Modality.IMAGE).spec == ImageSpec(32, 32, 36, "crop", "bicubic")
+    assert build(clip, Modality.IMAGE).spec == ImageSpec(32, 32, 36, "crop_down", "bicubic")
     assert build(siglip, Modality.IMAGE).spec == ImageSpec(32, 32, 32, "squash", "bicubic")
     spec = build(clip, Modality.TEXT).spec
     assert isinstance(spec, TextSpec)

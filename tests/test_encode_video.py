@@ -185,7 +185,7 @@ def test_descriptions(videomae: Path, xclip: Path) -> None:
         assert (pooled.dim, pooled.frames, tokens.dim, tokens.mean_pooled) == (32, 4, 32, True)
         assert json.loads(json.dumps(pooled.decides)) == pooled.decides
         assert pooled.decides["preprocess"]["mean"] == MOMENTS["image_mean"]
-        assert build(folder).spec == VideoSpec(ImageSpec(32, 32, 32, "crop", "bilinear"), VideoSegments(frames=4))
+        assert build(folder).spec == VideoSpec(ImageSpec(32, 32, 32, "crop_down", "bilinear"), VideoSegments(frames=4))
     text = config.describe(LocalModel(xclip, "sha256:x"), Modality.TEXT)
     assert (text.dim, text.decides["max_tokens"], text.frames) == (32, 20, None)
 
