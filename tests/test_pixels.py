@@ -19,6 +19,7 @@ import timm
 import transformers
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
+from waves import picture
 
 from batchproj.decode.image import fitted
 from batchproj.encode import parse_config
@@ -43,15 +44,6 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov2": ("BitImageProcessor", SHORTEST),
 }
 Array = npt.NDArray[np.float32]
-
-
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Waves with some noise over them."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / max(width, height)
-    waves = [np.sin(rng.uniform(2, 25) * x + rng.uniform(2, 25) * y + rng.uniform(0, 6)) for _ in "rgb"]
-    values = np.stack(waves, -1) * 120 + 128 + rng.normal(0, 20, (height, width, 3))
-    return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
 
 
 def levels_apart(ours: ImageInput, theirs_CHW: Array, shown: Image.Image) -> Array:

@@ -100,8 +100,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 """timm's names, made narrow; F6 in all its depth."""
 
 
-def save_timm(folder: Path, name: str) -> Any:
-    """With every gain away from its first value, so that no branch is multiplied by zero."""
+def save_timm(folder: Path, name: str, **changed: Any) -> Any:
+    """With every gain away from its first value, so that no branch is multiplied by zero.
+
+    `changed` are settings of its pixels.
+    """
     torch.manual_seed(0)
     network = timm.create_model(name, pretrained=False, num_classes=7, **NETWORKS[name]).eval()
     with torch.no_grad():
@@ -112,7 +115,7 @@ def save_timm(folder: Path, name: str) -> Any:
                 weight.add_(torch.randn_like(weight) / 5)
     save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors")
     cut = {"input_size": [3, 64, 64], "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
-    settings = {"architecture": name, "num_classes": 7, "model_args": NETWORKS[name], "pretrained_cfg": cut}
+    settings = {"architecture": name, "num_classes": 7, "model_args": NETWORKS[name], "pretrained_cfg": cut | changed}
     (folder / "config.json").write_text(json.dumps(settings))
     network.reset_classifier(0)
     return network
