@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from batchproj.balance import Balance, read_balance
+from batchproj.balance import Balance, page, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
 from batchproj.decode.item import decode_pieces
@@ -119,7 +119,8 @@ class Collection:
         With `group` those of `k` items, the best of each.
 
         `balance` ranks hits of different modalities by their score's distance from the mean of such
-        scores, in standard deviations (`evaluate` measures them); a hit's `score` stays the cosine.
+        scores, in standard deviations (`evaluate` measures them), and shares half of the page out evenly among the
+        modalities; a hit's `score` stays the cosine.
         `where` holds conditions `column=value` on the columns of the collection. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
@@ -149,10 +150,11 @@ class Collection:
         where: Sequence[str],
         group: bool,
     ) -> list[Hit]:
-        """The nearest of every modality, the first of all of them by standardised score."""
+        """Of the nearest of every modality a page by standardised score, with a part for each."""
         asked = [modality] if modality else [str(each) for each in self.snapshot.fingerprints]
         hits = [hit for each in asked for hit in self.nearest(vector, k, each, where, group=group)]
-        return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))[:k]
+        hits.sort(key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))
+        return [hits[place] for place in page([hit.modality for hit in hits], k)]
 
     def embed_query(
         self,
