@@ -5,8 +5,7 @@ the same files, all of them padded together where the model can be given a mask;
 length. Image processors are those on torchvision, transformers' default: ours are to the pixel those on Pillow
 (test_pixels), and that the two differ by a grey level here and there is within the tolerance.
 
-Weights are drawn as wide as trained ones are. Those of transformers' own initialisation are so small that whatever a
-model is given, its vectors are alike, and any vector would pass.
+Weights are drawn anew (see `enlivened`): else all vectors are alike, and any would pass.
 """
 
 from __future__ import annotations
@@ -30,10 +29,11 @@ import torch
 import transformers
 import yaml
 from conftest import WORDS
+from enlivened import enlivened
 from films import film
 from in_process import run, vectors, without_ray
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from tiny_pictures import save_clip, save_siglip, save_timm, save_transformer
 from tiny_sound import RATE, save_ast, save_wave, save_whisper
@@ -208,16 +208,6 @@ def clip_with_processor(folder: Path) -> None:
     (folder / "preprocessor_config.json").unlink()
     transformers.CLIPProcessor(images, texts).save_pretrained(folder)
     assert "image_processor" in json.loads((folder / "processor_config.json").read_text())
-
-
-def enlivened(folder: Path) -> None:
-    """Every matrix of normal numbers that keep the size of what goes through it."""
-    state = load_file(folder / "model.safetensors")
-    torch.manual_seed(1)
-    for name, value in state.items():
-        if value.is_floating_point() and value.ndim >= 2:
-            state[name] = torch.randn_like(value) * value[0].numel() ** -0.5
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 CROPPED = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
