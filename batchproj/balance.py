@@ -2,13 +2,15 @@
 
 Each encoder and projector leaves its vectors in a region of its own (the modality gap), so that to a
 text any text can be nearer than the right image, and one kind fills a mixed page. A score is
-therefore measured against the scores that a query of its kind gets among items of the other kind.
+therefore measured against the scores that a query of its kind gets among items of the other kind;
+and no kind is without its part of a page (`page`).
 A, B rows of two modalities, K dim of the space; all vectors have unit length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -73,16 +75,33 @@ def measure(run: str, rows: Mapping[Modality, Array]) -> Balance:
     return Balance(run=run, pairs=pairs)
 
 
+def page(kinds: Sequence[str], k: int) -> list[int]:
+    """Which `k` are shown of hits of these kinds that come best first, in that order.
+
+    Half of the page is shared out evenly among the kinds, if it has room for one of each; the rest goes by score. For
+    a query may have many hits of one kind that are all alike, and whatever the scores are measured against, those come
+    one after the other.
+    """
+    own = k // (2 * max(1, len(set(kinds))))
+    counts = Counter[str]()
+    sure: list[int] = []
+    others: list[int] = []
+    for place, kind in enumerate(kinds):
+        counts[kind] += 1
+        (sure if counts[kind] <= own else others).append(place)
+    return sorted([*sure, *others[: k - len(sure)]])
+
+
 def shares(balance: Balance, rows: Mapping[Modality, Array]) -> dict[str, dict[str, float]]:
     """Who fills the first ten: for each ordered pair the share of the item's kind, {"plain", "balanced"}."""
     found: dict[str, dict[str, float]] = {}
     for asking in rows:
-        plain = {asked: _scores(rows, asking, asked) for asked in rows}
+        scores = {asked: _best(_scores(rows, asking, asked)) for asked in rows}
         moments = {asked: balance.pairs[f"{asking}->{asked}"] for asked in rows}
-        even = {asked: (scores - moments[asked].mean) / moments[asked].std for asked, scores in plain.items()}
+        even = {asked: (own - moments[asked].mean) / moments[asked].std for asked, own in scores.items()}
+        plain, balanced = _shares(scores, lambda _: list(range(SHOWN))), _shares(even, lambda kinds: page(kinds, SHOWN))
         for asked in rows:
-            share = {"plain": _share(plain, asked), "balanced": _share(even, asked)}
-            found[f"{asking}->{asked}"] = {name: round(value, 4) for name, value in share.items()}
+            found[f"{asking}->{asked}"] = {"plain": round(plain[asked], 4), "balanced": round(balanced[asked], 4)}
     return found
 
 
@@ -101,12 +120,21 @@ def _moments(scores_AB: Array) -> Moments:
     return Moments(float(counted.mean()), float(counted.std()))
 
 
-def _share(scores: Mapping[Modality, Array], asked: Modality) -> float:
-    """Of the first ten of each query, how many are of one modality."""
-    names = np.repeat(np.arange(len(scores)), [each.shape[1] for each in scores.values()])
-    every = np.concatenate(list(scores.values()), axis=1)
-    first = np.argsort(-every, axis=1, kind="stable")[:, : min(SHOWN, every.shape[1] - 1)]
-    return float(np.mean(names[first] == list(scores).index(asked))) if first.size else 0.0
+def _best(scores_AB: Array) -> Array:
+    """The scores of each query that can come among the first ten, (A, 10) at most."""
+    best: Array = -np.sort(-scores_AB, axis=1)[:, :SHOWN]
+    return best
+
+
+def _shares(scores: Mapping[Modality, Array], chosen: Callable[[list[str]], list[int]]) -> dict[Modality, float]:
+    """Of what is chosen for each query, from kinds best first, how much is of each modality."""
+    kinds = np.repeat([str(asked) for asked in scores], [each.shape[1] for each in scores.values()])
+    counts = Counter[str]()
+    for row in np.concatenate(list(scores.values()), axis=1):
+        order = np.argsort(-row, kind="stable")
+        names = kinds[order[np.isfinite(row[order])]].tolist()
+        counts.update(names[place] for place in chosen(names) if place < len(names))
+    return {asked: counts[str(asked)] / max(1, counts.total()) for asked in scores}
 
 
 def write_balance(folder: Folder, space: str, balance: Balance) -> None:

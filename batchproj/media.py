@@ -11,19 +11,24 @@ import numpy.typing as npt
 
 from batchproj.segments import VideoSegments
 
+Fit = Literal["crop", "crop_down", "squash", "squash_crop", "squash_crop_down"]
+
 
 @dataclass(frozen=True)
 class ImageSpec:
     """Geometry of an image encoder's input; pixels stay uint8, normalisation is the encoder's.
 
     fit `crop`: shortest edge resized to `resize_px`, then the centre cut to `height` x `width`;
-    fit `squash`: both edges resized to `height` x `width`, aspect ratio given up.
+    fit `squash`: both edges resized to `height` x `width`, aspect ratio given up;
+    fit `squash_crop`: both edges resized to `resize_px`, then the centre cut.
+    With `_down` the centre is cut as transformers' processors do: of an odd number of rows or columns
+    too many the smaller half is above or left; without it as torchvision does, which rounds that to even.
     """
 
     height: int
     width: int
     resize_px: int
-    fit: Literal["crop", "squash"] = "crop"
+    fit: Fit = "crop"
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bicubic"
 
 

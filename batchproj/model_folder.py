@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from batchproj.errors import SpaceError
-from batchproj.media import ImageSpec, Segment
+from batchproj.media import Fit, ImageSpec, Segment
 
 Triple = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -18,6 +18,8 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 PIL_RESAMPLE: dict[int, Interpolation] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 """Pillow's numbers, as image processors store them."""
 
+_SQUASHING = ("Beit", "DeiT")
+"""Image processors to which a size of one number means both edges, not the shorter one, by their class's name."""
 
 _KIND_OF = {
     **dict.fromkeys(("clip", "siglip"), "clip"),
@@ -172,8 +174,18 @@ def _geometry(found: dict[str, Any]) -> ImageSpec:
         height, width = size["height"], size["width"]
         return ImageSpec(height, width, max(height, width), "squash", how)
     crop = _size(found["crop_size"])
-    edge = size["shortest_edge"] if "shortest_edge" in size else min(size["height"], size["width"])
-    return ImageSpec(crop["height"], crop["width"], edge, "crop", how)
+    if "shortest_edge" in size:
+        return ImageSpec(crop["height"], crop["width"], size["shortest_edge"], "crop_down", how)
+    if size["height"] != size["width"]:
+        raise ValueError("resize before the crop (a square was expected)")
+    fit: Fit = "squash_crop_down" if _squashes(found) else "crop_down"
+    return ImageSpec(crop["height"], crop["width"], size["height"], fit, how)
+
+
+def _squashes(found: dict[str, Any]) -> bool:
+    """Whether transformers resizes both edges before it crops; a size that is one number tells by the class alone."""
+    name = str(found.get("image_processor_type", found.get("feature_extractor_type")))
+    return not isinstance(found["size"], int) or name.startswith(_SQUASHING)
 
 
 def _size(value: Any) -> dict[str, int]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from batchproj.balance import Balance, read_balance
+from batchproj.balance import Balance, page, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
 from batchproj.decode.item import decode_pieces
@@ -121,7 +121,8 @@ class Collection:
 
         With `group` those of `k` items, the best of each.
         `balance` ranks hits of different modalities by their score's distance from the mean of such
-        scores, in standard deviations (`evaluate` measures them); a hit's `score` stays the cosine.
+        scores, in standard deviations (`evaluate` measures them), and shares half of the page out evenly among the
+        modalities; a hit's `score` stays the cosine.
         `where` holds conditions `column=value` on the columns of the collection, or on fields of its
         `metadata`; `metadata.field=value` is a field's even where a column has its name. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
@@ -156,11 +157,12 @@ class Collection:
         conditions: list[Any],
         group: bool,
     ) -> list[Hit]:
-        """The nearest by the condition of each modality, the first of all of them by standardised score."""
+        """Of the nearest by the condition of each modality a page by standardised score, with a part for each."""
         hits = [hit for each in conditions for hit in self._found(vector, k, each, group=group)]
         if not all(measured.knows(hit.modality) for hit in hits):  # its first items came after the measuring
             raise UsageError(self._unmeasured)
-        return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))[:k]
+        hits.sort(key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))
+        return [hits[place] for place in page([hit.modality for hit in hits], k)]
 
     def embed_query(
         self,

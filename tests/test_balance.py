@@ -60,6 +60,14 @@ def test_a_kind_of_one_row_or_of_equal_rows_stays_as_it_is() -> None:
     assert Balance(run="1", pairs={"a->b": Moments(0.2, 0.1)}).standardised("a", "b", 0.5) == pytest.approx(3)
 
 
+def test_hits_that_are_all_alike_do_not_fill_a_page() -> None:
+    kinds = ["text"] * 30 + ["image", "image", "image", "audio"]
+    assert balance.page(kinds, 20) == [*range(16), 30, 31, 32, 33]
+    assert balance.page(kinds, 5) == [0, 1, 2, 3, 4]  # no room for one of each in half of it
+    assert balance.page(["text"] * 30, 4) == [0, 1, 2, 3]
+    assert balance.page([], 4) == []
+
+
 def test_a_sample_is_bounded_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(balance, "SAMPLE", 50)
     chosen = balance.sample(APART[Modality.TEXT])

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 import yaml
 from conftest import WORDS
-from transformers import WhisperConfig, WhisperModel
+from tiny_sound import save_whisper
+from tiny_text import save_bert
 
 from batchproj import embedding
 from batchproj.collection.unit import Unit
@@ -25,7 +26,10 @@ from batchproj.decode import item
 from batchproj.decode.limits import Limits
 from batchproj.embedding import Fetched, Output, UnitWorker
 from batchproj.schema import Modality
+from batchproj.segments import TextSegments
 from batchproj.space import ResolvedSpace, open_space, resolve
+from batchproj.text_chunks import chunks
+from batchproj.tokens import load_tokenizer
 
 RATE = 16_000
 
@@ -150,14 +154,20 @@ def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
 def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A space whose only encoder is a Whisper of random weights, which hears windows of 10 s."""
     folder = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    WhisperModel(WhisperConfig(**sizes, **heads, **marks, vocab_size=20)).save_pretrained(folder / "model")
+    save_whisper(folder / "model")
     audio = {"encoder": {"kind": "whisper", "model": str(folder / "model")}, "segments": {"seconds": 10, "overlap": 2}}
     (folder / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "audio": audio}))
     return folder
+
+
+def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of one item, and the memory of a process that did nothing else."""
+    rows = file.with_suffix(".parquet")
+    script = Path(__file__).with_name("long_item.py")
+    line = [sys.executable, script, space, modality, file, rows]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return pq.read_table(rows), json.loads(done.stdout)
 
 
 def write_long_sound(file: Path, minutes: int, silent: range) -> None:
@@ -183,12 +193,46 @@ def test_a_long_sound_takes_little_memory_however_long(
 ) -> None:
     """Three hours are 690 MB of samples, and as much again of windows and log-mels."""
     write_long_sound(tmp_path / "long.flac", minutes, silent)
-    line = [sys.executable, str(Path(__file__).with_name("long_sound.py")), tiny_whisper, tmp_path / "long.flac"]
-    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    rows, memory = embedded_alone(tiny_whisper, Modality.AUDIO, tmp_path / "long.flac")
     starts = [start for start in range(0, 60 * minutes - 2, 8) if start < silent.start or start + 10 > silent.stop]
-    assert (found["vectors"], found["starts"]) == (len(starts), starts)
-    assert found["vectors"] == vectors
-    assert found["peak_mib"] < 1_500
-    assert found["peak_mib"] - found["before_mib"] < 300
+    assert rows["start"].to_pylist() == starts
+    assert rows.num_rows == vectors
+    assert memory["peak_mib"] < 1_500
+    assert memory["peak_mib"] - memory["before_mib"] < 300
+
+
+def write_long_text(file: Path, size: int) -> str:
+    """Sentences of 3 to 40 words, some of more than one byte a letter, now and then a paragraph."""
+    rng = np.random.default_rng(0)
+    known, parts, written = [*WORDS, "grün", "蛙"], [], 0
+    while written < size:
+        sentence = " ".join(rng.choice(known, rng.integers(3, 41)))
+        sentence += rng.choice([". ", "! ", ".\n\n"], p=[0.7, 0.2, 0.1])
+        parts.append(sentence)
+        written += len(sentence.encode())
+    text = "".join(parts)
+    file.write_text(text)
+    return text
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_800)
+def test_a_text_of_ten_megabytes_takes_little_memory(tmp_path: Path) -> None:
+    text = write_long_text(tmp_path / "long.txt", 10_000_000)
+    save_bert(tmp_path / "model")
+    cut = TextSegments(tokens=64, overlap=8)
+    member = {"encoder": {"kind": "text", "model": str(tmp_path / "model")}, "segments": cut.model_dump()}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "text": member}))
+    rows, memory = embedded_alone(tmp_path, Modality.TEXT, tmp_path / "long.txt")
+
+    tokenizer = load_tokenizer(tmp_path / "model", 64)
+    wanted = list(chunks(text, tokenizer.text_ends, 64 - 2, cut.overlap, cut.at))
+    pieces = [text[start:end].strip() for start, end in wanted]
+    assert rows.num_rows == len(wanted) > 40_000
+    assert rows["text"].to_pylist() == pieces
+    starts = [start + text[start:end].index(piece) for (start, end), piece in zip(wanted, pieces, strict=True)]
+    assert rows["start"].to_pylist() == starts
+    assert rows["end"].to_pylist() == [start + len(piece) for start, piece in zip(starts, pieces, strict=True)]
+    assert max(len(row) for row in tokenizer.ids(pieces[:2_000])) == 64
+    assert memory["peak_mib"] < 1_500
+    assert memory["peak_mib"] - memory["before_mib"] < 500

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tiny_pictures import TEXT, VISION, WORDS, save_clip, save_processor, save_siglip
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import (
     AutoModel,
     AutoTokenizer,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipModel,
@@ -30,50 +28,17 @@ from batchproj.media import ImageSpec, Segment, TextSpec
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel, resolve
 
-TEXT = {"vocab_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-WORDS = [f"w{index}" for index in range(14)]  # then the end mark, 14, and the padding, 15
 TEXTS = ["w1 w2", "w3", " ".join(WORDS), "w5 w6 w7 w8 w9 w1 w2", "w2 " * 50]
-
-
-def save_tokenizer(folder: Path) -> None:
-    words = Tokenizer(models.WordLevel({**{w: i for i, w in enumerate(WORDS)}, "<end>": 14, "<pad>": 15}, "w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 14)])
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>").save_pretrained(folder)
-
-
-def save_processor(folder: Path, **geometry: Any) -> None:
-    values = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "resample": 3, **geometry}
-    (folder / "preprocessor_config.json").write_text(json.dumps(values))
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    text = CLIPTextConfig(**TEXT, max_position_embeddings=20, eos_token_id=14, bos_token_id=0, pad_token_id=15)
-    config = CLIPConfig(
-        text_config=text.to_dict(), vision_config={**VISION, "image_size": 32, "patch_size": 8}, projection_dim=24
-    )
-    CLIPModel(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    save_processor(folder, size={"shortest_edge": 36}, crop_size=32, do_center_crop=True)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture(scope="module")
 def siglip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("siglip")
-    torch.manual_seed(0)
-    config = SiglipConfig(
-        text_config=SiglipTextConfig(**TEXT, max_position_embeddings=20, pad_token_id=15).to_dict(),
-        vision_config=SiglipVisionConfig(**VISION, image_size=32, patch_size=8).to_dict(),
-    )
-    SiglipModel(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    save_processor(folder, size={"height": 32, "width": 32})
-    return folder
+    return save_siglip(tmp_path_factory.mktemp("siglip"))
 
 
 def build(folder: Path, modality: Modality, **fields: Any) -> Encoder:
@@ -137,7 +102,7 @@ def test_a_row_never_shows_its_neighbours(
 
 
 def test_specs_come_from_the_folder(clip: Path, siglip: Path) -> None:
-    assert build(clip, Modality.IMAGE).spec == ImageSpec(32, 32, 36, "crop", "bicubic")
+    assert build(clip, Modality.IMAGE).spec == ImageSpec(32, 32, 36, "crop_down", "bicubic")
     assert build(siglip, Modality.IMAGE).spec == ImageSpec(32, 32, 32, "squash", "bicubic")
     spec = build(clip, Modality.TEXT).spec
     assert isinstance(spec, TextSpec)

@@ -13,15 +13,12 @@ import pytest
 import torch
 from films import film
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_video import GEOMETRY, MOMENTS, PIXELS, SMALL, WORDS, save_videomae, save_xclip
 from transformers import (
-    PreTrainedTokenizerFast,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     VideoMAEImageProcessor,
     VideoMAEModel,
-    VideoMAEVideoProcessor,
-    XCLIPConfig,
     XCLIPModel,
 )
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
@@ -39,39 +36,17 @@ from batchproj.space import open_space, resolve
 from batchproj.weights import LocalModel
 from batchproj.weights import resolve as resolve_weights
 
-SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-PIXELS = {"image_size": 32, "patch_size": 8}
-MOMENTS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
-GEOMETRY = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-WORDS = [f"w{index}" for index in range(14)]
 Array = npt.NDArray[np.float32]
 
 
 @pytest.fixture(scope="module")
 def videomae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videomae")
-    torch.manual_seed(0)
-    VideoMAEModel(VideoMAEConfig(**SMALL, **PIXELS, num_frames=4, tubelet_size=2)).save_pretrained(folder)
-    VideoMAEVideoProcessor(**GEOMETRY, **MOMENTS).save_pretrained(folder)
-    return folder
+    return save_videomae(tmp_path_factory.mktemp("videomae"))
 
 
 @pytest.fixture(scope="module")
 def xclip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("xclip")
-    torch.manual_seed(0)
-    text = {**SMALL, "vocab_size": 16, "max_position_embeddings": 20, "eos_token_id": 15, "pad_token_id": 14}
-    mit = {f"mit_{name}": value for name, value in SMALL.items()}
-    vision = {**SMALL, **PIXELS, **mit, "num_frames": 4}
-    config = XCLIPConfig(text_config=text, vision_config=vision, projection_dim=32, prompt_num_attention_heads=2)
-    XCLIPModel(config).save_pretrained(folder)
-    vocabulary = {**{word: number for number, word in enumerate(WORDS)}, "<pad>": 14, "<end>": 15}
-    words = Tokenizer(models.WordLevel(vocabulary, WORDS[0]))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 15)])
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>", pad_token="<pad>").save_pretrained(folder)
-    VideoMAEImageProcessor(**GEOMETRY, **MOMENTS).save_pretrained(folder)  # as published X-CLIPs were saved
-    return folder
+    return save_xclip(tmp_path_factory.mktemp("xclip"))
 
 
 def build(folder: Path, modality: Modality = Modality.VIDEO, **fields: Any) -> Encoder:
@@ -210,7 +185,7 @@ def test_descriptions(videomae: Path, xclip: Path) -> None:
         assert (pooled.dim, pooled.frames, tokens.dim, tokens.mean_pooled) == (32, 4, 32, True)
         assert json.loads(json.dumps(pooled.decides)) == pooled.decides
         assert pooled.decides["preprocess"]["mean"] == MOMENTS["image_mean"]
-        assert build(folder).spec == VideoSpec(ImageSpec(32, 32, 32, "crop", "bilinear"), VideoSegments(frames=4))
+        assert build(folder).spec == VideoSpec(ImageSpec(32, 32, 32, "crop_down", "bilinear"), VideoSegments(frames=4))
     text = config.describe(LocalModel(xclip, "sha256:x"), Modality.TEXT)
     assert (text.dim, text.decides["max_tokens"], text.frames) == (32, 20, None)
 

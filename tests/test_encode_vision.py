@@ -12,16 +12,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from transformers import (
-    Dinov2Config,
-    Dinov2Model,
-    DINOv3ConvNextConfig,
-    DINOv3ConvNextModel,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-    ViTConfig,
-    ViTModel,
-)
+from tiny_pictures import NETWORKS, save_timm, save_transformer
 
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError
@@ -145,9 +136,6 @@ def test_threads_do_not_change_bits(efficientnet: Encoder) -> None:
     np.testing.assert_array_equal(one, two)
 
 
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-
-
 PREFIX = {"vit": 1, "dinov2": 1, "dinov3_vit": 5, "dinov3_convnext": 1}
 """Class token and registers; of the convolutions the mean of the map, put before it."""
 
@@ -162,19 +150,7 @@ def cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> np
 @pytest.fixture(scope="module", params=list(PREFIX))
 def transformer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    if request.param == "vit":
-        network: Any = ViTModel(ViTConfig(**SMALL, intermediate_size=64), add_pooling_layer=False)
-    elif request.param == "dinov3_vit":
-        network = DINOv3ViTModel(DINOv3ViTConfig(**SMALL, intermediate_size=64, num_register_tokens=4))
-    elif request.param == "dinov3_convnext":
-        network = DINOv3ConvNextModel(DINOv3ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1]))
-    else:
-        network = Dinov2Model(Dinov2Config(**SMALL, mlp_ratio=2))
-    network.save_pretrained(folder)
-    values = {"size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    (folder / "preprocessor_config.json").write_text(json.dumps(values))
-    return folder, network.eval()
+    return folder, save_transformer(folder, request.param).eval()
 
 
 @pytest.mark.parametrize("pooling", [None, "cls", "mean"])
@@ -224,36 +200,6 @@ def test_timm_folder_with_its_own_config(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = network(normalised(segments, 0.5, 0.5)).numpy()
     np.testing.assert_allclose(encoder.encode(segments), expected, atol=1e-4, rtol=1e-4)
-
-
-NETWORKS: dict[str, dict[str, Any]] = {
-    "dm_nfnet_f6": {"channels": [32, 64, 96, 96], "stem_chs": 16, "group_size": 16, "num_features": 128},
-    "nfnet_l0": {"depths": [1, 2, 2, 1], "channels": [64, 128, 192, 192], "stem_chs": 32, "group_size": 16},
-    "convnext_atto": {"depths": [1, 1, 2, 1], "dims": [16, 32, 48, 64]},
-    "efficientnet_b0": {},
-    "tf_efficientnetv2_b0": {},
-    "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
-    "swin_tiny_patch4_window7_224": {"img_size": 64, "depths": [1, 1, 1, 1], "embed_dim": 24, "window_size": 2},
-}
-"""timm's names, made narrow; F6 in all its depth."""
-
-
-def save_timm(folder: Path, name: str) -> Any:
-    """With every gain away from its first value, so that no branch is multiplied by zero."""
-    torch.manual_seed(0)
-    network = timm.create_model(name, pretrained=False, num_classes=7, **NETWORKS[name]).eval()
-    with torch.no_grad():
-        for key, weight in network.named_parameters():
-            if key.endswith(("skipinit_gain", "gamma")):
-                weight.fill_(0.3)
-            elif key.endswith("gain"):
-                weight.add_(torch.randn_like(weight) / 5)
-    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, folder / "model.safetensors")
-    cut = {"input_size": [3, 64, 64], "crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
-    settings = {"architecture": name, "num_classes": 7, "model_args": NETWORKS[name], "pretrained_cfg": cut}
-    (folder / "config.json").write_text(json.dumps(settings))
-    network.reset_classifier(0)
-    return network
 
 
 @pytest.mark.filterwarnings("ignore:.*meshgrid")

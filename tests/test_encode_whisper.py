@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperModel
+from tiny_sound import save_whisper
+from transformers import WhisperFeatureExtractor, WhisperModel
 
 from batchproj.encode import Encoder, parse_config
 from batchproj.encode.whisper import pool
@@ -53,13 +54,7 @@ def builtin() -> Encoder:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whisper")
-    torch.manual_seed(0)
-    sizes = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-    WhisperModel(WhisperConfig(**sizes, **heads, **marks, vocab_size=20)).save_pretrained(folder)
-    return folder
+    return save_whisper(tmp_path_factory.mktemp("whisper"))
 
 
 @pytest.mark.parametrize("seconds", [0.0005, 0.3, 2.0, 29.99, 30.0])

@@ -12,6 +12,8 @@ import torch
 from conftest import WORDS
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    BertConfig,
+    BertModel,
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
@@ -75,6 +77,17 @@ def save_tokenizer(folder: Path, marks: list[str], template: str | None, **optio
         used = [(mark, known.index(mark)) for mark in marks if mark in template.split()]
         words.post_processor = processors.TemplateProcessing(single=template, special_tokens=used)
     PreTrainedTokenizerFast(tokenizer_object=words, unk_token=marks[-1], **options).save_pretrained(folder)
+
+
+def save_bert(folder: Path) -> Path:
+    """Without sentence-transformers files."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=VOCABULARY, **sizes, max_position_embeddings=64, pad_token_id=2)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    marks = ["[CLS]", "[SEP]", "[PAD]", "[UNK]"]
+    save_tokenizer(folder, marks, "[CLS] $A [SEP]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+    return folder
 
 
 def save_t5(folder: Path, **fields: Any) -> Path:
@@ -191,6 +204,7 @@ def with_sentence_files(folder: Path, copy: Path, pooling: str, *types: str, **f
 
 
 SAVED: dict[str, Callable[[Path], Path]] = {
+    "bert": save_bert,
     "t5": save_t5,
     "gated_t5": save_gated_t5,
     "mt5": save_mt5,

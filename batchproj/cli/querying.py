@@ -27,7 +27,8 @@ def search(
         bool,
         typer.Option(
             "--balance/--no-balance",
-            help="Rank kinds by scores standardised as evaluate measured them; the score shown stays the cosine.",
+            help="Rank kinds by scores standardised as evaluate measured them, with a part of the page for each; the "
+            "score shown stays the cosine.",
         ),
     ] = False,
     space: Annotated[

@@ -70,7 +70,8 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
     Transparency is laid on white, EXIF orientation applied, 16-bit grey scaled to 8, CMYK made
     RGB; of an animation or a multi-page file the first picture counts. `crop` gives the pixels of
     torchvision's `Resize(resize_px)` and `CenterCrop((height, width))` on a PIL image, its zero
-    padding included; only a JPEG much larger than that is first decoded at a reduced scale.
+    padding included, and `crop_down` the pixels of transformers' processors on Pillow; only a JPEG much larger than
+    that is first decoded at a reduced scale.
 
     Raises ItemFault: TOO_LARGE, TRUNCATED, CORRUPT, NOT_FINITE (float TIFF).
     """
@@ -166,16 +167,20 @@ def _resized_size(full: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
     """(width, height) to resize to, before the crop; rounded as torchvision's `Resize` does."""
     if spec.fit == "squash":
         return spec.width, spec.height
+    if spec.fit.startswith("squash"):
+        return spec.resize_px, spec.resize_px
     width, height = full
     long = int(spec.resize_px * max(full) / min(full))
     return (spec.resize_px, long) if width <= height else (long, spec.resize_px)
 
 
 def _centre(image: Image.Image, spec: ImageSpec) -> Image.Image:
-    """The middle (height, width) of the picture, zeros where it has none: torchvision's `CenterCrop`."""
+    """The middle (height, width) of the picture, zeros where it has none."""
 
     def begin(have: int, want: int) -> int:
-        return -((want - have) // 2) if want > have else round((have - want) / 2)
+        if want > have:
+            return -((want - have) // 2)
+        return (have - want) // 2 if spec.fit.endswith("_down") else round((have - want) / 2)
 
     left, top = begin(image.width, spec.width), begin(image.height, spec.height)
     return image.crop((left, top, left + spec.width, top + spec.height))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from batchproj.encode import Description, Encoder, EncoderConfig
 from batchproj.errors import SpaceError
 from batchproj.frame_encoder import FrameEncoder
-from batchproj.media import ImageSpec
+from batchproj.media import Fit, ImageSpec
 from batchproj.model_folder import ImageInput, complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel
@@ -286,8 +286,10 @@ def _timm_input(network: Any) -> ImageInput:
     if found["crop_mode"] not in ("center", "squash"):
         raise SpaceError(f"crop mode '{found['crop_mode']}' is not supported: center or squash was expected")
     _, height, width = found["input_size"]
-    fit: Literal["crop", "squash"] = "crop" if found["crop_mode"] == "center" else "squash"
     edge = math.floor(min(height, width) / found["crop_pct"])
+    fit: Fit = "crop" if found["crop_mode"] == "center" else "squash" if found["crop_pct"] == 1 else "squash_crop"
+    if height != width and fit != "squash":
+        raise SpaceError(f"an input of {height} x {width} with crop_pct {found['crop_pct']}: a square one was expected")
     return ImageInput(
         ImageSpec(height, width, edge, fit, found["interpolation"]),
         tuple(found["mean"]),

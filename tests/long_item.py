@@ -1,0 +1,41 @@
+"""A process of its own: embed one item as a worker does, and say what memory it took.
+
+python long_item.py SPACE MODALITY FILE ROWS   ->   {"peak_mib", "before_mib"} on stdout, and the rows in Parquet
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from batchproj.collection.unit import Unit
+from batchproj.decode.limits import Limits
+from batchproj.embedding import Fetched, UnitWorker
+from batchproj.schema import Modality
+from batchproj.space import open_space, resolve
+
+
+def peak_mib() -> int:
+    """The most memory that this process has had, unlike `ru_maxrss` not that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def main(space_uri: str, name: str, file: str, rows: str) -> None:
+    space, modality = resolve(open_space(space_uri)), Modality(name)
+    worker = UnitWorker(space.members[modality], space.dim, frozenset(space.members), Limits(), 2)
+    worker.load()
+    unit = Unit(name="u", run="1", task="embed", modality=modality, items=1, bytes=0)
+    item = Fetched("i", file, None, "1", Path(file).read_bytes(), "c", file)
+    before = peak_mib()
+    vectors = worker.embed(unit, [item], None, lambda _: None).vectors
+    peak = peak_mib()
+    pq.write_table(vectors, rows)
+    print(json.dumps({"peak_mib": peak, "before_mib": before}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
