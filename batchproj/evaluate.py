@@ -32,6 +32,10 @@ class Rows:
     pairs: list[str]
 
 
+_FEWEST_ROWS = 20
+"""Held-out rows of a modality from which on they alone are measured."""
+
+
 def evaluate(uri: str) -> dict[str, Any]:
     """The contract's document for the run that is live.
 
@@ -60,8 +64,9 @@ def evaluate(uri: str) -> dict[str, Any]:
 
 
 def _balance(collection: Collection, by_modality: dict[Modality, Rows]) -> dict[str, dict[str, float]]:
+    measurable = [modality for modality, rows in by_modality.items() if len(rows.vectors) >= _FEWEST_ROWS]
     found = {
-        modality: by_modality[modality].vectors if modality in by_modality else _some(collection, modality)
+        modality: by_modality[modality].vectors if modality in measurable else _some(collection, modality)
         for modality in collection.snapshot.fingerprints
     }
     rows = {modality: balance.sample(vectors) for modality, vectors in found.items() if len(vectors)}
@@ -77,7 +82,7 @@ def _balance(collection: Collection, by_modality: dict[Modality, Rows]) -> dict[
 
 
 def _some(collection: Collection, modality: Modality) -> npt.NDArray[np.float32]:
-    """Vectors of a modality that has no pairs: its first rows."""
+    """Vectors of a modality that has too few held-out pairs to tell how scores are spread: its first rows."""
     wanted = pa.compute.field("modality") == str(modality)
     return matrix(collection.dataset().scanner(columns=["vector"], filter=wanted).head(balance.SAMPLE)["vector"])
 

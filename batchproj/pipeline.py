@@ -41,7 +41,7 @@ from batchproj.collection.unit import (
     write_features,
     write_part,
 )
-from batchproj.errors import BatchprojError, ItemFault, TryLater
+from batchproj.errors import BatchprojError, ItemFault, SpaceError, TryLater
 from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder
 from batchproj.recipe import Pool, Recipe
@@ -340,6 +340,19 @@ def _reporting(job: Job, desk: Any) -> Iterator[None]:
             raise
 
 
+@contextlib.contextmanager
+def _loading(member: Member | None) -> Iterator[None]:
+    """Whatever a library makes of a model that it cannot load, said in one line: Ray would try on and on."""
+    try:
+        yield
+    except BatchprojError:
+        raise
+    except Exception as error:
+        what = f"the encoder of {member.modality}, {member.config.model}," if member else "a worker"
+        said = " ".join(str(error).split())[:300]
+        raise SpaceError(f"{what} cannot be loaded: {type(error).__name__}: {said}") from error
+
+
 def failure(desk: Any) -> BatchprojError | None:
     """The error of ours that a worker ended with, if it was one."""
     import ray
@@ -403,7 +416,7 @@ class _EmbedActor:
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
         self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
-        with _reporting(job, desk):
+        with _reporting(job, desk), _loading(member):
             self._worker.load()
 
     def __call__(self, batch: pa.Table) -> pa.Table:

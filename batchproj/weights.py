@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,7 +43,9 @@ def resolve(model: str, revision: str | None, digest: str | None) -> LocalModel:
     """
     folder = _locate(model, revision)
     trusted = model.startswith("package:") and digest is not None
-    found = _digest(folder, _deciding_files(folder, model, trusted=trusted))
+    files = _deciding_files(folder, model, trusted=trusted)
+    _check_whole(folder, [inside for inside in files if inside.suffix == _SAFE], model)
+    found = _digest(folder, files)
     if digest is not None and found != digest:
         raise WeightsError(
             f"model '{model}' is {found}, but {digest} is pinned: "
@@ -133,14 +136,36 @@ def _deciding_files(folder: Path, model: str, *, trusted: bool) -> list[PurePosi
     return sorted(weights + roles.get("settings", []))
 
 
+def _check_whole(folder: Path, files: list[PurePosixPath], model: str) -> None:
+    """Raise WeightsError for a file that is cut or damaged at its head; the tensors are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    for inside in files:
+        try:
+            with safe_open(folder / inside, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise WeightsError(
+                f"model '{model}': {folder / inside} is cut or damaged ({error}): fetch or copy the file again"
+            ) from error
+
+
 def _refusal(folder: Path, model: str, unsafe: list[PurePosixPath]) -> str:
     if model.startswith("package:"):
         found = _digest(folder, _deciding_files(folder, model, trusted=True))
         return f"model '{model}' has only '{unsafe[0]}': to trust it, pin what you have: digest: {found}"
     return (
-        f"model '{model}' has only '{unsafe[0]}', which may run code when loaded; .safetensors expected: convert "
-        "it once with transformers: AutoModel.from_pretrained(folder).save_pretrained(new_folder)"
+        f"model '{model}' has only '{unsafe[0]}', which may run code when loaded; .safetensors expected: convert it, "
+        f"where you trust it, and name the new folder: {_conversion(folder)}"
     )
+
+
+def _conversion(folder: Path) -> str:
+    """The command that writes a copy with safetensors, its tokenizer and preprocessor included."""
+    old, new = shlex.quote(str(folder)), shlex.quote(f"{folder.name}-safetensors")
+    call = f"AutoModel.from_pretrained({str(folder)!r}).save_pretrained({folder.name + '-safetensors'!r})"
+    load = shlex.quote(f"from transformers import AutoModel; {call}")
+    return f"python -c {load} && cp -n {old}/*.[jtmv]* {new}/"
 
 
 def _digest(folder: Path, files: list[PurePosixPath]) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from batchproj.project import parse_config
 from batchproj.space import open_space
 
 FOLDER_ITEMS = 1_000
@@ -46,11 +47,13 @@ def blank(folder: Path) -> None:
 
 
 def other_space(folder: Path) -> None:
-    """`builtin` with a projector for images that nobody trained."""
+    """`builtin` with another projector for images, in a file as `train` writes it."""
     folder.mkdir()
     builtin = open_space("builtin").space
     assert builtin.image is not None
-    member = {"encoder": builtin.image.encoder, "projector": {"kind": "linear"}}
+    parse_config({"kind": "linear", "in_dim": 1280, "out_dim": builtin.dim}).build().save(folder / "image.safetensors")
+    projector = {"kind": "linear", "weights": "image.safetensors"}
+    member = {"encoder": builtin.image.encoder, "projector": projector}
     document = {"name": "other", "dim": builtin.dim, "image": member}
     (folder / "space.yaml").write_text(yaml.safe_dump(document))
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import re
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from tiny_text import save_qwen3
 
 from batchproj.errors import WeightsError
 from batchproj.fetching import watch_fetching
@@ -150,3 +155,25 @@ def test_whether_a_model_is_here_is_told_without_fetching_it(
     shutil.copytree(folder, tmp_path / f"hub/models--someone--model/snapshots/{commit}")
     assert is_here("someone/model", commit)
     assert resolve("someone/model", commit, None).path.name == commit  # and no hub was asked: there is none here
+
+
+def test_the_command_that_a_pickle_is_refused_with_converts_it(tmp_path: Path) -> None:
+    model = save_qwen3(tmp_path / "old model")
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(WeightsError) as refusal:
+        resolve(str(model), None, None)
+    command = str(refusal.value).partition("name the new folder: ")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path, capture_output=True)
+    converted = resolve(str(tmp_path / "old model-safetensors"), None, None)
+    assert sorted(path.name for path in converted.path.iterdir() if path.suffix == ".safetensors") == [
+        "model.safetensors"
+    ]
+    assert (converted.path / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+
+
+def test_a_cut_file_is_found_before_anything_is_read(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    with pytest.raises(WeightsError, match=r"model\.safetensors is cut or damaged \(.*\): fetch or copy"):
+        resolve(str(folder), None, None)

@@ -78,9 +78,11 @@ def _print_hits(hits: list[Any]) -> None:
 
 
 def _place(hit: Any) -> str:
-    """Where in a sound or video a hit is; of a text its passage is shown."""
-    if hit.start is None or hit.end is None or hit.modality == "text":
+    """Where in its item a hit is: times of a sound or video, characters of a text of several pieces."""
+    if hit.start is None or hit.end is None:
         return ""
+    if hit.modality == "text":
+        return "" if hit.id == hit.item else f"{hit.start:.0f}-{hit.end:.0f}"
     return f"{_clock(hit.start)}-{_clock(hit.end)}"
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +24,9 @@ from batchproj.objectstore import Folder
 
 _CHUNK = 16_384
 """Items that leave the table by one statement: each statement reads the column `item` of the whole table."""
+
+_READS = 16
+"""Outcomes read at once, and brought in together."""
 
 _FINAL = """
 CREATE TABLE final AS SELECT * FROM outcome WHERE status <> 'deferred';
@@ -55,10 +60,15 @@ class Changes:
 
 def record(plan: Plan, folder: Folder, receipts: Iterable[Receipt]) -> None:
     """Bring the outcomes of finished units into the plan's tables."""
-    for receipt in receipts:
+
+    def outcome_of(receipt: Receipt) -> pa.Table:
         outcome = read_outcome(folder, receipt.unit)
-        unit = pa.array([receipt.unit.name] * outcome.num_rows, pa.string())
-        plan.insert("outcome", outcome.append_column("unit", unit))
+        return outcome.append_column("unit", pa.array([receipt.unit.name] * outcome.num_rows, pa.string()))
+
+    waiting = iter(receipts)
+    with ThreadPoolExecutor(_READS) as pool:
+        while outcomes := list(pool.map(outcome_of, islice(waiting, _READS))):
+            plan.insert("outcome", pa.concat_tables(outcomes))
 
 
 def check_complete(plan: Plan) -> None:
@@ -88,13 +98,14 @@ def next_parts(
 ) -> Changes:
     """Write the live parts that lose items again without them; new parts come from the receipts."""
     lost: dict[str, int] = dict(plan.rows("SELECT part, count(*) FROM removed GROUP BY part"))
+    held: dict[str, int] = dict(plan.rows("SELECT part, count(*) FROM manifest WHERE part IS NOT NULL GROUP BY part"))
     damaged = {name for (name,) in plan.rows("SELECT file FROM damaged WHERE kind = 'parquet'")}
     kept: list[Part] = []
     for part in live.parts if live else []:
         if part.name not in lost:
             kept.append(part)
             continue
-        if part.name in damaged:
+        if part.name in damaged or lost[part.name] == held[part.name]:
             continue  # all its items are done again or gone
         rewritten = _without_removed(plan, folder, part)
         if rewritten is not None:
