@@ -71,7 +71,9 @@ def compare(
         listed += page.num_rows
         say(f"listing {source}: {listed:,} items")
     if not listed and live is None:
-        raise SourceError(f"nothing to embed: no objects under {source}; expected files below that folder or prefix")
+        raise SourceError(
+            f"nothing to embed: no items in {source}; expected objects below a folder or prefix, or rows in a table"
+        )
     if live is not None:
         _load_live(plan, folder, live)
         containers.list_again(plan, unread)

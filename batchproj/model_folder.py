@@ -33,11 +33,26 @@ _KIND_OF = {
 }
 """Kind of encoder that takes a model type; of the rest kind text may take what transformers knows."""
 
+_TAKES = {
+    "clip": "image, video and text",
+    "vision": "image and video",
+    "audio": "audio",
+    "video": "video and text",
+    "clap": "audio and text",
+    "whisper": "audio",
+}
+
 
 def other_kind(model_type: object, otherwise: str) -> str:
     """The way out where a kind does not take a model type: the kind that does, or `otherwise`."""
     kind = _KIND_OF.get(str(model_type))
-    return f"use kind: {kind}" if kind else otherwise
+    return f"use kind: {kind}, which takes {_TAKES[kind]}" if kind else otherwise
+
+
+def refuse_foreign_code(folder: Path) -> None:
+    """Raise SpaceError for a model that is nothing without the Python code beside it."""
+    if "auto_map" in read_json(folder / "config.json"):
+        require_known(folder)
 
 
 def require_known(folder: Path) -> None:

@@ -26,6 +26,7 @@ from batchproj.cutting import cut
 from batchproj.errors import SpaceError
 from batchproj.features import Features, gathered
 from batchproj.media import Segment, Spec
+from batchproj.model_folder import refuse_foreign_code
 from batchproj.objectstore import Folder
 from batchproj.schema import Cache, Modality
 from batchproj.token_features import TokenFeatures
@@ -331,6 +332,7 @@ def _vector_doc(feature_doc: dict[str, Any], weights: bytes | None, dim: int) ->
 def _described(
     config: encode.EncoderConfig, model: LocalModel, modality: Modality, cache: Cache, where: str
 ) -> encode.Description:
+    refuse_foreign_code(model.path)
     if cache == "pooled":
         return config.describe(model, modality)
     try:

@@ -52,6 +52,8 @@ def space_of(path: Path, modality: str, kind: str, model: str) -> Path:
     ("modality", "kind", "model", "said"),
     [
         ("text", "text", "chatglm", r"'chatglm' in .* needs the Python code that comes with the model, .* is not run"),
+        ("image", "clip", "chatglm", r"'chatglm' in .* needs the Python code that comes with the model"),
+        ("audio", "whisper", "clip", r"is not a Whisper model: use kind: clip, which takes image, video and text"),
         ("text", "text", "newer", r"transformers [\d.]+ knows no model type 'qwen99'"),
         ("text", "text", "mute", r"no tokenizer in .*mute: tokenizer\.json"),
         ("text", "clip", "mute-clip", r"no tokenizer in .*mute-clip"),
