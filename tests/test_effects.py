@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -148,6 +149,8 @@ def test_switches_under_queries_fail_none_and_mix_nothing(
         asking = [pool.submit(ask) for _ in range(2)]
         for switch in range(20):
             rollback(collection, reports[switch % 2].run, print)
+            while len(answers) <= switch and not any(each.done() for each in asking):  # however busy the machine is
+                time.sleep(0.01)
         done.set()
         for each in asking:
             each.result()
