@@ -69,3 +69,14 @@ def displayed_by(data: bytes, matrix: Matrix) -> bytes:
     a, b, c, d = (value << 16 for value in matrix)
     begin = data.index(b"tkhd") + 4 + 40
     return data[:begin] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[begin + 36 :]
+
+
+def only_sound() -> bytes:
+    """An MP4 without pictures."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=48_000, layout="mono")
+        frame: Any = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()

@@ -13,7 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from films import LEVELS, Matrix, Pixels, displayed_by, film, seconds_of
+from films import LEVELS, Matrix, Pixels, displayed_by, film, only_sound, seconds_of
 from PIL import Image
 
 from batchproj.decode.container import open_container
@@ -273,13 +273,7 @@ def test_a_narrow_frame_is_not_made_long() -> None:
 
 
 def test_what_holds_no_video_is_refused() -> None:
-    sound = io.BytesIO()
-    with av.open(sound, "w", format="mp4") as container:
-        stream: Any = container.add_stream("aac", rate=48_000, layout="mono")
-        frame: Any = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 48_000
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-    refused = fault(sound.getvalue())
+    refused = fault(only_sound())
     assert (refused.reason, refused.detail) == (Reason.UNSUPPORTED_FORMAT, "mov file without a video stream")
     for data in (
         b"\0\0\x01\xb3" + bytes(100),

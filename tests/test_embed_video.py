@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
@@ -10,12 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture, write_words
-from films import Pixels, film
+from films import Pixels, film, only_sound
 from in_process import command, without_ray
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
@@ -73,16 +71,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad/list.mkv").write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n")
     (folder / "bad/sound.mp4").write_bytes(only_sound())
     return folder
-
-
-def only_sound() -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream: Any = container.add_stream("aac", rate=48_000, layout="mono")
-        frame: Any = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        frame.sample_rate = 48_000
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-    return file.getvalue()
 
 
 @pytest.fixture
