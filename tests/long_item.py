@@ -6,9 +6,11 @@ python long_item.py SPACE MODALITY FILE ROWS   ->   {"peak_mib", "before_mib"} o
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchproj.collection.unit import Unit
@@ -16,6 +18,15 @@ from batchproj.decode.limits import Limits
 from batchproj.embedding import Fetched, UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
+
+
+def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Table, dict[str, int]]:
+    """Rows of one item, and the memory of a process that did nothing else."""
+    rows = file.with_suffix(".parquet")
+    line = [sys.executable, __file__, space, modality, file, rows]
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return pq.read_table(rows), json.loads(done.stdout)
 
 
 def peak_mib() -> int:

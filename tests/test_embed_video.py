@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import pytest
 from conftest import write_picture, write_words
 from films import Pixels, film, only_sound
 from in_process import command, without_ray
+from long_item import embedded_alone
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
@@ -265,27 +264,6 @@ def test_a_fault_late_in_a_video_leaves_nothing_of_it(space: Path, monkeypatch: 
     assert output.vectors["item"].to_pylist() == ["item0"] * 4 + ["item2"] * 4
 
 
-_ONE_FILM = """
-import resource, sys
-from pathlib import Path
-from batchproj.collection.unit import Unit
-from batchproj.decode.limits import Limits
-from batchproj.embedding import Fetched, UnitWorker
-from batchproj.schema import Modality
-from batchproj.space import open_space, resolve
-from batchproj.train import TrainOptions, train
-
-members = resolve(open_space(sys.argv[2])).members
-worker = UnitWorker(members[Modality.VIDEO], 24, frozenset(members), Limits(), threads=2)
-worker.load()
-unit = Unit(name="u", run="1", task="embed", modality=Modality.VIDEO, items=1, bytes=0)
-item = Fetched("item", "film.mp4", None, "v", Path(sys.argv[1]).read_bytes(), "sha", "film.mp4")
-output = worker.embed(unit, [item], None, lambda _: None)
-peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-print(output.vectors.num_rows, output.vectors["end"][-1].as_py(), peak_mib)
-"""
-
-
 @pytest.fixture(scope="module")
 def two_hours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """720p, one frame a second that drifts, a keyframe every 250."""
@@ -311,8 +289,7 @@ def test_memory_does_not_grow_with_the_length(two_hours: Path, tmp_path: Path, a
     encoder = f"{{kind: clip, model: {tmp_path}/clip}}"
     file = tmp_path / "space.yaml"
     file.write_text(f"dim: 24\nvideo: {{encoder: {encoder}, segments: {{seconds: 2, at: {at}}}}}\n")
-    script = [sys.executable, "-c", _ONE_FILM, str(two_hours), str(file)]
-    done = subprocess.run(script, capture_output=True, text=True, check=True)
-    rows, end, peak_mib = map(float, done.stdout.split())
-    assert (rows, end) == (3_600, 7_200)
-    assert peak_mib < 1_500
+    rows, memory = embedded_alone(file, Modality.VIDEO, two_hours)
+    assert (rows.num_rows, rows["end"][-1].as_py()) == (3_600, 7_200)
+    assert memory["peak_mib"] < 1_500
+    assert memory["peak_mib"] - memory["before_mib"] < 500

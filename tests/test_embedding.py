@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import soundfile
 import yaml
 from conftest import WORDS
+from long_item import embedded_alone
 from tiny_sound import save_whisper
 from tiny_text import save_bert
 
@@ -158,16 +155,6 @@ def tiny_whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     audio = {"encoder": {"kind": "whisper", "model": str(folder / "model")}, "segments": {"seconds": 10, "overlap": 2}}
     (folder / "space.yaml").write_text(yaml.safe_dump({"dim": 32, "audio": audio}))
     return folder
-
-
-def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Table, dict[str, int]]:
-    """Rows of one item, and the memory of a process that did nothing else."""
-    rows = file.with_suffix(".parquet")
-    script = Path(__file__).with_name("long_item.py")
-    line = [sys.executable, script, space, modality, file, rows]
-    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return pq.read_table(rows), json.loads(done.stdout)
 
 
 def write_long_sound(file: Path, minutes: int, silent: range) -> None:
