@@ -302,7 +302,13 @@ def test_baseline_jpeg_may_exceed_the_limit_that_others_obey():
 
 def test_extreme_ratio_is_refused_before_it_is_resized():
     line = encoded(Image.new("L", (20_000, 1)), "PNG")
-    refused = fault(line, spec=ImageSpec(224, 224, 224))
+    refused = fault(line)
+    assert (refused.reason, refused.detail) == (
+        Reason.TOO_LARGE,
+        "picture of 20000 x 1 pixels, one edge is at most 200 times the other",
+    )
+    wide = Limits(image_ratio=20_000)
+    refused = fault(line, wide, ImageSpec(224, 224, 224))
     assert refused.reason is Reason.TOO_LARGE
     assert "4480000 x 224" in refused.detail
-    assert pixels(line, ImageSpec(224, 224, 224, "squash")).max() == 0
+    assert pixels(line, ImageSpec(224, 224, 224, "squash"), wide).max() == 0

@@ -77,6 +77,7 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
     """
     image = _open(data, limits)
     full = image.size
+    check_ratio(full, limits, "picture")
     check_resized(full, spec, limits)
     if isinstance(image, JpegImageFile):
         _reduce(image, spec, limits)
@@ -97,6 +98,16 @@ def fitted(picture: Image.Image, full: tuple[int, int], spec: ImageSpec) -> npt.
 def check_resized(full: tuple[int, int], spec: ImageSpec, limits: Limits) -> None:
     """Raise TOO_LARGE where a picture is so narrow that it would be resized, before the crop, to too many pixels."""
     check_pixels(_resized_size(full, spec), limits.image_pixels, "resized picture")
+
+
+def check_ratio(size: tuple[int, int], limits: Limits, what: str) -> None:
+    """Raise TOO_LARGE where one edge is too many times the other; CORRUPT without an edge."""
+    short, long = sorted(size)
+    if short < 1:
+        raise ItemFault(Reason.CORRUPT, f"{what} of {size[0]} x {size[1]} pixels")
+    if long > limits.image_ratio * short:
+        detail = f"{what} of {size[0]} x {size[1]} pixels, one edge is at most {limits.image_ratio:g} times the other"
+        raise ItemFault(Reason.TOO_LARGE, detail)
 
 
 def check_pixels(size: tuple[int, int], limit: int, what: str) -> None:
@@ -210,7 +221,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     with refusals_as_faults("Pillow"):
         if not image.has_transparency_data:
             return image.convert("RGB")
-        colours = image.convert("RGBA")
+        colours = image if image.mode == "RGBA" else image.convert("RGBA")
     on_white = Image.new("RGB", colours.size, _WHITE)
     on_white.paste(colours, mask=colours)
     return on_white

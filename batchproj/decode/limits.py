@@ -11,16 +11,21 @@ _PILLOW_REFUSES_PIXELS = 178_956_970
 class Limits(BaseModel):
     """Ceilings per item, checked on headers first and again while decoding, for headers lie.
 
+    At `image_pixels` a picture with transparency takes 0.7 GB while it is decoded, of which a worker does several.
+
     `jpeg_pixels` is for JPEG that decodes at a reduced scale (baseline, much larger than what the
     encoder wants): its memory is that of the reduced picture, which still obeys `image_pixels`.
     `video_pixels` is for a frame, of which a decoder holds up to 16; the default takes 8K.
+    `image_ratio` is the longer edge over the shorter one, of pictures and of frames: of what is longer
+    the encoder's crop shows nothing, and resizing by the shorter edge makes a large picture of a small file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     item_bytes: int = Field(default=2 << 30, gt=0)
-    image_pixels: int = Field(default=100_000_000, gt=0, le=_PILLOW_REFUSES_PIXELS)
+    image_pixels: int = Field(default=64_000_000, gt=0, le=_PILLOW_REFUSES_PIXELS)
     jpeg_pixels: int = Field(default=500_000_000, gt=0)
+    image_ratio: float = Field(default=200, ge=1)
     audio_s: float = Field(default=4 * 3600.0, gt=0)
     video_s: float = Field(default=4 * 3600.0, gt=0)
     video_pixels: int = Field(default=36_000_000, gt=0)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from batchproj.decode.complete import shortfall
 from batchproj.decode.film import Film, rgb
-from batchproj.decode.image import check_resized, fitted
+from batchproj.decode.image import check_ratio, check_resized, fitted
 from batchproj.decode.limits import Limits
 from batchproj.decode.scenes import edges
 from batchproj.errors import ItemFault
@@ -81,6 +81,7 @@ def _picture(frame: VideoFrame, aspect: float, spec: ImageSpec, limits: Limits) 
     turn = _turn(frame)
     if turn in _SWAPS_EDGES:
         full = full[::-1]
+    check_ratio(full, limits, "video frame")
     check_resized(full, spec, limits)
     image = Image.fromarray(rgb(frame))
     return fitted(image if turn is None else image.transpose(turn), full, spec)
