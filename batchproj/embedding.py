@@ -22,7 +22,7 @@ from batchproj.collection.cache import chosen
 from batchproj.collection.unit import Output, Unit
 from batchproj.decode.item import Piece, decode_pieces
 from batchproj.decode.limits import Limits
-from batchproj.decode.sniff import sniff
+from batchproj.decode.sniff import misnamed, sniff
 from batchproj.errors import ItemFault, SpaceError
 from batchproj.features import Features, Half, fixed_size_list, from_column, gathered, to_column
 from batchproj.media import Segment
@@ -69,6 +69,7 @@ class _Item:
 
     source: Fetched
     modality: Modality | None = None
+    note: str | None = None
     encoded: int = 0
     copied: bool = False
     features: list[Half] = field(default_factory=list)
@@ -165,6 +166,7 @@ class UnitWorker:
             item.modality = sniff(source.data, source.name)
             if item.modality not in self._in_space:
                 raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
+            item.note = misnamed(source.data, source.name, item.modality)
         except ItemFault as fault:
             return _Decoded(item, fault=fault)
         if self._embedder is None or self._member is None or item.modality is not self._member.modality:
@@ -259,7 +261,7 @@ class _Rows:
                 "item": item.source.item,
                 "status": status,
                 "reason": fault.reason if fault else None,
-                "detail": fault.detail if fault else None,
+                "detail": fault.detail if fault else item.note,
                 "stage": stage,
                 "modality": item.modality,
                 "content_id": item.source.content_id or None,

@@ -41,7 +41,8 @@ class Explanation(BaseModel):
     `run` is the live run and `made_by` the one that made the vectors. `now` compares the object
     with the `source_version` that was read. `row` is the URI of a table's row or a shard's member, also
     where that names an object. Of an item in quarantine `reason`, `detail` and `stage`
-    (read, decode or encode) say why, and what only vectors have is None.
+    (read, decode or encode) say why, and what only vectors have is None. The `detail` of an embedded one
+    is what its name promises in vain (a PNG called .jpg).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -178,9 +179,11 @@ def lines(explanation: Explanation) -> list[str]:
     if explanation.status == "quarantined":
         why = f"{explanation.reason}, {explanation.detail} (stage: {explanation.stage})"
         return [f"{explanation.uri} is in quarantine: {why}", *details, *content, f"run       {explanation.run}"]
+    note = [f"note      {explanation.detail}; embedded as what it is"] if explanation.detail else []
     vectors = f"{explanation.segments:,} {explanation.modality} vector{'' if explanation.segments == 1 else 's'}"
     return [
         f"{explanation.uri} is embedded: {vectors}{pair}",
+        *note,
         *details,
         *content,
         f"run       made by {explanation.made_by}, live is {explanation.run}, space {explanation.space}",

@@ -441,10 +441,22 @@ class _EmbedActor:
             for row in tables[0].to_pylist()
         ]
         known = tables[1] if len(tables) > 1 else None
-        return self._worker.embed(unit, items, known, lambda done: self._report(unit, done))
+        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done))
+        if line := misnamed_line(output.outcome, {item.item: item.uri for item in items}):
+            self._desk.say.remote(line)
+        return output
 
     def _report(self, unit: Unit, items: int) -> None:
         self._desk.add.remote(label(unit), items)
+
+
+def misnamed_line(outcome: pa.Table, uris: dict[str, str]) -> str | None:
+    """What to say of a unit's items that are embedded although they are not what their names promise."""
+    noted = [row for row in outcome.to_pylist() if row["status"] == "embedded" and row["detail"]]
+    if not noted:
+        return None
+    more = f", and {len(noted) - 1:,} more beside it" if len(noted) > 1 else ""
+    return f"warning: {uris[noted[0]['item']]} is {noted[0]['detail']}; embedded as what it is{more}"
 
 
 class _ProjectActor:

@@ -102,7 +102,7 @@ def outcome_schema() -> pa.Schema:
             pa.field("item", pa.string(), nullable=False),
             pa.field("status", pa.string(), nullable=False),
             pa.field("reason", pa.string()),
-            pa.field("detail", pa.string()),
+            pa.field("detail", pa.string()),  # of an embedded item: what its name promises in vain
             pa.field("stage", pa.string()),  # read, decode, encode
             pa.field("modality", pa.string()),
             pa.field("content_id", pa.string()),

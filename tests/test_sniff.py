@@ -248,5 +248,6 @@ def test_playlists_of_ffmpeg_are_never_followed():
         b"#EXTM3U\n#EXTINF:1,\nhttp://localhost/a.ts\n",
     ):
         assert demuxer(playlist) is None
-        assert sniff(playlist, "x") is Modality.TEXT
-        assert fault(playlist, "x.mp4").reason is Reason.WRONG_TYPE
+        assert sniff(playlist, "x.txt") is Modality.TEXT
+        assert fault(playlist, "x").reason is Reason.UNSUPPORTED_FORMAT
+        assert fault(playlist, "x.mp4").reason is Reason.UNSUPPORTED_FORMAT

@@ -25,6 +25,25 @@ _EXTENSIONS = {
 _HINTS = {extension: modality for modality, names in _EXTENSIONS.items() for extension in names.split()}
 
 
+_PICTURES = {
+    **dict.fromkeys(("png", "apng"), "PNG"),
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG"),
+    **dict.fromkeys(("bmp", "dib"), "BMP"),
+    **dict.fromkeys(("tif", "tiff"), "TIFF"),
+    "gif": "GIF",
+    "webp": "WebP",
+}
+
+
 def hint(name: str) -> Modality | None:
     """Modality that the file name's extension promises, None for one that promises nothing."""
-    return _HINTS.get(PurePosixPath(name).suffix.removeprefix(".").lower())
+    return _HINTS.get(_extension(name))
+
+
+def picture_named(name: str) -> str | None:
+    """The format of pictures, of those that are opened, that the extension promises."""
+    return _PICTURES.get(_extension(name))
+
+
+def _extension(name: str) -> str:
+    return PurePosixPath(name).suffix.removeprefix(".").lower()

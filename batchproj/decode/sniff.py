@@ -10,7 +10,7 @@ import filetype
 from batchproj.decode import mpeg
 from batchproj.decode.complete import shortfall
 from batchproj.decode.container import MIXED, demuxer, modality_of, open_container
-from batchproj.decode.extensions import hint
+from batchproj.decode.extensions import hint, picture_named
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.errors import ItemFault
 from batchproj.schema import Modality, Reason
@@ -50,7 +50,19 @@ _UNSUPPORTED = (
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"wvpk", "WavPack"),
     (b"MAC ", "Monkey's Audio"),
+    (b"SIMPLE  =", "FITS"),
 )
+_PICTURES = (
+    (b"\x89PNG", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF8", "GIF"),
+    (b"RIFF", "WebP"),
+    (b"BM", "BMP"),
+    (b"II", "TIFF"),
+    (b"MM", "TIFF"),
+)
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat version", b"[playlist]")
 _UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _CHECK_BYTES = 1 << 20
 _SVG = re.compile(rb"(?>\s+|<\?.*?\?>|<!--.*?-->|<![^>]*>|\]>)*+<(?:svg:)?svg[\s>]", re.DOTALL)
@@ -90,6 +102,17 @@ def sniff(data: bytes, name: str) -> Modality:
     return _unknown(data, expected)
 
 
+def misnamed(data: bytes, name: str, found: Modality) -> str | None:
+    """In a few words what the name promises in vain, of content that is embedded as what it is; None if it keeps it."""
+    if (expected := hint(name)) not in (None, found):
+        return f"named as {expected}, it is {found}"
+    promised = picture_named(name)
+    is_format = next((label for magic, label in _PICTURES if data.startswith(magic)), None)
+    if promised is None or found is not Modality.IMAGE or is_format in (None, promised):
+        return None
+    return f"named as {promised}, it is {is_format}"
+
+
 def _known(data: bytes) -> Modality | None:
     """Modality by magic bytes that leave no doubt."""
     for magic, modality in _MAGIC:
@@ -121,8 +144,12 @@ def _is_text(data: bytes) -> bool:
 def _text(data: bytes, expected: Modality | None) -> Modality:
     """What to make of bytes that are text."""
     _refuse_by_magic(data)
+    if data.startswith(_POINTER):
+        raise ItemFault(Reason.WRONG_TYPE, "a Git LFS pointer and not the file: run `git lfs pull` where it came from")
     if expected is Modality.TEXT:
         return Modality.TEXT
+    if data.removeprefix(codecs.BOM_UTF8).startswith(_PLAYLISTS):
+        raise ItemFault(Reason.UNSUPPORTED_FORMAT, "a playlist is not opened: it only names other files")
     if _SVG.match(data[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)):
         raise ItemFault(Reason.UNSUPPORTED_FORMAT, "SVG is not opened: draw it to PNG first")
     if expected is None:
@@ -151,6 +178,8 @@ def _look_inside(data: bytes, container: str) -> Modality:
             raise ItemFault(Reason.TRUNCATED, missing) from fault
         raise
     if found is None:
+        if missing := shortfall(data):
+            raise ItemFault(Reason.TRUNCATED, missing)
         raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{container} file with neither sound nor pictures")
     return found
 
