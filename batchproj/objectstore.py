@@ -26,11 +26,14 @@ from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
 from batchproj.errors import ItemFault, SourceError, TryLater, UsageError
-from batchproj.retry import CALLS_AT_ONCE, error_code, retrying
+from batchproj.retry import CALLS_AT_ONCE, error_code, is_cut, retrying
 from batchproj.schema import Reason
 
 LIST_PAGE = 1_000
 REMOVE_PAGE = 1_000
+CUT_TRIES = 6
+"""How often an answer may end before the object does until that is the object's fault, and not the network's."""
+
 WITHOUT_RANGES_BYTES = 8 * 2**20
 """A larger object is not sent whole for each part of it."""
 
@@ -389,7 +392,7 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
     fs, path = filesystem(uri)
     try:
         with _staying(uri, stay) as options:
-            data = _retrying(fs, lambda: _read_version(fs, path, version, **options), uri)
+            data = _retrying(fs, _not_cut(lambda: _read_version(fs, path, version, **options), size), uri)
     except FileNotFoundError:
         raise ItemFault(Reason.CHANGED, "gone since it was listed") from None
     except PermissionError as error:
@@ -397,6 +400,34 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
     if len(data) != size:
         raise ItemFault(Reason.CHANGED, f"{len(data)} bytes read, {size} listed")
     return data
+
+
+def _not_cut(read: Callable[[], bytes], size: int) -> Callable[[], bytes]:
+    """The same for `retrying`, which gives up an answer that was cut short often, where it would wait for the store.
+
+    Answers that are short and do not say so are asked for again at once.
+    """
+    cuts = 0
+
+    def once() -> bytes:
+        nonlocal cuts
+        while True:
+            try:
+                data = read()
+            except Exception as error:
+                if not is_cut(error):
+                    raise
+                cuts += 1
+                if cuts < CUT_TRIES:
+                    raise
+                raise ItemFault(
+                    Reason.CHANGED, f"{size} bytes listed, the answer was cut short {cuts} times"
+                ) from error
+            cuts += len(data) < size
+            if len(data) >= size or cuts >= CUT_TRIES:
+                return data
+
+    return once
 
 
 def _read_version(fs: Any, path: str, version: str, **options: int) -> bytes:

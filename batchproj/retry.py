@@ -55,6 +55,7 @@ _NETWORK_ERRORS = frozenset(
         "ServerDisconnectedError",
     }
 )
+_CUT = frozenset({"ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"})
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 _CREDENTIAL_CODES = frozenset(
     {
@@ -171,6 +172,11 @@ def is_busy(error: BaseException) -> bool:
     """Whether the store asks for fewer requests."""
     response = _response(error)
     return response is not None and (error_code(error) in _BUSY_CODES or _status(response) in _BUSY_STATUS)
+
+
+def is_cut(error: BaseException) -> bool:
+    """Whether the store answered, and its answer ended too soon."""
+    return any(parent.__name__ in _CUT for parent in type(error).__mro__)
 
 
 def _is_refused(error: BaseException) -> bool:
