@@ -195,6 +195,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
     _check_readable(run, receipts, options.is_repair)
+    _check_encoders(run, receipts)
     if not options.rebuild and commit.is_as_before(run.plan):
         _drop_records(folder, receipts)
         folder.remove([layout.ledger(run.target.run)])
@@ -269,6 +270,16 @@ def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None
         raise UsageError(
             f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
             "check the rights of these credentials"
+        )
+
+
+def _check_encoders(run: _Run, receipts: list[Receipt]) -> None:
+    """An encoder that makes nothing of anything blames no items: stop before anything shows."""
+    for modality, count in commit.senseless_encoders(run.plan).items():
+        _drop_records(run.job.folder, receipts)
+        raise UsageError(
+            f"the vectors of all {count:,} {modality} items are not finite; nothing was made visible; check the "
+            "encoder's weights, try dtype: fp32 in the space file, and run it again"
         )
 
 

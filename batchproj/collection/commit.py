@@ -38,6 +38,12 @@ SELECT m.item, m.part FROM manifest m JOIN gone USING (item) WHERE m.part IS NOT
 CREATE TABLE renamed (old VARCHAR, new VARCHAR);
 """
 
+_SENSELESS = """
+SELECT modality, count(*) FROM final WHERE reason = 'not_finite' AND stage = 'encode' AND modality NOT IN
+    (SELECT modality FROM final WHERE status = 'embedded' UNION SELECT modality FROM plan WHERE action = 'unchanged')
+GROUP BY modality HAVING count(*) > 1 ORDER BY modality
+"""
+
 _IDS = """
 SELECT CASE WHEN segments = 1 THEN item ELSE item || '-' || number END AS id FROM
     (SELECT item, segments, unnest(range(segments)) AS number FROM {embedded} WHERE status = 'embedded')
@@ -81,6 +87,14 @@ def check_complete(plan: Plan) -> None:
     if wrong:
         uri, times = wrong[0]
         raise BatchprojError(f"{uri} has {times} outcomes where 1 was expected; nothing was made visible, rerun")
+
+
+def senseless_encoders(plan: Plan) -> dict[str, int]:
+    """Modalities of which no item has vectors, and several have none because they were not finite; how many.
+
+    That is the encoder's fault, or the machine's, where a single one would be the item's. After `check_complete`.
+    """
+    return dict(plan.rows(_SENSELESS))
 
 
 def is_as_before(plan: Plan) -> bool:
