@@ -36,11 +36,20 @@ def value(line: bytes, column: int) -> Any:
 
 def _parsed(line: bytes, number: int) -> dict[str, Any] | ItemFault:
     try:
-        found = json.loads(line.decode("utf-8-sig"))
+        found = json.loads(line.decode("utf-8-sig"), object_pairs_hook=_unambiguous)
     except UnicodeDecodeError as error:
         return ItemFault(Reason.INVALID_UTF8, f"line {number}: byte {error.start} is not UTF-8")
     except (ValueError, RecursionError) as error:
         return ItemFault(Reason.BAD_ROW, f"line {number} is not JSON: {error}")
     if not isinstance(found, dict):
         return ItemFault(Reason.BAD_ROW, f"line {number} is no JSON object but {type(found).__name__}")
+    return found
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values under one key every reader takes another one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
     return found
