@@ -11,7 +11,7 @@ _PILLOW_REFUSES_PIXELS = 178_956_970
 class Limits(BaseModel):
     """Ceilings per item, checked on headers first and again while decoding, for headers lie.
 
-    At `image_pixels` a picture with transparency takes 0.7 GB while it is decoded, of which a worker does several.
+    At `image_pixels` a picture with transparency takes 0.7 GB while it is decoded; a worker decodes one such at a time.
 
     `jpeg_pixels` is for JPEG that decodes at a reduced scale (baseline, much larger than what the
     encoder wants): its memory is that of the reduced picture, which still obeys `image_pixels`.
