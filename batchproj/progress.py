@@ -12,6 +12,8 @@ from typing import Self, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from batchproj.terminal import printable
+
 PLAIN_LINE_S = 5.0
 
 
@@ -47,7 +49,7 @@ class Bars:
 
     def say(self, text: str) -> None:
         with self._lock:
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def clear(self) -> None:
         """Forget all counts; finished bars leave the screen."""

@@ -50,7 +50,8 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         # typer makes 1 of an output that nobody reads to its end, which is not the command's fault
         return 0 if isinstance(error.__context__, BrokenPipeError) else int(error.code or 0)
-    traceback.print_exception(error)
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        say(line)
     return 1
 
 

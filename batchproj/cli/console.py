@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ import typer
 
 # Only what parsing arguments needs is imported here: --help must not wait for torch.
 from batchproj.errors import BatchprojError
+from batchproj.terminal import json_line, printable
 
 app = typer.Typer(
     help="One searchable vector space from object storage full of images, sound and text.",
@@ -71,11 +71,11 @@ def one_line(error: BaseException) -> str:
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def print_json(document: Any) -> None:
-    print(json.dumps(document, ensure_ascii=False))
+    print(json_line(document))
 
 
 @contextmanager
@@ -91,7 +91,10 @@ def console(verbose: bool) -> Iterator[TextIO]:
 
     with _redirected(None if verbose else tempfile.mkstemp(prefix="batchproj-", suffix=".log")) as (stream, log):
         try:
-            with retry.watch_pauses(lambda line: print(f"  {line}", file=stream, flush=True)), watch_fetching(stream):
+            with (
+                retry.watch_pauses(lambda line: print(f"  {printable(line)}", file=stream, flush=True)),
+                watch_fetching(stream),
+            ):
                 yield stream
         except BatchprojError:
             raise
@@ -135,8 +138,3 @@ def parse_modality(name: str | None) -> Any:
     if name is not None and name not in list(Modality):
         raise typer.BadParameter(f"no '{name}'; expected one of {', '.join(Modality)}", param_hint="--modality")
     return None if name is None else Modality(name)
-
-
-def printable(text: str) -> str:
-    """Object names and contents come from strangers: no control characters reach the terminal."""
-    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)

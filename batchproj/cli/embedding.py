@@ -17,10 +17,10 @@ from batchproj.cli.console import (
     console,
     parse_modality,
     print_json,
-    printable,
     say,
 )
 from batchproj.errors import UsageError
+from batchproj.terminal import printable
 
 TOO_MANY_BAD = 3
 WORK_TO_DO = 2

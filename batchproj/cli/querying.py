@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from batchproj.cli.console import CollectionArgument, JsonFlag, VerboseFlag, app, console, print_json, printable
+from batchproj.cli.console import CollectionArgument, JsonFlag, VerboseFlag, app, console, print_json
+from batchproj.terminal import printable
 
 _UNFOLDED = 10_000
 """Columns of an output that is no terminal."""

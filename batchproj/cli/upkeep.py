@@ -16,11 +16,11 @@ from batchproj.cli.console import (
     app,
     console,
     print_json,
-    printable,
     say,
 )
 from batchproj.errors import UsageError
 from batchproj.progress import RunProgress
+from batchproj.terminal import printable
 
 SHOWN = 20
 """Damaged or removed files that are named; --json has all of them."""
