@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,10 +50,29 @@ def other_kind(model_type: object, otherwise: str) -> str:
     return f"use kind: {kind}, which takes {_TAKES[kind]}" if kind else otherwise
 
 
+_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+"""What transformers has itself; for other names it may fetch compiled code from the hub."""
+
+
 def refuse_foreign_code(folder: Path) -> None:
-    """Raise SpaceError for a model that is nothing without the Python code beside it."""
-    if "auto_map" in read_json(folder / "config.json"):
+    """Raise SpaceError for a model that is nothing without the Python code beside it, or asks for some of the hub's."""
+    config = read_json(folder / "config.json")
+    if "auto_map" in config:
         require_known(folder)
+    for asked in _attention_asked_for(config):
+        if asked not in _ATTENTION:
+            raise SpaceError(
+                f"{folder}/config.json asks for the attention code {asked!r}, which may be fetched from the hub and "
+                "run: take the field out, transformers' own is used then"
+            )
+
+
+def _attention_asked_for(config: dict[str, Any]) -> Iterator[Any]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _attention_asked_for(value)
+        if key.removesuffix("_internal").endswith(("attn_implementation", "experts_implementation")):
+            yield from value.values() if isinstance(value, dict) else (value,)
 
 
 def require_known(folder: Path) -> None:

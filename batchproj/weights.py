@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -121,6 +122,11 @@ def _role(inside: PurePosixPath) -> str | None:
 
 def _deciding_files(folder: Path, model: str, *, trusted: bool) -> list[PurePosixPath]:
     """Paths below `folder` of the weights, config, tokenizer and preprocessor, sorted."""
+    if (folder / "adapter_config.json").is_file():
+        raise WeightsError(
+            f"model '{model}' is an adapter (adapter_config.json) to another model, which is not pinned by it: merge "
+            "the two, save that, and name the new folder"
+        )
     roles: dict[str | None, list[PurePosixPath]] = {}
     for path in folder.rglob("*"):
         if path.is_file():
@@ -137,9 +143,13 @@ def _deciding_files(folder: Path, model: str, *, trusted: bool) -> list[PurePosi
 
 
 def _check_whole(folder: Path, files: list[PurePosixPath], model: str) -> None:
-    """Raise WeightsError for a file that is cut or damaged at its head; the tensors are not read."""
+    """Raise WeightsError for a file that is cut or damaged at its head, whatever else it may be; tensors are not read.
+
+    So for an index that leads to files which are not those.
+    """
     from safetensors import SafetensorError, safe_open
 
+    _check_indexes(folder, set(files), model)
     for inside in files:
         try:
             with safe_open(folder / inside, framework="np"):
@@ -148,6 +158,19 @@ def _check_whole(folder: Path, files: list[PurePosixPath], model: str) -> None:
             raise WeightsError(
                 f"model '{model}': {folder / inside} is cut or damaged ({error}): fetch or copy the file again"
             ) from error
+
+
+def _check_indexes(folder: Path, files: set[PurePosixPath], model: str) -> None:
+    for path in folder.rglob("*.safetensors.index.json"):
+        try:
+            named = set(json.loads(path.read_bytes())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise WeightsError(f"model '{model}': {path} is no index of weights: fetch or copy it again") from error
+        beside = PurePosixPath(path.relative_to(folder).as_posix()).parent
+        if odd := sorted(str(name) for name in named if beside / str(name) not in files):
+            raise WeightsError(
+                f"model '{model}': {path} leads to '{odd[0]}', a .safetensors file beside it was expected"
+            )
 
 
 def _refusal(folder: Path, model: str, unsafe: list[PurePosixPath]) -> str:

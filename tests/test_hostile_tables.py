@@ -40,7 +40,10 @@ ROWS: list[tuple[bytes, str | None]] = [
     (b'{"uri": "../outside.txt"}', "outside_roots: '../outside.txt' is not opened: a path with '.' or '..' in it"),
     (b'{"uri": "file:///etc/passwd"}', "outside_roots: 'file:///etc/passwd' is not opened: it is not below"),
     (b'{"text": "w1", "uri"', "bad_row: line 7 is not JSON"),
-    (b'{"uri": "simplecache::file:///etc/passwd"}', "outside_roots: 'simplecache::file:///etc/passwd' is not opened: c"),
+    (
+        b'{"uri": "simplecache::file:///etc/passwd"}',
+        "outside_roots: 'simplecache::file:///etc/passwd' is not opened: c",
+    ),
     (b'{"text": "w1", "text": "w2"}', "bad_row: line 9 is not JSON: key 'text' is there twice"),
     (b'{"title": "w1"}', "bad_row: no value in any of the columns uri, text and bytes"),
     (b'{"text": "half \\ud800 a pair"}', "invalid_utf8: "),

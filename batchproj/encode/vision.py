@@ -8,6 +8,7 @@ B rows, T tokens, D encoder dim.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -241,6 +242,8 @@ def _timm_network(name: str, folder: Path, device: str) -> Any:
     import torch
 
     settings = read_json(folder / "config.json")
+    arguments = settings.get("model_args", {})
+    _check_arguments(name, arguments, folder)
     try:
         with torch.device(device):
             return timm.create_model(
@@ -248,10 +251,23 @@ def _timm_network(name: str, folder: Path, device: str) -> Any:
                 pretrained=False,
                 num_classes=settings.get("num_classes"),
                 pretrained_cfg=settings.get("pretrained_cfg"),
-                **settings.get("model_args", {}),
+                **arguments,
             ).eval()
     except (RuntimeError, TypeError) as error:
         raise SpaceError(f"timm cannot make architecture '{name}': {str(error).partition(chr(10))[0]}") from error
+
+
+def _check_arguments(name: str, arguments: dict[str, Any], folder: Path) -> None:
+    """Raise SpaceError where timm would be led to another model, or to weights beside those that are pinned."""
+    import timm
+
+    own = set(inspect.signature(timm.create_model).parameters) - {"kwargs"}
+    if led := sorted(key for key in arguments if key in own or key.startswith("pretrained")):
+        raise SpaceError(
+            f"{folder}/config.json sets model_args.{led[0]}, which is no argument of a network: take it out"
+        )
+    if ":" in name:
+        raise SpaceError(f"architecture '{name}' of {folder} leads to another model: the name of a timm model expected")
 
 
 def _timm_dim(skeleton: Any) -> int:
