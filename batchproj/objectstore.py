@@ -25,6 +25,7 @@ import fsspec
 from fsspec.asyn import sync
 from fsspec.implementations.local import LocalFileSystem
 
+from batchproj.credentials import has_credentials, masked, quiet_clients
 from batchproj.errors import ItemFault, SourceError, TryLater, UsageError
 from batchproj.retry import CALLS_AT_ONCE, error_code, is_cut, retrying
 from batchproj.schema import Reason
@@ -50,6 +51,11 @@ _ONE_TRY = {
 }
 """For botocore: `retrying` alone decides, else it and s3fs block for minutes before it sees the first error."""
 
+_WITHIN_OTHERS = frozenset(
+    {"zip", "tar", "libarchive", "reference", "simplecache", "filecache", "blockcache", "cached", "dir", "generic"}
+)
+"""File systems of fsspec that are led to any other file or URL by what they open, or are given."""
+
 _renewing = threading.Lock()
 
 
@@ -69,9 +75,17 @@ class Listed:
 
 
 def canonical(url: str) -> str:
-    """Absolute URI of a path or URL, without a trailing slash; raises UsageError for an empty one."""
+    """Absolute URI of a path or URL, without a trailing slash; raises UsageError for an empty one, or one with secrets.
+
+    Such a URL would be kept with every run, and shown to whoever reads the collection.
+    """
     if not url:
         raise UsageError("an empty path; expected a folder, or a URL such as s3://bucket/folder")
+    if has_credentials(url):
+        raise UsageError(
+            f"{masked(url)} has credentials in it, which would be kept beside every run: take them out, and give them "
+            "by the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, FSSPEC_HTTP, a role)"
+        )
     if "://" not in url:
         return "file://" + os.path.abspath(os.path.expanduser(url))  # noqa: PTH100, PTH111 - keeps `*`
     scheme, rest = url.split("://", 1)
@@ -97,9 +111,13 @@ def s3_needs_http() -> bool:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path in it."""
+    """The fsspec file system of a URI, and the path in it; raises SourceError for one that is none by itself."""
+    scheme = uri.split("://", 1)[0]
+    if "::" in scheme or scheme in _WITHIN_OTHERS:
+        raise SourceError(f"cannot open {uri}: a file system within another is not opened; expected file, s3, gs …")
     options: dict[str, Any] = {}
     if uri.startswith(("s3://", "s3a://")):
+        quiet_clients()
         # boto reads AWS_DEFAULT_REGION only; Lance and the AWS SDKs of other languages AWS_REGION
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         # listings and objects change beside us: no cache of directories
@@ -110,7 +128,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
         }
     try:
         # not url_to_fs: it takes `::` in a name for a chain of file systems
-        fs = fsspec.filesystem(uri.split("://", 1)[0], **options)
+        fs = fsspec.filesystem(scheme, **options)
     except (ValueError, ImportError) as error:
         raise SourceError(f"cannot open {uri}: {error}") from error
     if hasattr(fs, "call_s3"):

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchproj.config import read_yaml, validate
 from batchproj.decode.limits import Limits
 from batchproj.errors import SpaceError
-from batchproj.objectstore import Folder
+from batchproj.objectstore import Folder, canonical
 from batchproj.schema import Modality
 
 
@@ -65,6 +65,7 @@ def load_recipe(path: str | None) -> Recipe:
     """Read a recipe by path or URL; the defaults without one. Raises SpaceError."""
     if path is None:
         return Recipe()
+    canonical(path)  # refuses one with secrets, which the name's part may hold as well
     parent, _, name = path.rpartition("/")
     try:
         text = Folder(parent or ("/" if path.startswith("/") else ".")).read(name).decode()

@@ -27,7 +27,7 @@ from batchproj.errors import SpaceError
 from batchproj.features import Features, gathered
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import refuse_foreign_code
-from batchproj.objectstore import Folder
+from batchproj.objectstore import Folder, canonical
 from batchproj.schema import Cache, Modality
 from batchproj.token_features import TokenFeatures
 from batchproj.tokens import load_tokenizers
@@ -155,7 +155,7 @@ def open_space(reference: str) -> SpaceFolder:
     """Read a space by shipped name, folder, or path or URL of its YAML file."""
     if reference in shipped_spaces():
         folder, name = Folder(str(resources.files("batchproj") / "spaces" / reference)), "space.yaml"
-    elif reference.endswith((".yaml", ".yml")):
+    elif canonical(reference).endswith((".yaml", ".yml")):
         parent, _, name = reference.rpartition("/")
         folder = Folder(parent or ("/" if reference.startswith("/") else "."))
     else:

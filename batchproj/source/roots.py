@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import unquote
 
+from batchproj.credentials import has_credentials, masked
 from batchproj.errors import ItemFault
 from batchproj.objectstore import canonical
 from batchproj.schema import Reason
@@ -30,8 +31,14 @@ class Roots:
     def resolve(self, value: str) -> str:
         """The canonical URI of what a row names, relative to the table's folder if it has no scheme.
 
-        Raises ItemFault OUTSIDE_ROOTS for whatever is not plainly below a root, whether it is there or not.
+        Raises ItemFault OUTSIDE_ROOTS for whatever is not plainly below a root, whether it is there or not, and
+        BAD_ROW for a URL with a password, a token or a signature in it.
         """
+        if has_credentials(value):
+            raise ItemFault(
+                Reason.BAD_ROW,
+                f"{masked(value)!r} has credentials in it, which would be kept in every table: take them out",
+            )
         uri = self._absolute(value)
         segments = uri.split("://", 1)[1].split("/")
         if uri.startswith(("http://", "https://")):
