@@ -34,12 +34,10 @@ class Roots:
         Raises ItemFault OUTSIDE_ROOTS for whatever is not plainly below a root, whether it is there or not, and
         BAD_ROW for a URL with a password, a token or a signature in it.
         """
-        if has_credentials(value):
-            raise ItemFault(
-                Reason.BAD_ROW,
-                f"{masked(value)!r} has credentials in it, which would be kept in every table: take them out",
-            )
         uri = self._absolute(value)
+        if has_credentials(uri):
+            why = "has credentials in it, which would be kept in every table: take them out"
+            raise ItemFault(Reason.BAD_ROW, f"{masked(uri)!r} {why}")
         segments = uri.split("://", 1)[1].split("/")
         if uri.startswith(("http://", "https://")):
             segments = [part for segment in segments for part in re.split(r"[/\\]", unquote(segment))]
@@ -80,5 +78,6 @@ def _real(uri: str) -> str:
 
 
 def _refused(value: str, why: str) -> ItemFault:
-    shown = value if len(value) <= 200 else f"{value[:200]}…"
+    shown = masked(value)
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}…"
     return ItemFault(Reason.OUTSIDE_ROOTS, f"{shown!r} is not opened: {why}")
