@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import posixpath
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
 import batchproj
 from batchproj.errors import BatchprojError, ItemFault
@@ -18,6 +20,7 @@ from batchproj.objectstore import filesystem, head, list_objects, read_pinned
 from batchproj.schema import Reason
 from batchproj.source.roots import Roots
 
+PACKAGE = Path(batchproj.__file__).parent
 SECRET = b"not below any root"
 PARTS = [
     *("..", ".", "", "~", "...", " ..", ".. ", "..\\..", "\\..\\", "%2e%2e", "%2E%2E%2F..", "..%2f..", "%252e%252e"),
@@ -139,9 +142,29 @@ def test_no_file_system_within_another_is_opened(scheme: str) -> None:
         filesystem(f"{scheme}://a.txt")
 
 
+# --- what it stands on ---------------------------------------------------------------------------
+
+HOLES = {
+    "aiohttp": "3.14.2",
+    "pillow": "12.2.0",  # CVE-2026-25990 and what 12.3 mended
+    "pyarrow": "23.0.0",  # CVE-2026-25087
+    "ray": "2.54.1",  # CVE-2026-41486: Parquet's extension types were unpickled
+    "torch": "2.9.1",  # CVE-2025-32434, CVE-2026-24747: torch.load with weights_only=True
+    "transformers": "5.4.0",
+    "urllib3": "2.6.3",  # CVE-2026-44431
+}
+"""The newest version with a known hole in what is used here."""
+
+
+def test_no_version_with_a_known_hole_is_allowed() -> None:
+    document = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())
+    required = {found.name: found for found in map(Requirement, document["project"]["dependencies"])}
+    assert [name for name, version in HOLES.items() if required[name].specifier.contains(version)] == []
+    assert [name for name, found in required.items() if not found.specifier and name != "torchvision"] == []
+
+
 # --- the source ----------------------------------------------------------------------------------
 
-PACKAGE = Path(batchproj.__file__).parent
 JUSTIFIED = {
     "encode/__init__.py: import_module",  # of the files beside it, by names that were listed
     "project/__init__.py: import_module",
