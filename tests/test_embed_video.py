@@ -113,7 +113,7 @@ def check(corpus: Path, collection: Path, report: Report) -> None:
     assert {row["uri"].rpartition("/")[2]: row["reason"] for row in bad} == {
         "cut.mp4": "truncated",
         "page.mov": "wrong_type",
-        "list.mkv": "wrong_type",
+        "list.mkv": "unsupported_format",
         "sound.mp4": "no_encoder",  # audio
     }
     assert {row["uri"].rpartition("/")[2]: row["modality"] for row in bad}["sound.mp4"] == "audio"
