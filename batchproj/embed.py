@@ -33,6 +33,7 @@ from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
+from batchproj.decode.versions import decoders
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
@@ -41,6 +42,7 @@ from batchproj.lance_store import lance_faults
 from batchproj.objectstore import Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
+from batchproj.schema import Reason
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
 
@@ -84,6 +86,7 @@ class Watch:
 class Options:
     """How a run may go about it; none of it changes a vector.
 
+    What is in quarantine for one of the reasons `retry_quarantined` is tried again.
     `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
     files of features, as in the collection, whose items are done again; `rebuild` writes the table
     anew from the parts. With either of these the run is a repair, which does nothing else: the source
@@ -95,6 +98,7 @@ class Options:
     single_writer: bool = False
     force: bool = False
     verbose: bool = False
+    retry_quarantined: frozenset[Reason] = frozenset()
     redo: tuple[str, ...] = ()
     rebuild: bool = False
 
@@ -138,13 +142,15 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     if live is not None and not options.force:
         refuse_if_worse(folder, live, space, watch.step)
     fingerprints = fingerprints_of(space)
-    with Plan(fingerprints, options.recipe.limits) as plan:
+    # a repair tries nothing again, so what it leaves in quarantine was judged by the decoders before
+    here = live.decoders if live is not None and options.is_repair else decoders()
+    with Plan(fingerprints, options.recipe.limits, here) as plan:
         plan.redo(list(options.redo))
         if live is not None and options.is_repair:
             reads = any(name.startswith("features/") for name in options.redo)
             counts = compare_with_itself(plan, folder, live, roots=options.recipe.roots if reads else None)
         else:
-            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step)
+            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step, options.retry_quarantined)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:
@@ -161,6 +167,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 fingerprints=fingerprints,
                 listed=counts.listed,
                 limits=options.recipe.limits,
+                decoders=here,
                 sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
@@ -190,12 +197,14 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     folder = run.job.folder
     entry = _begin(run)
     run.lease.working_on = run.target.run
-    receipts, restarts = _execute(run, watch, options.verbose)
+    receipts, restarts = _execute(run, watch, options)
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
     _check_readable(run, receipts, options.is_repair)
-    if not options.rebuild and commit.is_as_before(run.plan):
+    # what was tried again because decoders, limits or encoders are others must not be by every run from now on
+    judged_alike = run.live is not None and run.live.judges_as(run.target)
+    if not options.rebuild and judged_alike and commit.is_as_before(run.plan):
         _drop_records(folder, receipts)
         folder.remove([layout.ledger(run.target.run)])
         return None
@@ -272,7 +281,7 @@ def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None
         )
 
 
-def _execute(run: _Run, watch: Watch, verbose: bool) -> tuple[list[Receipt], int]:
+def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], int]:
     """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced."""
     job, limits = run.job, run.job.recipe.units
     cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
@@ -281,11 +290,11 @@ def _execute(run: _Run, watch: Watch, verbose: bool) -> tuple[list[Receipt], int
     replaced = 0
     with ExitStack() as stack:
         for _ in range(ROUNDS):
-            done, todo = _divide(job.folder, run.target.run, pending)
+            done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
                 watch.step("starting workers")
-                stack.enter_context(ray_session(verbose))
+                stack.enter_context(ray_session(options.verbose))
                 teller = _Teller(watch)
                 for receipt in run_units(job, todo, teller):
                     run.lease.check()
@@ -314,13 +323,21 @@ class _Teller:
             self._watch.step(f"{self.replaced} workers died so far and were replaced")
 
 
-def _divide(folder: Folder, run: str, cut: Iterator[tuple[Unit, pa.Table]]) -> tuple[list[Receipt], list[Unit]]:
-    """Which units are done, by an earlier attempt at this run, and which are to do."""
+def _divide(
+    folder: Folder, run: str, cut: Iterator[tuple[Unit, pa.Table]], retried: frozenset[Reason]
+) -> tuple[list[Receipt], list[Unit]]:
+    """Which units are done, by an earlier attempt at this run, and which are to do.
+
+    Those that have put items into quarantine for one of the reasons `retried` are done again.
+    """
     started = set(folder.names(layout.units(run)))
 
     def prepare(pair: tuple[Unit, pa.Table]) -> Receipt | Unit:
         unit, inputs = pair
         receipt = read_receipt(folder, unit) if unit.name in started else None
+        if receipt is not None and receipt.reasons.keys() & retried:
+            _drop_records(folder, [receipt])
+            receipt = None
         if receipt is None:
             write_inputs(folder, unit, inputs)
         return receipt or unit

@@ -20,6 +20,7 @@ import struct
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -511,11 +512,13 @@ def _written(job: Job, unit: Unit, output: Output, busy_s: float) -> Receipt:
     part = write_part(job.folder, unit.name, output.vectors) if output.vectors.num_rows else None
     failpoint("unit.part")
     statuses = output.outcome["status"].to_pylist()
+    reasons = Counter(reason for reason in output.outcome["reason"].to_pylist() if reason is not None)
     receipt = Receipt(
         unit=unit,
         embedded=statuses.count("embedded") - output.copied,
         copied=output.copied,
         quarantined=statuses.count("quarantined"),
+        reasons=dict(reasons),
         deferred=statuses.count("deferred"),
         encoded=output.encoded,
         busy_s=busy_s,

@@ -40,7 +40,7 @@ LAYERS = [
     ["ray_training", "bridge_report"],
     ["many_pairs"],
     ["gate"],
-    ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc", "inventory"],
+    ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc", "inventory", "quarantine"],
     ["repair", "forget", "promote", "adapter"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],

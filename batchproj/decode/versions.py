@@ -1,0 +1,23 @@
+"""Which decoders are here: another version of one may open what this one could not."""
+
+from __future__ import annotations
+
+import av
+import PIL
+import soundfile
+import soxr
+
+DECODE_EPOCH = 1
+"""Raised by hand when our own code comes to open, or to refuse, something that it did not before."""
+
+
+def decoders() -> dict[str, str]:
+    """Versions of the libraries that parse items, and of our own code around them, as snapshots record them."""
+    return {
+        "pillow": PIL.__version__,
+        "pyav": av.__version__,
+        "ffmpeg": str(av.ffmpeg_version_info),
+        "libsndfile": soundfile.__libsndfile_version__,
+        "soxr": soxr.__version__,
+        "epoch": str(DECODE_EPOCH),
+    }
