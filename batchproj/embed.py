@@ -26,11 +26,12 @@ from itertools import chain, islice
 import pyarrow as pa
 
 from batchproj import retry
+from batchproj.breaker import Breaker, paused
 from batchproj.changes import check_places, compare, compare_with_itself, fingerprints_of, mass_delete
 from batchproj.collection import commit, layout, ledger, manifest
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
-from batchproj.collection.plan import Counts, Plan
+from batchproj.collection.plan import TRANSIENT, Counts, Plan
 from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.decode.versions import decoders
@@ -86,7 +87,8 @@ class Watch:
 class Options:
     """How a run may go about it; none of it changes a vector.
 
-    What is in quarantine for one of the reasons `retry_quarantined` is tried again.
+    What is in quarantine for one of the reasons `retry_quarantined` is tried again. `max_bad` is the share of the
+    last thousand finished items that may have one and the same reason; with more the run is paused.
     `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
     files of features, as in the collection, whose items are done again; `rebuild` writes the table
     anew from the parts. With either of these the run is a repair, which does nothing else: the source
@@ -99,6 +101,7 @@ class Options:
     force: bool = False
     verbose: bool = False
     retry_quarantined: frozenset[Reason] = frozenset()
+    max_bad: float = 1.0
     redo: tuple[str, ...] = ()
     rebuild: bool = False
 
@@ -282,8 +285,12 @@ def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None
 
 
 def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], int]:
-    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced."""
+    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced.
+
+    Raises TooManyBad if the units that are done, by this attempt or an earlier one, have too many items of one reason.
+    """
     job, limits = run.job, run.job.recipe.units
+    breaker = Breaker(options.max_bad)
     cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
     pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
     receipts: list[Receipt] = []
@@ -291,6 +298,8 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
     with ExitStack() as stack:
         for _ in range(ROUNDS):
             done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
+            for receipt in done:
+                _check_bad(breaker, job.folder, receipt, receipts + done)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
                 watch.step("starting workers")
@@ -300,11 +309,21 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
+                    _check_bad(breaker, job.folder, receipt, receipts + done)
                 replaced += teller.replaced
             commit.record(run.plan, job.folder, done)
             receipts += done
             pending = chain(cut("embed", run.plan.deferred()))
     return receipts, replaced
+
+
+def _check_bad(breaker: Breaker, folder: Folder, receipt: Receipt, done: list[Receipt]) -> None:
+    if (trip := breaker.add(receipt)) is None:
+        return
+    error = paused(folder, trip)
+    if trip.reason in TRANSIENT:  # the next attempt at this run shall try these again
+        _drop_records(folder, [each for each in done if each.reasons.get(trip.reason)])
+    raise error
 
 
 class _Teller:

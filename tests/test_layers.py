@@ -32,7 +32,7 @@ LAYERS = [
     ["space", "recipe", "fit"],
     ["collection", "report", "streamed_fit"],
     ["card"],
-    ["embedding", "tags", "bridge", "balance"],
+    ["breaker", "embedding", "tags", "bridge", "balance"],
     ["index"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration"],

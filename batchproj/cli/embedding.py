@@ -149,7 +149,8 @@ def embed(
     max_bad: Annotated[
         str | None,
         typer.Option(
-            help="Exit 3 when more than this share is quarantined.",
+            help="Exit 3 when more than this share is quarantined, and pause when it is for one reason among the last "
+            "1,000 items.",
             show_default="5%, at least 50 items",
         ),
     ] = None,
@@ -180,6 +181,7 @@ def embed(
             force=force,
             verbose=verbose,
             retry_quarantined=retried,
+            max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
         )
         resolved = resolve(open_space(space or usual_space(collection)))
         with RunProgress(stream) as progress:
