@@ -40,7 +40,7 @@ from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
 from batchproj.lance_store import lance_faults
-from batchproj.objectstore import Folder, canonical
+from batchproj.objectstore import GONE, Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.schema import Reason
@@ -49,6 +49,9 @@ from batchproj.switch import finish, next_run, unsettled, writing
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
+
+MASS_GONE = 0.2
+"""The same of objects that were listed and are gone when they are read: more likely a mount that went away."""
 
 _SOUND_BUT_UNREADABLE = """
 SELECT count(*) FROM final f JOIN manifest m USING (item)
@@ -204,7 +207,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
-    _check_readable(run, receipts, options.is_repair)
+    _check_readable(run, receipts, options)
     # what was tried again because decoders, limits or encoders are others must not be by every run from now on
     judged_alike = run.live is not None and run.live.judges_as(run.target)
     if not options.rebuild and judged_alike and commit.is_as_before(run.plan):
@@ -262,14 +265,14 @@ def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
     folder.remove([layout.unit_file(unit.run, unit.name, DONE) for unit in units])
 
 
-def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None:
-    """Many forbidden objects are the credentials' fault, not the objects', and a repair must not take away
-    what is sound: stop before anything shows."""
-    forbidden, read = run.plan.rows(
-        "SELECT count(*) FILTER (reason = 'forbidden'), count(*) FROM final JOIN plan USING (item) "
-        "WHERE action IN ('new', 'changed', 'encode')"
+def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> None:
+    """Many objects that are forbidden or gone are the fault of the credentials or of a mount, not the objects', and a
+    repair must not take away what is sound: stop before anything shows."""
+    forbidden, gone, read = run.plan.rows(
+        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (reason = 'changed' AND ends_with(detail, "
+        f"'{GONE}')), count(*) FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
     )[0]
-    if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if is_repair else 0:
+    if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if options.is_repair else 0:
         _drop_records(run.job.folder, receipts)
         raise UsageError(
             f"{lost:,} objects whose features are damaged cannot be read any more as they were embedded, and their "
@@ -281,6 +284,12 @@ def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None
         raise UsageError(
             f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
             "check the rights of these credentials"
+        )
+    if gone > MASS_GONE * run.counts.listed and not options.allow_mass_delete:
+        _drop_records(run.job.folder, receipts)
+        raise TryLater(
+            f"{gone:,} of {read:,} objects were listed and are gone: is the source's mount away? nothing was made "
+            "visible; run the same command again, if that is meant with --allow-mass-delete"
         )
 
 

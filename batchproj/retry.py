@@ -7,6 +7,7 @@ so that a store that is not used is not imported.
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -55,6 +56,22 @@ _NETWORK_ERRORS = frozenset(
         "ServerDisconnectedError",
     }
 )
+_MACHINE_ERRORS = frozenset(
+    {
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.ESTALE,
+    }
+)
+"""Of a disk, a mount or a machine that is in trouble, whatever file was asked for."""
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 _CREDENTIAL_CODES = frozenset(
     {
@@ -164,6 +181,10 @@ def is_transient(error: BaseException) -> bool:
     response = _response(error)
     if response is not None:
         return error_code(error) in _TRANSIENT_CODES or _status(response) in _TRANSIENT_STATUS
+    if (
+        isinstance(error, OSError) and error.errno in _MACHINE_ERRORS
+    ):  # s3fs says EIO of any answer that it does not know
+        return True
     return any(parent.__name__ in _NETWORK_ERRORS for parent in type(error).__mro__)
 
 

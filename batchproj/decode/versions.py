@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import av
-import PIL
-import soundfile
-import soxr
+from batchproj.errors import BatchprojError
 
 DECODE_EPOCH = 1
 """Raised by hand when our own code comes to open, or to refuse, something that it did not before."""
 
 
 def decoders() -> dict[str, str]:
-    """Versions of the libraries that parse items, and of our own code around them, as snapshots record them."""
+    """Versions of the libraries that parse items, and of our own code around them, as snapshots record them.
+
+    Raises BatchprojError if one cannot be loaded here: no item would be to blame.
+    """
+    try:
+        import av
+        import PIL
+        import soundfile
+        import soxr
+    except (ImportError, OSError) as error:  # OSError: soundfile without libsndfile
+        raise BatchprojError(f"a library that decodes cannot be loaded: {error}; install batchproj again") from error
     return {
         "pillow": PIL.__version__,
         "pyav": av.__version__,
