@@ -140,8 +140,8 @@ GROUP BY ALL ORDER BY ALL
 class Counts:
     """Items by what a run would do with each.
 
-    `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
-    passed. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
+    `encode` are unchanged ones under a new encoder, `retry` quarantined ones that may have another outcome now, or
+    were asked for. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
     that a marker keeps out, `faulty` those of the `changed` that are embedded and whose row in a table now
     names nothing that is there or may be opened.
     """
