@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchproj.collection.unit import Output
-    from batchproj.embedding import Fetched, UnitWorker
+    from batchproj.decoding import Fetched
+    from batchproj.embedding import UnitWorker
 
 # OpenMP reads this once, when torch is first imported. As `ray_session` has it for workers: else
 # threads that wait spin, and on busy cores the calibration takes thrice what the run does.
@@ -158,7 +159,7 @@ def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _fetched(row: dict[str, Any], read: bytes | ItemFault) -> Fetched:
-    from batchproj.embedding import Fetched
+    from batchproj.decoding import Fetched
 
     fault = read if isinstance(read, ItemFault) else None
     data = b"" if isinstance(read, ItemFault) else read

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     FORBIDDEN = "forbidden"  # the object itself may not be read
     BAD_ROW = "bad_row"  # a table's row that names or holds no item; detail says what is wrong with it
     OUTSIDE_ROOTS = "outside_roots"  # a table's row names an object that the table may not open
+    DECODER_CRASHED = "decoder_crashed"  # its decoder died of it twice, or ran past the limits of time
     MISSING = "missing"  # a table's row names an object that is not there
 
 

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from batchproj.collection.unit import Unit
 from batchproj.decode.limits import Limits
-from batchproj.embedding import Fetched, UnitWorker
+from batchproj.decoding import Fetched
+from batchproj.embedding import UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
 

@@ -74,6 +74,11 @@ def sniff(data: bytes, name: str) -> Modality:
     Raises ItemFault: EMPTY, UNKNOWN_TYPE, WRONG_TYPE, UNSUPPORTED_FORMAT, INVALID_UTF8 (UTF-16),
     CORRUPT or TRUNCATED (a container that does not open).
     """
+    return from_outside(data, name) or look_inside(data)
+
+
+def from_outside(data: bytes, name: str) -> Modality | None:
+    """The same, by our own look at the bytes alone; None for a container that must be opened."""
     if not data:
         raise ItemFault(Reason.EMPTY, "0 bytes")
     expected = hint(name)
@@ -84,10 +89,7 @@ def sniff(data: bytes, name: str) -> Modality:
     _refuse_by_magic(data)
     if found is not None:
         return found
-    container = demuxer(data)
-    if container in MIXED:
-        return _look_inside(data, container)
-    return _unknown(data, expected)
+    return None if demuxer(data) in MIXED else _unknown(data, expected)
 
 
 def _known(data: bytes) -> Modality | None:
@@ -141,8 +143,11 @@ def _refuse_by_magic(data: bytes) -> None:
         raise ItemFault(Reason.UNSUPPORTED_FORMAT, "CR2 raw pictures are not opened")
 
 
-def _look_inside(data: bytes, container: str) -> Modality:
-    """Modality by the streams of a container that may hold sound or film."""
+def look_inside(data: bytes) -> Modality:
+    """Modality by the streams of a container that may hold sound or film. Raises ItemFault: CORRUPT, TRUNCATED,
+    UNSUPPORTED_FORMAT (neither in it)."""
+    container = demuxer(data)
+    assert container is not None, "not a container"
     try:
         with refusals_as_faults("PyAV"), open_container(data, container) as opened:
             found = modality_of(opened)
