@@ -412,6 +412,7 @@ class _EmbedActor:
         # only here: the processes that read and write must not wait for models' and codecs' imports
         from batchproj.embedding import UnitWorker
 
+        self._job = job
         self._desk = desk
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
@@ -424,7 +425,8 @@ class _EmbedActor:
         tables = _tables(batch)
         failpoint("unit.begun")
         started = time.monotonic()
-        output = self._embed(unit, tables)
+        with _reporting(self._job, self._desk):
+            output = self._embed(unit, tables)
         counts = {"encoded": [output.encoded], "copied": [output.copied], "busy_s": [time.monotonic() - started]}
         return _row(unit, [output.vectors, output.features, output.outcome, pa.table(counts)])
 

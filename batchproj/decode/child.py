@@ -53,7 +53,7 @@ class Work:
     modality: Modality | None
     spec: MediaSpec | None
     limits: Limits
-    size: PieceSize
+    piece: PieceSize
 
 
 _IMPORTED_LATE = ("PIL.ImageCms", "PIL.ImageColor", "PIL.ImageFilter", "PIL.ImagePalette")
@@ -114,7 +114,7 @@ def _answers(look: bool, data: bytes, work: Work) -> Iterator[Answer]:
             return
         assert work.modality is not None, "asked to decode without an encoder"
         assert work.spec is not None, "asked to decode without an encoder"
-        for piece in decode_pieces(data, work.modality, work.spec, work.limits, work.size):
+        for piece in decode_pieces(data, work.modality, work.spec, work.limits, work.piece):
             yield {"segments": [_described(segment) for segment in piece.segments], "last": piece.last}, piece
 
 

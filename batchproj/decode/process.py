@@ -24,6 +24,7 @@ from batchproj.errors import BatchprojError, ItemFault, TryLater
 from batchproj.media import Segment
 from batchproj.schema import Modality, Reason
 
+PROGRAM = "batchproj.decode.child"
 DEATHS = 2
 """So often an item may end its decoder: what dies once may have been killed from outside."""
 
@@ -138,7 +139,7 @@ def _start(work: Work) -> _Child:
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **_ONE_THREAD}
     with theirs, tempfile.TemporaryFile() as said:
-        program = [sys.executable, "-P", "-m", "batchproj.decode.child"]
+        program = [sys.executable, "-P", "-m", PROGRAM]
         told = [str(theirs.fileno()), WORK.dump_json(work).decode()]
         nothing = subprocess.DEVNULL
         try:
