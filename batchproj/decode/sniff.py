@@ -39,10 +39,9 @@ _FORMS = {
 }
 _BMP_HEADER_BYTES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _PICTURE_BRANDS = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
+_UNSUPPORTED_TEXT = ((b"%PDF-", "PDF"), (b"%!PS", "PostScript"), (b"{\\rtf", "RTF"))
 _UNSUPPORTED = (
-    (b"%PDF-", "PDF"),
-    (b"%!PS", "PostScript"),
-    (b"{\\rtf", "RTF"),
+    *_UNSUPPORTED_TEXT,
     (b"\xc5\xd0\xd3\xc6", "EPS"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
@@ -122,7 +121,7 @@ def _is_text(data: bytes) -> bool:
 
 def _text(data: bytes, expected: Modality | None) -> Modality:
     """What to make of bytes that are text."""
-    _refuse_by_magic(data)
+    _refuse_by_magic(data, _UNSUPPORTED_TEXT)  # others have letters that begin many a text: "MAC "
     if expected is Modality.TEXT:
         return Modality.TEXT
     if _SVG.match(data[:_HEAD_BYTES].removeprefix(codecs.BOM_UTF8)):
@@ -132,9 +131,9 @@ def _text(data: bytes, expected: Modality | None) -> Modality:
     raise ItemFault(Reason.WRONG_TYPE, f"named as {expected} but it is text, as an error page would be")
 
 
-def _refuse_by_magic(data: bytes) -> None:
+def _refuse_by_magic(data: bytes, magics: tuple[tuple[bytes, str], ...] = _UNSUPPORTED) -> None:
     """Raise UNSUPPORTED_FORMAT for what is recognised by strict magic bytes and not opened."""
-    for magic, label in _UNSUPPORTED:
+    for magic, label in magics:
         if data.startswith(magic):
             raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{label} is not opened")
     if data[4:8] == b"ftyp" and data[8:12].startswith(_PICTURE_BRANDS):
