@@ -451,7 +451,7 @@ class _EmbedActor:
         return _row(unit, [output.vectors, output.features, output.outcome, pa.table(counts)])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
-        from batchproj.embedding import Fetched
+        from batchproj.decoding import Fetched
 
         items = [
             Fetched.of_row(

@@ -6,7 +6,9 @@ import errno
 import io
 import sys
 from collections.abc import Iterator
+from multiprocessing import Pipe
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -17,13 +19,18 @@ from table_files import listed, write
 
 import batchproj
 from batchproj import objectstore, retry
+from batchproj.decode import child
+from batchproj.decode.child import Work
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.decode.image import decode_image
+from batchproj.decode.item import PIECE
 from batchproj.decode.limits import Limits
+from batchproj.decode.process import DecoderProcess
 from batchproj.decode.versions import decoders
 from batchproj.embed import Options
 from batchproj.errors import BatchprojError, CollectionError, ItemFault, TryLater, UsageError
 from batchproj.media import ImageSpec
+from batchproj.schema import Modality
 from batchproj.source import reading
 from batchproj.source.place import Place
 from batchproj.space import Embedder
@@ -90,7 +97,7 @@ def test_a_decoder_without_a_part_of_itself_blames_no_picture(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("error", "blamed"),
     [
-        (ImportError("no _webp"), False),
+        (ImportError("a module that a decoder process may not open"), True),
         (NameError("name '_webp' is not defined"), False),
         (UnboundLocalError("of a path that only odd bytes lead to"), True),
         (OSError("broken data stream when reading image file"), True),
@@ -156,3 +163,18 @@ def test_a_mount_that_is_empty_when_it_is_read_stops_the_run(
     assert run(corpus, tmp_path / "meant", tiny_space, meant).quarantined == 12
     del away[4:]
     assert run(corpus, tmp_path / "few", tiny_space).quarantined == 4
+
+
+def test_a_decoder_process_hands_on_what_is_no_items_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Iterator[child.Answer]:
+        yield from ()
+        raise BatchprojError("Pillow is not whole on this machine")
+
+    here, there = Pipe()
+    child._answer(there, broken(), 60)
+    spec = ImageSpec(height=8, width=8, resize_px=8)
+    decoder = DecoderProcess(Work(Modality.IMAGE, spec, Limits(), PIECE))
+    monkeypatch.setattr(decoder, "_started", lambda: SimpleNamespace(connection=here))
+    with pytest.raises(BatchprojError, match=r"^Pillow is not whole on this machine$") as told:
+        next(decoder.pieces(b"a picture"))
+    assert not isinstance(told.value, ItemFault)

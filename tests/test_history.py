@@ -44,8 +44,9 @@ from batchproj.collection import manifest
 from batchproj.collection.lease import Record
 from batchproj.collection.ledger import Report
 from batchproj.collection.unit import Unit
+from batchproj.decoding import Fetched
 from batchproj.embed import Options, Watch, embed
-from batchproj.embedding import Fetched, UnitWorker
+from batchproj.embedding import UnitWorker
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.gc import gc
 from batchproj.objectstore import Folder

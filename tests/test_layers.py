@@ -32,6 +32,7 @@ LAYERS = [
     ["space", "recipe", "fit"],
     ["collection", "report", "streamed_fit"],
     ["card"],
+    ["decoding"],
     ["breaker", "embedding", "tags", "bridge", "balance"],
     ["index"],
     ["pipeline", "search", "changes", "switch"],
