@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from batchproj.collection.unit import Output
-    from batchproj.embedding import Fetched, UnitWorker
+    from batchproj.decode.process import DecoderProcess
+    from batchproj.decoding import Fetched
+    from batchproj.embedding import UnitWorker
 
 # OpenMP reads this once, when torch is first imported. As `ray_session` has it for workers: else
 # threads that wait spin, and on busy cores the calibration takes thrice what the run does.
@@ -64,6 +66,7 @@ class Calibrator:
         self._space = space
         self._recipe = recipe
         self._workers: dict[Modality, UnitWorker] = {}
+        self._looker: DecoderProcess | None = None
 
     def pool(self, modality: Modality | None) -> tuple[int, int, float]:
         """Workers a run here would have for a modality, threads and GPUs of each; None: for unclear names."""
@@ -94,17 +97,26 @@ class Calibrator:
 
     def _by_modality(self, items: list[Fetched]) -> dict[Modality, list[Fetched]]:
         """What can be encoded; the rest was read, and that is all."""
-        from batchproj.decode.sniff import sniff
+        from batchproj.decode.sniff import from_outside
 
         groups: dict[Modality, list[Fetched]] = {}
         for item in items:
             try:
-                modality = sniff(item.data, item.name)
+                modality = from_outside(item.data, item.name) or self._decoder().look(item.data)
             except ItemFault:
                 continue
             if item.fault is None and modality in self._space.members:
                 groups.setdefault(modality, []).append(item)
         return groups
+
+    def _decoder(self) -> DecoderProcess:
+        """To look into containers: their bytes are as strange here as in a run."""
+        from batchproj.decode.child import Work
+        from batchproj.decode.item import PIECE
+        from batchproj.decode.process import DecoderProcess
+
+        self._looker = self._looker or DecoderProcess(Work(None, None, self._recipe.limits, PIECE))
+        return self._looker
 
     def _embed(self, modality: Modality, items: list[Fetched]) -> tuple[float, Output]:
         """Embed and take the time; a model's first call is slow and, unless very slow, is made twice."""
@@ -158,7 +170,7 @@ def _chunks(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _fetched(row: dict[str, Any], read: bytes | ItemFault) -> Fetched:
-    from batchproj.embedding import Fetched
+    from batchproj.decoding import Fetched
 
     fault = read if isinstance(read, ItemFault) else None
     data = b"" if isinstance(read, ItemFault) else read

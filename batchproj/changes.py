@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import duckdb
@@ -14,7 +14,7 @@ from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
-from batchproj.schema import Modality
+from batchproj.schema import Modality, Reason
 from batchproj.source.listing import Seal, list_items
 from batchproj.source.place import row_address
 from batchproj.space import ResolvedSpace
@@ -53,11 +53,13 @@ def compare(
     live: Snapshot | None,
     roots: Sequence[str],
     say: Callable[[str], None],
+    retry_reasons: Iterable[Reason] = (),
 ) -> Counts:
     """List the source and lay it against the live manifest; nothing is written.
 
-    `roots` are the folders that tables may name objects in, beside their own. Raises SourceError if the
-    source cannot be listed, has two rows of one id, or is empty before the first run.
+    `roots` are the folders that tables may name objects in, beside their own; what is in quarantine for one of
+    `retry_reasons` is tried again. Raises SourceError if the source cannot be listed, has two rows of one id, or is
+    empty before the first run.
     """
     listed = 0
     unread = []
@@ -87,7 +89,7 @@ def compare(
         uri, place, first, second = double
         rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
         raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
-    return plan.decide(live.limits if live else None)
+    return plan.decide(live, retry_reasons)
 
 
 def compare_with_itself(
@@ -105,11 +107,11 @@ def compare_with_itself(
         pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
         with suppress(SourceError):  # what is gone with the source is quarantined when it is read, as objects are
             containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
-    return plan.decide(live.limits, retry=False)
+    return plan.decide(live, retry=None)
 
 
 def _load_live(plan: Plan, folder: Folder, live: Snapshot) -> None:
-    plan.load_manifest(_manifest(plan, folder, live))
+    plan.load_manifest(_manifest(plan, folder, live), live.run)
     plan.know_features(live.features)
 
 

@@ -26,26 +26,32 @@ from itertools import chain, islice
 import pyarrow as pa
 
 from batchproj import retry
+from batchproj.breaker import Breaker, paused
 from batchproj.changes import check_places, compare, compare_with_itself, fingerprints_of, mass_delete
 from batchproj.collection import commit, layout, ledger, manifest
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
-from batchproj.collection.plan import Counts, Plan
+from batchproj.collection.plan import TRANSIENT, Counts, Plan
 from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
+from batchproj.decode.versions import decoders
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
 from batchproj.lance_store import lance_faults
-from batchproj.objectstore import Folder, canonical
+from batchproj.objectstore import GONE, Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
+from batchproj.schema import Reason
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
+
+MASS_GONE = 0.2
+"""The same of objects that were listed and are gone when they are read: more likely a mount that went away."""
 
 _SOUND_BUT_UNREADABLE = """
 SELECT count(*) FROM final f JOIN manifest m USING (item)
@@ -84,6 +90,8 @@ class Watch:
 class Options:
     """How a run may go about it; none of it changes a vector.
 
+    What is in quarantine for one of the reasons `retry_quarantined` is tried again. `max_bad` is the share of the
+    last thousand finished items that may have one and the same reason; with more the run is paused.
     `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
     files of features, as in the collection, whose items are done again; `rebuild` writes the table
     anew from the parts. With either of these the run is a repair, which does nothing else: the source
@@ -95,6 +103,8 @@ class Options:
     single_writer: bool = False
     force: bool = False
     verbose: bool = False
+    retry_quarantined: frozenset[Reason] = frozenset()
+    max_bad: float = 1.0
     redo: tuple[str, ...] = ()
     rebuild: bool = False
 
@@ -138,13 +148,15 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     if live is not None and not options.force:
         refuse_if_worse(folder, live, space, watch.step)
     fingerprints = fingerprints_of(space)
-    with Plan(fingerprints, options.recipe.limits) as plan:
+    # a repair tries nothing again, so what it leaves in quarantine was judged by the decoders before
+    here = live.decoders if live is not None and options.is_repair else decoders()
+    with Plan(fingerprints, options.recipe.limits, here) as plan:
         plan.redo(list(options.redo))
         if live is not None and options.is_repair:
             reads = any(name.startswith("features/") for name in options.redo)
             counts = compare_with_itself(plan, folder, live, roots=options.recipe.roots if reads else None)
         else:
-            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step)
+            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step, options.retry_quarantined)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:
@@ -161,6 +173,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 fingerprints=fingerprints,
                 listed=counts.listed,
                 limits=options.recipe.limits,
+                decoders=here,
                 sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
@@ -190,13 +203,15 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     folder = run.job.folder
     entry = _begin(run)
     run.lease.working_on = run.target.run
-    receipts, restarts = _execute(run, watch, options.verbose)
+    receipts, restarts = _execute(run, watch, options)
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
-    _check_readable(run, receipts, options.is_repair)
+    _check_readable(run, receipts, options)
     _check_encoders(run, receipts)
-    if not options.rebuild and commit.is_as_before(run.plan):
+    # what was tried again because decoders, limits or encoders are others must not be by every run from now on
+    judged_alike = run.live is not None and run.live.judges_as(run.target)
+    if not options.rebuild and judged_alike and commit.is_as_before(run.plan):
         _drop_records(folder, receipts)
         folder.remove([layout.ledger(run.target.run)])
         return None
@@ -251,14 +266,14 @@ def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
     folder.remove([layout.unit_file(unit.run, unit.name, DONE) for unit in units])
 
 
-def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None:
-    """Many forbidden objects are the credentials' fault, not the objects', and a repair must not take away
-    what is sound: stop before anything shows."""
-    forbidden, read = run.plan.rows(
-        "SELECT count(*) FILTER (reason = 'forbidden'), count(*) FROM final JOIN plan USING (item) "
-        "WHERE action IN ('new', 'changed', 'encode')"
+def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> None:
+    """Many objects that are forbidden or gone are the fault of the credentials or of a mount, not the objects', and a
+    repair must not take away what is sound: stop before anything shows."""
+    forbidden, gone, read = run.plan.rows(
+        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (reason = 'changed' AND ends_with(detail, "
+        f"'{GONE}')), count(*) FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
     )[0]
-    if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if is_repair else 0:
+    if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if options.is_repair else 0:
         _drop_records(run.job.folder, receipts)
         raise UsageError(
             f"{lost:,} objects whose features are damaged cannot be read any more as they were embedded, and their "
@@ -270,6 +285,12 @@ def _check_readable(run: _Run, receipts: list[Receipt], is_repair: bool) -> None
         raise UsageError(
             f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
             "check the rights of these credentials"
+        )
+    if gone > MASS_GONE * run.counts.listed and not options.allow_mass_delete:
+        _drop_records(run.job.folder, receipts)
+        raise TryLater(
+            f"{gone:,} of {read:,} objects were listed and are gone: is the source's mount away? nothing was made "
+            "visible; run the same command again, if that is meant with --allow-mass-delete"
         )
 
 
@@ -283,30 +304,46 @@ def _check_encoders(run: _Run, receipts: list[Receipt]) -> None:
         )
 
 
-def _execute(run: _Run, watch: Watch, verbose: bool) -> tuple[list[Receipt], int]:
-    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced."""
+def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], int]:
+    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced.
+
+    Raises TooManyBad if the units that are done, by this attempt or an earlier one, have too many items of one reason.
+    """
     job, limits = run.job, run.job.recipe.units
+    breaker = Breaker(options.max_bad)
     cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
     pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
     receipts: list[Receipt] = []
     replaced = 0
     with ExitStack() as stack:
         for _ in range(ROUNDS):
-            done, todo = _divide(job.folder, run.target.run, pending)
+            done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
+            for receipt in done:
+                _check_bad(breaker, job.folder, receipt, receipts + done)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
                 watch.step("starting workers")
-                stack.enter_context(ray_session(verbose))
+                stack.enter_context(ray_session(options.verbose))
                 teller = _Teller(watch)
                 for receipt in run_units(job, todo, teller):
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
+                    _check_bad(breaker, job.folder, receipt, receipts + done)
                 replaced += teller.replaced
             commit.record(run.plan, job.folder, done)
             receipts += done
             pending = chain(cut("embed", run.plan.deferred()))
     return receipts, replaced
+
+
+def _check_bad(breaker: Breaker, folder: Folder, receipt: Receipt, done: list[Receipt]) -> None:
+    if (trip := breaker.add(receipt)) is None:
+        return
+    error = paused(folder, trip)
+    if trip.reason in TRANSIENT:  # the next attempt at this run shall try these again
+        _drop_records(folder, [each for each in done if each.reasons.get(trip.reason)])
+    raise error
 
 
 class _Teller:
@@ -325,13 +362,21 @@ class _Teller:
             self._watch.step(f"{self.replaced} workers died so far and were replaced")
 
 
-def _divide(folder: Folder, run: str, cut: Iterator[tuple[Unit, pa.Table]]) -> tuple[list[Receipt], list[Unit]]:
-    """Which units are done, by an earlier attempt at this run, and which are to do."""
+def _divide(
+    folder: Folder, run: str, cut: Iterator[tuple[Unit, pa.Table]], retried: frozenset[Reason]
+) -> tuple[list[Receipt], list[Unit]]:
+    """Which units are done, by an earlier attempt at this run, and which are to do.
+
+    Those that have put items into quarantine for one of the reasons `retried` are done again.
+    """
     started = set(folder.names(layout.units(run)))
 
     def prepare(pair: tuple[Unit, pa.Table]) -> Receipt | Unit:
         unit, inputs = pair
         receipt = read_receipt(folder, unit) if unit.name in started else None
+        if receipt is not None and receipt.reasons.keys() & retried:
+            _drop_records(folder, [receipt])
+            receipt = None
         if receipt is None:
             write_inputs(folder, unit, inputs)
         return receipt or unit

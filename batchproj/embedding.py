@@ -1,33 +1,26 @@
 """One unit of work on one worker: bytes -> decode -> encode -> project -> rows.
 
-Imports neither Ray nor Lance, so it can be tested, profiled and run on a bare machine. Decoding
-runs in threads a little ahead of the model; a faulty item becomes an outcome row, nothing more.
+Imports neither Ray nor Lance, so it can be tested, profiled and run on a bare machine. A faulty item
+becomes an outcome row, nothing more.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batchproj.collection.cache import chosen
 from batchproj.collection.unit import Output, Unit
-from batchproj.decode.item import Piece, decode_pieces
+from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
-from batchproj.decode.sniff import misnamed, sniff
+from batchproj.decoding import Decoded, Decoding, Fetched, Item
 from batchproj.errors import ItemFault, SpaceError
 from batchproj.features import Features, Half, fixed_size_list, from_column, gathered, to_column
-from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
-from batchproj.source.place import promised_name
 from batchproj.space import Embedder, Member, to_vectors
 from batchproj.token_features import TokenFeatures
 
@@ -38,91 +31,34 @@ WINDOW_SEGMENTS = 2_048
 NORM_TOLERANCE = 1e-3
 
 
-@dataclass
-class Fetched:
-    """An item of a unit with its bytes and their sha256, or with the fault that kept them away.
-
-    `name` is the file name, or URI, that promises what it is.
-    """
-
-    item: str
-    uri: str
-    pair: str | None
-    source_version: str
-    data: bytes
-    content_id: str
-    name: str
-    metadata: str | None = None
-    fault: ItemFault | None = None
-
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any], data: bytes, content_id: str, fault: ItemFault | None) -> Fetched:
-        """Of a row of a unit, and what reading it gave."""
-        name = promised_name(row["uri"], row["place"])
-        told = (row["item"], row["uri"], row["pair"], row["source_version"])
-        return cls(*told, data, content_id, name, row["metadata"], fault)
-
-
-@dataclass
-class _Item:
-    """An item on its way: what came of it so far, or where it stopped; changed by one thread alone."""
-
-    source: Fetched
-    modality: Modality | None = None
-    note: str | None = None
-    encoded: int = 0
-    copied: bool = False
-    features: list[Half] = field(default_factory=list)
-    spans: list[tuple[float | None, float | None, str | None]] = field(default_factory=list)
-    fault: ItemFault | None = None
-
-    def add(self, segments: list[Segment], features: list[Half]) -> None:
-        """Take features of its next segments."""
-        self.encoded += len(segments)
-        self.features += features
-        self.spans += [(segment.start, segment.end, segment.text) for segment in segments]
-
-    def copy(self, cached: pa.Table) -> None:
-        """Take the cached rows of the same bytes."""
-        self.copied = True
-        self.features = list(from_column(cached["feature"]))
-        self.spans = list(zip(*(cached[name].to_pylist() for name in ("start", "end", "text")), strict=True))
-
-    def stop(self, fault: ItemFault) -> None:
-        """Its content is at fault; nothing of what came before is kept."""
-        self.fault = fault
-        self.features, self.spans = [], []
-
-
-@dataclass
-class _Decoded:
-    """What a thread found of an item: its next segments, and the iterator of `pieces` that has more of them unless
-    this was the last one; or cached rows of the same bytes, or a fault; or nothing, if it is another worker's."""
-
-    item: _Item
-    segments: list[Segment] = field(default_factory=list)
-    pieces: Iterator[Piece] | None = None
-    cached: pa.Table | None = None
-    fault: ItemFault | None = None
-
-
 class UnitWorker:
     """Embeds units of one modality; without a member (no such encoder) it only finds out what items are."""
 
     def __init__(
-        self, member: Member | None, dim: int, in_space: frozenset[Modality], limits: Limits, threads: int
+        self,
+        member: Member | None,
+        dim: int,
+        in_space: frozenset[Modality],
+        limits: Limits,
+        threads: int,
+        piece: PieceSize = PIECE,
     ) -> None:
         self._member = member
         self._dim = dim
         self._in_space = in_space
         self._limits = limits
         self._threads = threads
+        self._piece = piece
         self._embedder: Embedder | None = None
+        self._decoding: Decoding | None = None
 
     def load(self) -> None:
         """Load the model; call once, before `embed`."""
         if self._member is not None:
             self._embedder = self._member.load(self._threads)
+        modality = self._member.modality if self._member else None
+        spec = self._embedder.spec if self._embedder else None
+        self._decoding = Decoding(modality, spec, self._in_space, self._limits, self._threads, self._piece)
 
     def embed(self, unit: Unit, items: list[Fetched], known: pa.Table | None, report: Callable[[int], None]) -> Output:
         """Decode, encode and project every item; `report` is told how many items are done.
@@ -130,10 +66,11 @@ class UnitWorker:
         `known` are cached features of contents that some of the items may have: those are not
         encoded, and not even decoded.
         """
+        assert self._decoding is not None, "load() comes first"
         rows = _Rows(unit, self._member, self._dim)
-        window: list[_Decoded] = []
+        window: list[Decoded] = []
         held = count = 0
-        for decoded in self._decode_ahead(items, _by_content(known)):
+        for decoded in self._decoding.ahead(items, known):
             window.append(decoded)
             held += sum(segment.nbytes for segment in decoded.segments)
             count += len(decoded.segments)
@@ -143,39 +80,7 @@ class UnitWorker:
         report(self._encode(window, rows))
         return rows.output()
 
-    def _decode_ahead(self, items: list[Fetched], known: dict[str, pa.Table]) -> Iterator[_Decoded]:
-        """Pieces of items, in order, never more than a few ahead of the model."""
-        ahead: deque[Future[_Decoded]] = deque()
-        with ThreadPoolExecutor(self._threads) as pool:
-            waiting = iter(items)
-            while True:
-                for source in islice(waiting, 4 * self._threads + 1 - len(ahead)):
-                    ahead.append(pool.submit(self._begin, source, known))
-                if not ahead:
-                    return
-                decoded = ahead.popleft().result()
-                if decoded.pieces is not None:  # decoded while the model has what comes before it
-                    ahead.appendleft(pool.submit(_next_piece, decoded.item, decoded.pieces))
-                yield decoded
-
-    def _begin(self, source: Fetched, known: dict[str, pa.Table]) -> _Decoded:
-        item = _Item(source)
-        try:
-            if source.fault is not None:
-                raise source.fault
-            item.modality = sniff(source.data, source.name)
-            if item.modality not in self._in_space:
-                raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
-            item.note = misnamed(source.data, source.name, item.modality)
-        except ItemFault as fault:
-            return _Decoded(item, fault=fault)
-        if self._embedder is None or self._member is None or item.modality is not self._member.modality:
-            return _Decoded(item)
-        if (cached := known.get(source.content_id)) is not None:
-            return _Decoded(item, cached=cached)
-        return _next_piece(item, decode_pieces(source.data, item.modality, self._embedder.spec, self._limits))
-
-    def _encode(self, window: list[_Decoded], rows: _Rows) -> int:
+    def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
@@ -216,7 +121,7 @@ class _Rows:
         self._features: list[Half] = []
         self._vectors: list[npt.NDArray[np.float32]] = []
 
-    def skip(self, item: _Item) -> None:
+    def skip(self, item: Item) -> None:
         """An item without vectors: faulty, or of a modality another worker embeds."""
         self._encoded += item.encoded
         if item.fault is None:
@@ -224,7 +129,7 @@ class _Rows:
         else:
             self._outcome(item, "quarantined", item.fault, "decode" if item.source.content_id else "read")
 
-    def add(self, item: _Item, vectors: npt.NDArray[np.float32]) -> None:
+    def add(self, item: Item, vectors: npt.NDArray[np.float32]) -> None:
         self._encoded += item.encoded
         problem = vector_problem(item.features, vectors)
         if problem is not None:
@@ -254,7 +159,7 @@ class _Rows:
             )
 
     def _outcome(
-        self, item: _Item, status: str, fault: ItemFault | None = None, stage: str | None = None, segments: int = 0
+        self, item: Item, status: str, fault: ItemFault | None = None, stage: str | None = None, segments: int = 0
     ) -> None:
         self._outcomes.append(
             {
@@ -278,22 +183,6 @@ class _Rows:
         vectors = vector_table(table, values, member.vector_fp if member else "", self._unit.run)
         outcome = pa.Table.from_pylist(self._outcomes, schema=outcome_schema())
         return Output(vectors, table, outcome, self._encoded, self._copied)
-
-
-def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
-    """Rows of cached features, one item's for each content."""
-    if known is None:
-        return {}
-    contents = pc.unique(known["content_id"]).to_pylist()
-    return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
-
-
-def _next_piece(item: _Item, pieces: Iterator[Piece]) -> _Decoded:
-    try:
-        piece = next(pieces)
-    except ItemFault as fault:
-        return _Decoded(item, fault=fault)
-    return _Decoded(item, piece.segments, None if piece.last else pieces)
 
 
 def project_unit(unit: Unit, member: Member, items: pa.Table, cached: pa.Table) -> Output:

@@ -8,6 +8,7 @@
     │   ├── CollectionError            the collection is missing, or of another fingerprint
     │   └── TooFewPairs                too few to train a projector of a modality on
     ├── TryLater              exit 75  locked, or storage is away: the same command may work later
+    ├── TooManyBad            exit 3   paused: too many items have one reason; what is done is kept
     └── ItemFault             (none)   one item cannot be embedded: a quarantine row, never a stop
 
 A message says what was wrong, what was expected and what to do, in one line.
@@ -54,6 +55,12 @@ class TryLater(BatchprojError):
     """Locked by another run, or storage is away; exit code of BSD's EX_TEMPFAIL."""
 
     exit_code = 75
+
+
+class TooManyBad(BatchprojError):
+    """A run was paused, as too many of its last items are in quarantine for one reason; nothing was made visible."""
+
+    exit_code = 3
 
 
 class ItemFault(BatchprojError):

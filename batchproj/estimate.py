@@ -28,10 +28,11 @@ from batchproj.collection import ledger, manifest
 from batchproj.collection.lease import head
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Snapshot, read_snapshot
+from batchproj.decode.versions import decoders
 from batchproj.index import live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.recipe import Recipe
-from batchproj.schema import Modality
+from batchproj.schema import Modality, Reason
 from batchproj.space import ResolvedSpace
 
 SAMPLE = 16
@@ -94,7 +95,8 @@ class PlanDocument(BaseModel):
     `seconds` is scaled from `calibration`, on this machine and its `device` ("cpu" or "cuda", None
     if nothing was to be encoded), and `gpu_hours` are those that the recipe's pools hold for so
     long. `space_bytes` are added to the collection, `token_bytes` of them, by modality, are tokens
-    that a space with `cache: tokens` keeps. `blocked` is why `embed` would refuse.
+    that a space with `cache: tokens` keeps. `blocked` is why `embed` would refuse. `retry_quarantined` are the reasons
+    that the plan was asked to try again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -127,6 +129,7 @@ class PlanDocument(BaseModel):
     token_bytes: dict[str, int]
     blocked: str | None
     nothing_to_do: bool
+    retry_quarantined: list[Reason] = []
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ def make_plan(
     recipe: Recipe,
     gpu_hour_price: float | None,
     say: Callable[[str], None],
+    retry_quarantined: frozenset[Reason] = frozenset(),
 ) -> PlanDocument:
     """Find out what `embed` would do, without its lease and without writing.
 
@@ -156,10 +160,10 @@ def make_plan(
     retry.configure(recipe.retry_s)
     folder = Folder(collection)
     fingerprints = fingerprints_of(space)
-    with retry.watch_pauses(say), Plan(fingerprints, recipe.limits) as plan:
+    with retry.watch_pauses(say), Plan(fingerprints, recipe.limits, decoders()) as plan:
         check_places(source, folder)
         live = _committed(folder)
-        counts = compare(plan, source, folder, live, recipe.roots, say)
+        counts = compare(plan, source, folder, live, recipe.roots, say, retry_quarantined)
         plan.db.execute(_TO_READ.format(unclear=UNCLEAR, limit=recipe.limits.item_bytes))
         estimate = _Estimate(plan, folder, live, counts, space, recipe, say)
         gpu_hours = estimate.gpu_hours()
@@ -183,6 +187,7 @@ def make_plan(
             token_bytes=estimate.token_bytes(),
             blocked=mass_delete(counts, live),
             nothing_to_do=estimate.nothing_to_do,
+            retry_quarantined=sorted(retry_quarantined),
         )
 
 
@@ -432,4 +437,7 @@ def _duration(seconds: float) -> str:
 def _command(document: PlanDocument) -> str:
     where = " ".join(shlex.quote(uri.removeprefix("file://")) for uri in (document.source, document.collection))
     is_usual = not document.differences and (document.run is not None or document.space == "builtin")
-    return f"do it: batchproj embed {where}{'' if is_usual else ' --space SPACE, the same as here'}"
+    wanted = "" if is_usual else " --space SPACE, the same as here"
+    reasons = map(str, document.retry_quarantined) if set(document.retry_quarantined) != set(Reason) else ["all"]
+    again = "".join(f" --retry-quarantined {reason}" for reason in reasons)
+    return f"do it: batchproj embed {where}{again}{wanted}"

@@ -41,6 +41,9 @@ WITHOUT_RANGES_BYTES = 8 * 2**20
 BAD_NAME = "name is not UTF-8"
 """In the place of a version: the object is there, but its URI cannot be written down."""
 
+GONE = "gone since it was listed"
+"""How the detail of a fault ends whose object was there when it was listed, and not when it was read."""
+
 T = TypeVar("T")
 
 _ONE_TRY = {
@@ -412,7 +415,7 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
         with _staying(uri, stay) as options:
             data = _retrying(fs, _not_cut(lambda: _read_version(fs, path, version, **options), size), uri)
     except FileNotFoundError:
-        raise ItemFault(Reason.CHANGED, "gone since it was listed") from None
+        raise ItemFault(Reason.CHANGED, GONE) from None
     except PermissionError as error:
         raise ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") from None
     if len(data) != size:

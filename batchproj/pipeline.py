@@ -15,11 +15,13 @@ import hashlib
 import logging
 import math
 import os
+import re
 import signal
 import struct
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +43,7 @@ from batchproj.collection.unit import (
     write_features,
     write_part,
 )
-from batchproj.errors import BatchprojError, ItemFault, SpaceError, TryLater
+from batchproj.errors import BatchprojError, ItemFault, SpaceError, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.objectstore import Folder
 from batchproj.recipe import Pool, Recipe
@@ -353,6 +355,24 @@ def _loading(member: Member | None) -> Iterator[None]:
         raise SpaceError(f"{what} cannot be loaded: {type(error).__name__}: {said}") from error
 
 
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def _remembering() -> Iterator[None]:
+    """Want of memory, the machine's or the accelerator's, said in one line: it is no item's fault."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"a worker ran out of memory: {type(error).__name__}: {said}; nothing was made visible; let fewer workers "
+            "run at once, or make units smaller (`pools`, `units.max_items` in the recipe)"
+        ) from error
+
+
 def failure(desk: Any) -> BatchprojError | None:
     """The error of ours that a worker ended with, if it was one."""
     import ray
@@ -409,14 +429,15 @@ class _EmbedActor:
     """Actor: loads one modality's encoder once, then embeds unit after unit."""
 
     def __init__(self, job: Job, modality: Modality | None, threads: int, pool: int, desk: Any) -> None:
-        # only here: the processes that read and write must not wait for models' and codecs' imports
-        from batchproj.embedding import UnitWorker
-
+        self._job = job
         self._desk = desk
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
-        self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
         with _reporting(job, desk), _loading(member):
+            # only here: the processes that read and write must not wait for models' and codecs' imports
+            from batchproj.embedding import UnitWorker
+
+            self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
             self._worker.load()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -424,12 +445,13 @@ class _EmbedActor:
         tables = _tables(batch)
         failpoint("unit.begun")
         started = time.monotonic()
-        output = self._embed(unit, tables)
+        with _reporting(self._job, self._desk), _remembering():
+            output = self._embed(unit, tables)
         counts = {"encoded": [output.encoded], "copied": [output.copied], "busy_s": [time.monotonic() - started]}
         return _row(unit, [output.vectors, output.features, output.outcome, pa.table(counts)])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
-        from batchproj.embedding import Fetched
+        from batchproj.decoding import Fetched
 
         items = [
             Fetched.of_row(
@@ -523,11 +545,13 @@ def _written(job: Job, unit: Unit, output: Output, busy_s: float) -> Receipt:
     part = write_part(job.folder, unit.name, output.vectors) if output.vectors.num_rows else None
     failpoint("unit.part")
     statuses = output.outcome["status"].to_pylist()
+    reasons = Counter(reason for reason in output.outcome["reason"].to_pylist() if reason is not None)
     receipt = Receipt(
         unit=unit,
         embedded=statuses.count("embedded") - output.copied,
         copied=output.copied,
         quarantined=statuses.count("quarantined"),
+        reasons=dict(reasons),
         deferred=statuses.count("deferred"),
         encoded=output.encoded,
         busy_s=busy_s,

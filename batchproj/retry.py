@@ -1,12 +1,13 @@
 """Every store call goes through `retrying`: it waits for a store that is away and spares a busy one.
 
-Network and server faults are retried until the budget is used up and then raised as TryLater. A missing or
+Faults of network, server or machine are retried until the budget is used up and then raised as TryLater. A missing or
 forbidden object raises at once; refused credentials are renewed once. Knows errors by code and by class name,
 so that a store that is not used is not imported.
 """
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,22 @@ _NETWORK_ERRORS = frozenset(
     }
 )
 _CUT = frozenset({"ClientPayloadError", "IncompleteReadError", "ResponseStreamingError"})
+_MACHINE_ERRORS = frozenset(
+    {
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.ESTALE,
+    }
+)
+"""Of a disk, a mount or a machine that is in trouble, whatever file was asked for."""
 _NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"})
 _CREDENTIAL_CODES = frozenset(
     {
@@ -157,7 +174,7 @@ def _status(response: dict[str, Any]) -> int | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether waiting may help: network and server faults, not a missing or forbidden object."""
+    """Whether waiting may help: faults of network, server or machine, not a missing or forbidden object."""
     if isinstance(error, BatchprojError):  # of a call inside this one, which has waited enough
         return False
     if isinstance(error, (ConnectionError, TimeoutError)):
@@ -165,6 +182,9 @@ def is_transient(error: BaseException) -> bool:
     response = _response(error)
     if response is not None:
         return error_code(error) in _TRANSIENT_CODES or _status(response) in _TRANSIENT_STATUS
+    # only now: s3fs says EIO of any answer that it does not know
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRORS:
+        return True
     return any(parent.__name__ in _NETWORK_ERRORS for parent in type(error).__mro__)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -21,27 +21,62 @@ class Modality(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why an item is in quarantine. The list is closed: readers may match on it."""
+    """Why an item is in quarantine. The list is closed: readers may match on it. `ABOUT` says what each means."""
 
-    EMPTY = "empty"  # 0 bytes
-    UNKNOWN_TYPE = "unknown_type"  # no known magic bytes, and not text
-    WRONG_TYPE = "wrong_type"  # content and name disagree, and the content is no use (HTML as .jpg)
-    UNSUPPORTED_FORMAT = "unsupported_format"  # recognised, but not a format we open (PSD, SVG)
-    TRUNCATED = "truncated"  # the file ends before its content does
-    CORRUPT = "corrupt"  # the decoder refused it
-    TOO_LARGE = "too_large"  # pixels, seconds or bytes above the recipe's limits
-    BLANK_TEXT = "blank_text"  # nothing but white space
-    INVALID_UTF8 = "invalid_utf8"  # text that is not UTF-8; detail has the byte offset
-    NO_SAMPLES = "no_samples"  # sound of length 0
-    SILENT = "silent"  # sound in which nothing is to be heard, where the space leaves out silence
-    NOT_FINITE = "not_finite"  # NaN or infinity in samples, features or vector
-    NO_ENCODER = "no_encoder"  # the space has no encoder for this modality
-    CHANGED = "changed"  # not the bytes that were listed: changed or gone during the run
-    BAD_NAME = "bad_name"  # the object's name is not UTF-8
-    FORBIDDEN = "forbidden"  # the object itself may not be read
-    BAD_ROW = "bad_row"  # a table's row that names or holds no item; detail says what is wrong with it
-    OUTSIDE_ROOTS = "outside_roots"  # a table's row names an object that the table may not open
-    MISSING = "missing"  # a table's row names an object that is not there
+    EMPTY = "empty"
+    UNKNOWN_TYPE = "unknown_type"
+    WRONG_TYPE = "wrong_type"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_LARGE = "too_large"
+    BLANK_TEXT = "blank_text"
+    INVALID_UTF8 = "invalid_utf8"
+    NO_SAMPLES = "no_samples"
+    SILENT = "silent"
+    NOT_FINITE = "not_finite"
+    NO_ENCODER = "no_encoder"
+    CHANGED = "changed"
+    BAD_NAME = "bad_name"
+    FORBIDDEN = "forbidden"
+    BAD_ROW = "bad_row"
+    OUTSIDE_ROOTS = "outside_roots"
+    MISSING = "missing"
+    DECODER_CRASHED = "decoder_crashed"
+
+
+class About(NamedTuple):
+    """What a reason means, and what to do about it."""
+
+    meaning: str
+    remedy: str
+
+
+ABOUT = {
+    Reason.EMPTY: About("0 bytes", "upload it again"),
+    Reason.UNKNOWN_TYPE: About("neither text nor a format that is known", "convert it, or leave it out"),
+    Reason.WRONG_TYPE: About("named as a medium, but it is text, such as an error page", "download it again"),
+    Reason.UNSUPPORTED_FORMAT: About("a known format that is not opened, such as PSD or SVG", "convert it"),
+    Reason.TRUNCATED: About("the file ends before its content does", "upload or download it again"),
+    Reason.CORRUPT: About("the decoder refused it", "replace it by a sound copy"),
+    Reason.TOO_LARGE: About("more pixels, seconds or bytes than allowed", "raise `limits` in the recipe, or shrink it"),
+    Reason.BLANK_TEXT: About("nothing but white space", "nothing, or leave it out"),
+    Reason.INVALID_UTF8: About("text that is not UTF-8; the detail has the place", "save it as UTF-8"),
+    Reason.NO_SAMPLES: About("sound of length 0", "record or convert it again"),
+    Reason.SILENT: About("sound in which nothing is to be heard", "leave out `skip_silence` in the space to embed it"),
+    Reason.NOT_FINITE: About("NaN or infinity in samples, features or vector", "replace it; if many, try dtype fp32"),
+    Reason.NO_ENCODER: About("the space has no encoder for this kind", "add one to the space"),
+    Reason.CHANGED: About("changed or gone between listing and reading", "nothing: the next run tries it again"),
+    Reason.BAD_NAME: About("the name is not UTF-8, or leads out of its tar", "rename it"),
+    Reason.FORBIDDEN: About("this very object may not be read", "give the right to read it; the next run tries again"),
+    Reason.BAD_ROW: About("a row that names or holds no item; the detail says why", "mend the row"),
+    Reason.OUTSIDE_ROOTS: About("a row names an object that its table may not open", "declare `roots` in the recipe"),
+    Reason.MISSING: About("a row names an object that is not there", "upload the object, or mend the row"),
+    Reason.DECODER_CRASHED: About(
+        "it killed its decoder twice, or took too long or too much memory", "replace it; it may be hostile"
+    ),
+}
+"""The one place for it: `batchproj quarantine` shows it, the README repeats it."""
 
 
 def listing_schema() -> pa.Schema:
@@ -108,5 +143,26 @@ def outcome_schema() -> pa.Schema:
             pa.field("content_id", pa.string()),
             pa.field("segments", pa.int32(), nullable=False),
             pa.field("features", pa.string()),  # name of the file of cached features
+        ]
+    )
+
+
+def quarantine_schema() -> pa.Schema:
+    """`quarantine/<run>.parquet`: every item that is in quarantine after that run, by URI.
+
+    `attempts` counts the runs that tried this very version of the object and failed, this one and those before that
+    became live; `run` is the last of them.
+    """
+    return pa.schema(
+        [
+            pa.field("item", pa.string()),
+            pa.field("uri", pa.string()),
+            pa.field("modality", pa.string()),
+            pa.field("reason", pa.string()),
+            pa.field("detail", pa.string()),
+            pa.field("stage", pa.string()),  # read, decode, encode
+            pa.field("attempts", pa.int32()),
+            pa.field("source_version", pa.string()),
+            pa.field("run", pa.string()),
         ]
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,12 @@ import pyarrow.dataset as pads
 from batchproj.balance import Balance, page, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
-from batchproj.decode.item import decode_pieces
+from batchproj.decode.item import PIECE, decode_pieces
 from batchproj.decode.limits import Limits
-from batchproj.decode.sniff import sniff
+from batchproj.decoding import Decoding, Fetched
 from batchproj.errors import CollectionError, ItemFault, UsageError
 from batchproj.index import open_live
+from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
 from batchproj.source.metadata import name_patterns, patterns
@@ -71,6 +72,7 @@ class Collection:
         self._threads = threads
         self._embedders: dict[Modality, Embedder] = {}
         self._bridges: dict[str, Embedder] = {}
+        self._decodings: dict[Modality, Decoding] = {}
         found = open_live(self._folder)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
@@ -182,13 +184,30 @@ class Collection:
             raise UsageError("--space is for a text query: files are embedded by the collection's own encoders")
         embedder = self.embedder(modality) if space is None else self._bridge(space)
         try:
-            data = str(value).encode() if modality is Modality.TEXT else _read_query(str(value), modality)
-            pieces = decode_pieces(data, modality, embedder.spec, Limits())
-            vectors = [embedder.project(embedder.encode(piece.segments)) for piece in pieces]
+            pieces = self._decoded(str(value), modality, embedder)
+            vectors = [embedder.project(embedder.encode(segments)) for segments in pieces]
         except ItemFault as fault:
             raise UsageError(f"the query cannot be embedded: {fault}") from fault
         mean: npt.NDArray[np.float32] = np.concatenate(vectors).mean(axis=0)
         return mean / np.linalg.norm(mean)
+
+    def _decoded(self, value: str, modality: Modality, embedder: Embedder) -> Iterator[list[Segment]]:
+        """A query's segments, piece by piece; a file is decoded as an item of a run is, for it may be anybody's."""
+        if modality is Modality.TEXT:
+            yield from (piece.segments for piece in decode_pieces(value.encode(), modality, embedder.spec, Limits()))
+            return
+        if modality not in self._decodings:
+            told = (modality, embedder.spec, frozenset(Modality), Limits(), 1, PIECE)
+            self._decodings[modality] = Decoding(*told)
+        data, name = _read_query(value, modality)
+        query = Fetched("query", value, None, "", data, "query", name)
+        for decoded in self._decodings[modality].ahead([query], None):
+            if decoded.fault is not None:
+                raise decoded.fault
+            if (found := decoded.item.modality) is not modality:
+                instead = "type its words" if found is Modality.TEXT else f"search with --{found}"
+                raise UsageError(f"{value} is {found}, not {modality}; {instead}")
+            yield decoded.segments
 
     def embedder(self, modality: Modality) -> Embedder:
         """Encoder and projector of a modality as queries take them, loaded once; refused unless they made the table."""
@@ -349,17 +368,13 @@ def _ranked(hits: Iterable[Hit]) -> list[Hit]:
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
-def _read_query(path: str, modality: Modality) -> bytes:
+def _read_query(path: str, modality: Modality) -> tuple[bytes, str]:
+    """A file's bytes and name."""
     parent, _, name = path.rpartition("/")
     try:
-        data = Folder(parent or ("/" if path.startswith("/") else ".")).read(name)
+        return Folder(parent or ("/" if path.startswith("/") else ".")).read(name), name
     except (FileNotFoundError, IsADirectoryError):
         raise UsageError(f"no file at {path}; expected one with {modality} to search by") from None
-    found = sniff(data, name)
-    if found is not modality:
-        instead = "type its words" if found is Modality.TEXT else f"search with --{found}"
-        raise UsageError(f"{path} is {found}, not {modality}; {instead}")
-    return data
 
 
 def _contains_one(texts: list[str]) -> Any:

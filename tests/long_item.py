@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from batchproj.collection.unit import Unit
 from batchproj.decode.limits import Limits
-from batchproj.embedding import Fetched, UnitWorker
+from batchproj.decoding import Fetched
+from batchproj.embedding import UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
 
@@ -30,9 +31,10 @@ def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Tabl
 
 
 def peak_mib() -> int:
-    """The most memory that this process has had, unlike `ru_maxrss` not that of its parent."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+    """The most memory that this process and its decoders have had, unlike `ru_maxrss` not that of its parent."""
+    decoders = [pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()]
+    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in ("self", *decoders)]
+    return sum(int(status.partition("VmHWM:")[2].split()[0]) for status in statuses) // 1024
 
 
 def main(space_uri: str, name: str, file: str, rows: str) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from batchproj.decode.container import open_container
 from batchproj.decode.film import Film
 from batchproj.decode.image import decode_image
-from batchproj.decode.item import PIECE_BYTES, decode, decode_pieces
+from batchproj.decode.item import PIECE, decode, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.video import decode_video
 from batchproj.errors import ItemFault
@@ -315,6 +315,6 @@ def test_pieces_are_the_whole() -> None:
     assert [piece.last for piece in made] == [False, False, True]
     pieces = [piece.segments for piece in made]
     assert [len(piece) for piece in pieces] == [7, 7, 2]
-    assert all(sum(each.nbytes for each in piece[:-1]) < PIECE_BYTES for piece in pieces)
+    assert all(sum(each.nbytes for each in piece[:-1]) < PIECE.nbytes for piece in pieces)
     whole = decode(data, Modality.VIDEO, spec, Limits())
     assert spans(whole) == [span for piece in pieces for span in spans(piece)]

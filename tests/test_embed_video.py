@@ -21,10 +21,12 @@ import batchproj
 from batchproj import fit
 from batchproj.collection.cache import live_features
 from batchproj.collection.unit import Unit
+from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
+from batchproj.decoding import Fetched
 from batchproj.embed import Options, Report, Watch
 from batchproj.embed import embed as run_embed
-from batchproj.embedding import Fetched, UnitWorker
+from batchproj.embedding import UnitWorker
 from batchproj.errors import UsageError
 from batchproj.estimate import make_plan
 from batchproj.objectstore import Folder
@@ -220,9 +222,9 @@ def test_plan_counts_and_times_videos(corpus: Path, tmp_path: Path, space: Path)
     assert found.calibration["video"].encode_s_per_item > 0
 
 
-def worker(space: Path) -> UnitWorker:
+def worker(space: Path, piece: PieceSize = PIECE) -> UnitWorker:
     members = resolve(open_space(str(space))).members
-    made = UnitWorker(members[Modality.VIDEO], 24, frozenset(members), Limits(), threads=2)
+    made = UnitWorker(members[Modality.VIDEO], 24, frozenset(members), Limits(), 2, piece)
     made.load()
     return made
 
@@ -238,9 +240,8 @@ def test_pieces_change_no_vector_and_no_order(space: Path, monkeypatch: pytest.M
     items = fetched(*(film(two_scenes(*scenes)) for scenes in PLACES.values()))
     done: list[int] = []
     whole = worker(space).embed(UNIT, items, None, done.append)
-    monkeypatch.setattr("batchproj.decode.item.PIECE_BYTES", 1)
     monkeypatch.setattr("batchproj.embedding.WINDOW_BYTES", 1)
-    small = worker(space).embed(UNIT, items, None, done.append)
+    small = worker(space, PieceSize(nbytes=1)).embed(UNIT, items, None, done.append)
     assert whole.vectors.num_rows == 6
     assert small.vectors.equals(whole.vectors)
     assert small.features.equals(whole.features)
@@ -251,9 +252,8 @@ def test_a_fault_late_in_a_video_leaves_nothing_of_it(space: Path, monkeypatch: 
     good = film(two_scenes(0, 1) * 2, format="matroska", codec="ffv1", gop=1)
     broken = bytearray(good)
     broken[len(good) * 7 // 8 : len(good) * 7 // 8 + 3000] = bytes(3000)
-    monkeypatch.setattr("batchproj.decode.item.PIECE_BYTES", 1)
     monkeypatch.setattr("batchproj.embedding.WINDOW_BYTES", 1)
-    output = worker(space).embed(UNIT, fetched(good, bytes(broken), good), None, lambda _: None)
+    output = worker(space, PieceSize(nbytes=1)).embed(UNIT, fetched(good, bytes(broken), good), None, lambda _: None)
     outcomes = output.outcome.to_pylist()
     assert [(each["status"], each["reason"]) for each in outcomes] == [
         ("embedded", None),

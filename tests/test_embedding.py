@@ -19,9 +19,10 @@ from tiny_text import save_bert
 
 from batchproj import embedding
 from batchproj.collection.unit import Unit
-from batchproj.decode import item
+from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
-from batchproj.embedding import Fetched, Output, UnitWorker
+from batchproj.decoding import Fetched
+from batchproj.embedding import Output, UnitWorker
 from batchproj.schema import Modality
 from batchproj.segments import TextSegments
 from batchproj.space import ResolvedSpace, open_space, resolve
@@ -47,15 +48,16 @@ def space(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Resolved
 
 
 @pytest.fixture(scope="module")
-def worker_of(space: ResolvedSpace) -> Callable[[Modality], UnitWorker]:
-    loaded: dict[Modality, UnitWorker] = {}
+def worker_of(space: ResolvedSpace) -> Callable[..., UnitWorker]:
+    loaded: dict[tuple[Modality, PieceSize], UnitWorker] = {}
 
-    def of(modality: Modality) -> UnitWorker:
-        if modality not in loaded:
+    def of(modality: Modality, piece: PieceSize = PIECE) -> UnitWorker:
+        if (modality, piece) not in loaded:
             members = space.members
-            loaded[modality] = UnitWorker(members[modality], space.dim, frozenset(members), Limits(), 2)
-            loaded[modality].load()
-        return loaded[modality]
+            worker = UnitWorker(members[modality], space.dim, frozenset(members), Limits(), 2, piece)
+            worker.load()
+            loaded[modality, piece] = worker
+        return loaded[modality, piece]
 
     return of
 
@@ -96,20 +98,19 @@ def test_pieces_and_windows_change_no_bit(
     modality: Modality,
     contents: dict[str, Any],
     piece: int,
-    worker_of: Callable[[Modality], UnitWorker],
+    worker_of: Callable[..., UnitWorker],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     items = {name: own.encode() if isinstance(own, str) else own for name, own in contents.items()}
     whole, _ = embed(worker_of(modality), modality, items)
-    monkeypatch.setattr(item, "PIECE_SEGMENTS", piece)
     monkeypatch.setattr(embedding, "WINDOW_SEGMENTS", 2)
-    in_pieces, done = embed(worker_of(modality), modality, items)
+    in_pieces, done = embed(worker_of(modality, PieceSize(segments=piece)), modality, items)
     assert all(one.equals(other) for one, other in zip(tables(in_pieces), tables(whole), strict=True))
     assert in_pieces.encoded == whole.encoded == whole.vectors.num_rows > len(items)
     assert sum(done) == len(items)
 
 
-def test_rows_of_a_long_sound_say_where_they_are(worker_of: Callable[[Modality], UnitWorker]) -> None:
+def test_rows_of_a_long_sound_say_where_they_are(worker_of: Callable[..., UnitWorker]) -> None:
     output, _ = embed(worker_of(Modality.AUDIO), Modality.AUDIO, {"b.flac": sound(9, 1, (3, 6))})
     rows = output.vectors.select(["id", "segment", "start", "end", "text"]).to_pylist()
     starts = [0.0, 0.8, 1.6, 2.4, 5.6, 6.4, 7.2, 8.0]  # 3.2, 4.0 and 4.8 are silent
@@ -118,7 +119,7 @@ def test_rows_of_a_long_sound_say_where_they_are(worker_of: Callable[[Modality],
     assert [(row["id"], row["segment"]) for row in rows] == [(f"b.flac-{n}", n) for n in range(8)]
 
 
-def test_rows_of_a_long_text_are_its_passages(worker_of: Callable[[Modality], UnitWorker]) -> None:
+def test_rows_of_a_long_text_are_its_passages(worker_of: Callable[..., UnitWorker]) -> None:
     text = "\ufeff\n " + words(40, 1) + " \n"
     output, _ = embed(worker_of(Modality.TEXT), Modality.TEXT, {"b.txt": text.encode()})
     rows = output.vectors.to_pylist()
@@ -129,13 +130,12 @@ def test_rows_of_a_long_text_are_its_passages(worker_of: Callable[[Modality], Un
 
 @pytest.mark.parametrize("piece", [2, 1_000])
 def test_a_fault_late_in_a_long_sound_leaves_no_row_and_its_neighbours_alone(
-    piece: int, worker_of: Callable[[Modality], UnitWorker], monkeypatch: pytest.MonkeyPatch
+    piece: int, worker_of: Callable[..., UnitWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(item, "PIECE_SEGMENTS", piece)
     monkeypatch.setattr(embedding, "WINDOW_SEGMENTS", piece)
     cut, good = sound(90, 1), sound(2, 2)
     contents = {"cut.flac": cut[: len(cut) * 9 // 10], "silent.flac": sound(5, 3, (0, 5)), "good.flac": good}
-    output, done = embed(worker_of(Modality.AUDIO), Modality.AUDIO, contents)
+    output, done = embed(worker_of(Modality.AUDIO, PieceSize(segments=piece)), Modality.AUDIO, contents)
     assert {row["item"]: (row["status"], row["reason"]) for row in output.outcome.to_pylist()} == {
         "cut.flac": ("quarantined", "truncated"),
         "silent.flac": ("quarantined", "silent"),

@@ -44,8 +44,9 @@ from batchproj.collection import manifest
 from batchproj.collection.lease import Record
 from batchproj.collection.ledger import Report
 from batchproj.collection.unit import Unit
+from batchproj.decoding import Fetched
 from batchproj.embed import Options, Watch, embed
-from batchproj.embedding import Fetched, UnitWorker
+from batchproj.embedding import UnitWorker
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.gc import gc
 from batchproj.objectstore import Folder
@@ -305,7 +306,7 @@ def expect(live: State | None, later: list[State], objects: dict[str, Object], s
     for path, what in actions.items():
         content = objects[path].content.under(path)
         commits |= what not in ("unchanged", "quarantined")
-        if what not in ("new", "changed", "encode"):
+        if what not in ("new", "changed", "encode", "retry"):
             counts[{"project": "reprojected"}.get(what, what)] += 1
             continue
         known = live.contents(path).kind if live and path in before else None
@@ -330,7 +331,10 @@ def action(live: State | None, path: str, listed: Object, space: str) -> str:
     if features_by(live.space, content.kind) != features_by(space, content.kind):
         return "encode"
     if content.fault is not None:
-        return "quarantined"
+        # nobody knows what it is: another encoder of what its name promises, of anything without, may try
+        kinds = [content.kind or promised(path)] if content.kind or promised(path) else list(Modality)
+        is_other = any(features_by(live.space, kind) != features_by(space, kind) for kind in kinds)
+        return "retry" if is_other else "quarantined"
     return "project" if vectors_by(live.space, content.kind) != vectors_by(space, content.kind) else "unchanged"
 
 

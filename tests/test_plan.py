@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -9,11 +10,11 @@ import pytest
 
 from batchproj.collection import manifest
 from batchproj.collection.plan import Counts, Plan
-from batchproj.collection.snapshot import Fingerprints
+from batchproj.collection.snapshot import Fingerprints, Snapshot
 from batchproj.collection.unit import parquet_bytes
 from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
-from batchproj.schema import Modality, listing_schema
+from batchproj.schema import Modality, Reason, listing_schema
 from batchproj.source.objects import item_id, pair_key
 
 TEXT = Fingerprints(feature="f-text", vector="v-text")
@@ -45,6 +46,7 @@ def rows_of(path: Path, rows: list[dict[str, str | None]]) -> str:
             "source_version": row["version"],
             "status": row.get("status", "embedded"),
             "reason": row.get("reason"),
+            "stage": row.get("stage"),
             "modality": row.get("modality", "text"),
             "feature_fp": row.get("feature_fp", "f-text"),
             "vector_fp": row.get("vector_fp", "v-text"),
@@ -229,8 +231,68 @@ def test_what_was_too_large_is_tried_again_under_other_limits(tmp_path: Path) ->
         with Plan({Modality.TEXT: TEXT}, limits) as plan:
             plan.add_listing(listing({"a.txt": "1"}))
             plan.load_manifest(rows_of(tmp_path / "m.parquet", [row]))
-            found.append(plan.decide(live=Limits()))
+            found.append(plan.decide(live_run()))
     assert found == [Counts(quarantined=1), Counts(retry=1)]
+
+
+BAD: list[dict[str, str | None]] = [
+    {"key": "cut.png", "reason": "truncated", "stage": "decode", "modality": "image", "feature_fp": "f-image"},
+    {"key": "page.png", "reason": "wrong_type", "stage": "decode", "modality": None, "feature_fp": None},
+    {"key": "noise", "reason": "unknown_type", "stage": "decode", "modality": None, "feature_fp": None},
+    {"key": "film.mp4", "reason": "no_encoder", "stage": "decode", "modality": "video", "feature_fp": None},
+    {"key": "nan.txt", "reason": "not_finite", "stage": "encode", "modality": "text", "feature_fp": "f-text"},
+    {"key": "name.txt", "reason": "bad_name", "stage": "read", "modality": None, "feature_fp": None},
+    {"key": "away.txt", "reason": "forbidden", "stage": "read", "modality": None, "feature_fp": None},
+]
+"""Of every stage; only the last one is tried again by itself."""
+
+
+def live_run(**made: Any) -> Snapshot:
+    fingerprints = {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}
+    return Snapshot(run="1", parent=None, source="", space="", dim=1, listed=1, **{"fingerprints": fingerprints} | made)
+
+
+def tried_again(path: Path, live: Snapshot, members: dict[Modality, Fingerprints], **wanted: Any) -> set[str]:
+    """Keys of `BAD` that a run with these encoders and the decoder `pillow 2` would read again."""
+    with Plan(members, Limits(), {"pillow": "2"}) as plan:
+        plan.add_listing(listing({str(row["key"]): "1" for row in BAD}))
+        bad: list[dict[str, str | None]] = [{**row, "version": "1", "status": "quarantined"} for row in BAD]
+        plan.load_manifest(rows_of(path, bad))
+        counts = plan.decide(live, **wanted)
+        assert counts.listed == len(BAD) == counts.retry + counts.encode + counts.quarantined
+        return {key for (key,) in plan.rows("SELECT key FROM plan WHERE action IN ('retry', 'encode')")}
+
+
+OTHER_IMAGE = Fingerprints(feature="g-image", vector="w-image")
+VIDEO = Fingerprints(feature="f-video", vector="v-video")
+KNOWN_NOW = {"pillow": "2"}
+
+
+@pytest.mark.parametrize(
+    ("live", "members", "expected"),
+    [
+        ({"decoders": KNOWN_NOW}, {}, set()),
+        ({"decoders": {}}, {}, set()),  # of an older collection, which does not say
+        ({"decoders": {"pillow": "1"}}, {}, {"cut.png", "page.png", "noise"}),
+        ({"decoders": KNOWN_NOW}, {Modality.IMAGE: OTHER_IMAGE}, {"cut.png", "page.png", "noise"}),
+        ({"decoders": KNOWN_NOW}, {Modality.VIDEO: VIDEO}, {"film.mp4", "noise"}),
+        ({"decoders": KNOWN_NOW}, {Modality.TEXT: VIDEO}, {"nan.txt", "name.txt", "noise"}),
+    ],
+    ids=["nothing", "unknown decoders", "decoders", "image encoder", "a video encoder", "text encoder"],
+)
+def test_what_may_have_another_outcome_is_tried_again(
+    live: dict[str, Any], members: dict[Modality, Fingerprints], expected: set[str], tmp_path: Path
+) -> None:
+    members = {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE} | members
+    assert tried_again(tmp_path / "m.parquet", live_run(**live), members) == expected | {"away.txt"}
+
+
+def test_what_is_asked_for_is_tried_again_and_a_repair_tries_nothing(tmp_path: Path) -> None:
+    members = {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}
+    asked = tried_again(tmp_path / "m.parquet", live_run(), members, retry=[Reason.TRUNCATED, Reason.NO_ENCODER])
+    assert asked == {"cut.png", "film.mp4", "away.txt"}
+    assert tried_again(tmp_path / "m.parquet", live_run(), members, retry=list(Reason)) == {row["key"] for row in BAD}
+    assert tried_again(tmp_path / "m.parquet", live_run(decoders={"pillow": "1"}), members, retry=None) == set()
 
 
 def test_a_full_temporary_disk_is_a_matter_of_trying_later() -> None:

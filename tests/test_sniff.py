@@ -107,7 +107,9 @@ def test_utf8_is_text(data: bytes, name: str):
     assert sniff(data, name) is Modality.TEXT
 
 
-@pytest.mark.parametrize("start", ["BM", "GIF89a", "ID3", "MZ", "BMW", "fLaC", "RIFF....WAVE", "MM", "OggS", "%!"])
+@pytest.mark.parametrize(
+    "start", ["BM", "GIF89a", "ID3", "MZ", "BMW", "fLaC", "RIFF....WAVE", "MM", "OggS", "%!", "MAC", "wvpk"]
+)
 def test_text_that_begins_like_a_format_is_text(start: str):
     assert sniff(f"{start} are letters that begin this sentence.".encode(), "x.txt") is Modality.TEXT
     assert sniff(f"{start} are letters that begin this sentence.".encode(), "x") is Modality.TEXT

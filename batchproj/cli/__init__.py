@@ -4,7 +4,7 @@ console.py     what all commands share
 embedding.py   plan, embed, train, evaluate, demo
 querying.py    search, explain, runs
 inventory.py   encoders
-upkeep.py      rollback, verify, gc, forget
+upkeep.py      quarantine, rollback, verify, gc, forget
 """
 
 from __future__ import annotations

@@ -67,7 +67,8 @@ def stopped_by() -> int | None:
 
 
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """Its text on one line: names of objects in it come from strangers."""
+    return printable(" ".join(str(error).split()))
 
 
 def say(text: str) -> None:
@@ -138,3 +139,11 @@ def parse_modality(name: str | None) -> Any:
     if name is not None and name not in list(Modality):
         raise typer.BadParameter(f"no '{name}'; expected one of {', '.join(Modality)}", param_hint="--modality")
     return None if name is None else Modality(name)
+
+
+def parse_reason(name: str, option: str) -> Any:
+    from batchproj.schema import Reason
+
+    if name not in list(Reason):
+        raise typer.BadParameter(f"no '{name}'; expected one of {', '.join(Reason)}", param_hint=option)
+    return Reason(name)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from batchproj.cli.console import (
     CollectionArgument,
@@ -16,6 +18,7 @@ from batchproj.cli.console import (
     app,
     console,
     parse_modality,
+    parse_reason,
     print_json,
     say,
 )
@@ -26,6 +29,15 @@ TOO_MANY_BAD = 3
 WORK_TO_DO = 2
 
 SourceArgument = Annotated[str, typer.Argument(help="Folder, prefix or glob; a table; tar shards.")]
+RetryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--retry-quarantined",
+        metavar="[REASON]",
+        help="Try again what is in quarantine, for any reason or for this one; may be given several times.",
+        show_default=False,
+    ),
+]
 RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index, roots, patience.")]
 
 TELLS_NOTHING = 0.5
@@ -34,6 +46,44 @@ TELLS_NOTHING = 0.5
 DEFAULT_MAX_BAD = 0.05
 DEFAULT_MAX_BAD_ITEMS = 50
 """Without --max-bad: 5 %, but a small corpus may have this many bad files before the exit code says so."""
+
+
+ANY_REASON = "all"
+
+
+class _RetryCommand(TyperCommand):
+    """A command whose --retry-quarantined may stand without a reason, which typer has no means for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _with_reasons(args))
+
+
+def _with_reasons(arguments: list[str]) -> list[str]:
+    """The arguments with a reason behind each --retry-quarantined: any, unless a word follows that can be nothing else.
+
+    A mistyped reason is such a word, so that it is refused with the list of those there are; a folder is none.
+    """
+    given: list[str] = []
+    for number, argument in enumerate(arguments):
+        given.append(argument)
+        following = arguments[number + 1] if number + 1 < len(arguments) else "-"
+        is_reason = re.fullmatch("[a-z][a-z0-9_]*", following) and not Path(following).exists()
+        if argument == "--retry-quarantined" and not (is_reason or following in _reasons()):
+            given.append(ANY_REASON)
+    return given
+
+
+def _reasons() -> list[str]:
+    from batchproj.schema import Reason
+
+    return [ANY_REASON, *Reason]
+
+
+def _retried(names: list[str] | None) -> frozenset[Any]:
+    """Reasons to try again."""
+    if ANY_REASON in (names or []):
+        return frozenset(_reasons()[1:])
+    return frozenset(parse_reason(name, "--retry-quarantined") for name in names or [])
 
 
 def _max_bad(value: str | None) -> float | None:
@@ -54,12 +104,15 @@ def _too_many_bad(quarantined: int, items: int, allowed: float | None) -> bool:
     return quarantined > allowed * items
 
 
-@app.command(epilog="Example: batchproj plan s3://bucket/photos ./photos.batchproj --gpu-hour-price 2.5")
+@app.command(
+    cls=_RetryCommand, epilog="Example: batchproj plan s3://bucket/photos ./photos.batchproj --gpu-hour-price 2.5"
+)
 def plan(
     source: SourceArgument,
     collection: CollectionArgument,
     space: SpaceOption = None,
     recipe: RecipeOption = None,
+    retry_quarantined: RetryOption = None,
     gpu_hour_price: Annotated[float | None, typer.Option(help="To give the cost, in your currency.", min=0)] = None,
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Exit 2 when there is work to do, 0 when there is none.")
@@ -68,6 +121,7 @@ def plan(
     verbose: VerboseFlag = False,
 ) -> None:
     """What `embed` would do, and what it would take; reads a small sample and writes nothing."""
+    retried = _retried(retry_quarantined)
     from batchproj.embed import usual_space
     from batchproj.estimate import lines, make_plan
     from batchproj.progress import RunProgress
@@ -76,7 +130,8 @@ def plan(
 
     with console(verbose) as stream, RunProgress(stream) as progress:
         resolved = resolve(open_space(space or usual_space(collection)))
-        document = make_plan(source, collection, resolved, load_recipe(recipe), gpu_hour_price, progress.step)
+        wanted = load_recipe(recipe)
+        document = make_plan(source, collection, resolved, wanted, gpu_hour_price, progress.step, retried)
     if as_json:
         print_json(document.model_dump(mode="json"))
     else:
@@ -85,7 +140,7 @@ def plan(
         raise typer.Exit(WORK_TO_DO)
 
 
-@app.command(epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
+@app.command(cls=_RetryCommand, epilog="Example: batchproj embed s3://bucket/photos ./photos.batchproj")
 def embed(
     source: SourceArgument,
     collection: CollectionArgument,
@@ -93,8 +148,13 @@ def embed(
     recipe: RecipeOption = None,
     max_bad: Annotated[
         str | None,
-        typer.Option(help="Exit 3 when more than this share is quarantined.", show_default="5%, at least 50 items"),
+        typer.Option(
+            help="Exit 3 when more than this share is quarantined, and pause when it is for one reason among the last "
+            "1,000 items.",
+            show_default="5%, at least 50 items",
+        ),
     ] = None,
+    retry_quarantined: RetryOption = None,
     allow_mass_delete: Annotated[
         bool, typer.Option("--allow-mass-delete", help="Go on although over 20 % of the items are gone.")
     ] = False,
@@ -106,7 +166,7 @@ def embed(
     verbose: VerboseFlag = False,
 ) -> None:
     """Bring a collection up to date with a source; a second run does only what changed."""
-    allowed = _max_bad(max_bad)
+    allowed, retried = _max_bad(max_bad), _retried(retry_quarantined)
     from batchproj.embed import Options, Watch, usual_space
     from batchproj.embed import embed as run_embed
     from batchproj.progress import RunProgress
@@ -114,7 +174,15 @@ def embed(
     from batchproj.space import open_space, resolve
 
     with console(verbose) as stream:
-        options = Options(load_recipe(recipe), allow_mass_delete, single_writer, force=force, verbose=verbose)
+        options = Options(
+            load_recipe(recipe),
+            allow_mass_delete,
+            single_writer,
+            force=force,
+            verbose=verbose,
+            retry_quarantined=retried,
+            max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
+        )
         resolved = resolve(open_space(space or usual_space(collection)))
         with RunProgress(stream) as progress:
             watch = Watch(progress.step, progress.totals, progress.progress)
@@ -146,7 +214,7 @@ def _print_report(report: Any, collection: str) -> None:
 
         reasons = quarantine_reasons(Folder(collection), report.run).items()
         why = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-        print(f"In quarantine: {why}; each with its reason in {collection}/quarantine/{report.run}.parquet")
+        print(f"In quarantine: {why}; what it means, and examples: batchproj quarantine {collection}")
     print(f"Search it: batchproj search {collection} 'what you look for'")
 
 

@@ -1,4 +1,4 @@
-"""Commands that look after a collection: rollback, verify, gc, forget."""
+"""Commands that look after a collection: quarantine, rollback, verify, gc, forget."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from batchproj.cli.console import (
     VerboseFlag,
     app,
     console,
+    parse_modality,
+    parse_reason,
     print_json,
     say,
 )
@@ -26,6 +28,28 @@ SHOWN = 20
 """Damaged or removed files that are named; --json has all of them."""
 
 DAMAGED = 1
+
+
+@app.command(epilog="Example: batchproj quarantine ./photos.batchproj --reason corrupt -n 20")
+def quarantine(
+    collection: CollectionArgument,
+    reason: Annotated[str | None, typer.Option(help="Only this one.")] = None,
+    modality: Annotated[str | None, typer.Option(help="Only text, image, audio or video.")] = None,
+    examples: Annotated[int, typer.Option("-n", help="How many examples of each reason.", min=0)] = 3,
+    as_json: JsonFlag = False,
+    verbose: VerboseFlag = False,
+) -> None:
+    """What could not be embedded, by reason: what each means, what to do, and examples."""
+    wanted = None if reason is None else parse_reason(reason, "--reason"), parse_modality(modality)
+    from batchproj.quarantine import lines, quarantined
+
+    with console(verbose):
+        found = quarantined(collection, examples, *wanted)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    print(f"Run {found.run}: {found.items:,} items in quarantine{'.' if not found.items else ':'}")
+    print("".join(f"{printable(line)}\n" for line in lines(found)), end="")
 
 
 @app.command(epilog="Example: batchproj rollback ./photos.batchproj 000003")

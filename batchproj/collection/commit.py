@@ -98,7 +98,10 @@ def senseless_encoders(plan: Plan) -> dict[str, int]:
 
 
 def is_as_before(plan: Plan) -> bool:
-    """Whether nothing is gone and all that was done was to retry what is in quarantine again, for the same reason."""
+    """Whether nothing is gone and all that was done was to retry what is in quarantine again, for the same reason.
+
+    Such a run commits nothing, so that it does not count among the `attempts` either.
+    """
     changed = plan.rows(
         "SELECT 1 FROM final f JOIN plan p USING (item) LEFT JOIN manifest m USING (item) "
         "WHERE p.action <> 'retry' OR f.status <> 'quarantined' OR m.status IS DISTINCT FROM 'quarantined' "

@@ -4,6 +4,9 @@ The newest row of an item counts; one with the status `gone` says that the item 
 writes a row for each item that its run changed, or whose part it wrote again under another name, or
 whose row in a table has moved, and not for each that the collection holds. Once the changes add up to
 a tenth of the items, or to too many files, the next run writes a whole file again.
+
+Of an item in quarantine `attempts` counts the runs that tried this very version of the object, and `run` is the last
+of them. A run that has only retried in vain writes nothing, so it is not counted.
 """
 
 from __future__ import annotations
@@ -31,12 +34,19 @@ ROW_GROUP = 65_536
 SHARD_ITEMS = 100_000
 """Items that are joined and sorted at once: DuckDB cannot spill everything it holds."""
 
-_DONE = """
+# of an item that has failed: one more than this very version of it had before
+_ATTEMPTS = "(1 + coalesce(b.attempts, 0))::INTEGER"
+_BEFORE = """(SELECT item, uri, source_version, attempts FROM manifest WHERE status = 'quarantined' AND {in_shard}) b
+    ON b.item = l.item AND b.uri = l.uri AND b.source_version = l.source_version"""
+
+_DONE = f"""
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     f.status, f.reason, f.detail, f.stage, f.modality, f.content_id, f.segments, s.feature_fp, s.vector_fp,
-    CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features
-FROM (SELECT * FROM listing WHERE {in_shard}) l JOIN (SELECT * FROM final WHERE {in_shard}) f USING (item)
-    LEFT JOIN space s ON s.modality = f.modality
+    CASE WHEN f.status = 'embedded' THEN f.unit END AS part, f.features,
+    CASE WHEN f.status = 'quarantined' THEN {_ATTEMPTS} END AS attempts,
+    CASE WHEN f.status = 'quarantined' THEN '{{run}}' END AS run
+FROM (SELECT * FROM listing WHERE {{in_shard}}) l JOIN (SELECT * FROM final WHERE {{in_shard}}) f USING (item)
+    LEFT JOIN space s ON s.modality = f.modality LEFT JOIN {_BEFORE}
 """
 
 # of a row in a table; what objects are called below the source is not looked up in the manifest
@@ -53,7 +63,7 @@ _KEPT = f"""
 SELECT m.item, m.uri, {_KEY} AS key, {_NEWEST.format("pair")}, m.size, m.source_version,
     {_NEWEST.format("metadata")}, p.place,
     m.status, m.reason, m.detail, m.stage, m.modality, m.content_id, m.segments, m.feature_fp, m.vector_fp,
-    coalesce(r.new, m.part) AS part, m.features
+    coalesce(r.new, m.part) AS part, m.features, m.attempts, m.run
 FROM (SELECT * FROM manifest WHERE {{in_shard}}) m
     JOIN (SELECT item, key, place, pair, metadata, action FROM plan
         WHERE action IN ('unchanged', 'quarantined') AND {{in_shard}}) p
@@ -74,13 +84,13 @@ SELECT (SELECT count(*) FROM final) + (SELECT count(*) FROM gone)
         WHERE p.action IN ('unchanged', 'quarantined') AND (r.new IS NOT NULL OR ({_MOVED})))
 """
 
-_QUARANTINE = """
-SELECT item, uri, modality, reason, detail, stage, source_version, '{run}' AS run FROM (
-    SELECT f.item, l.uri, f.modality, f.reason, f.detail, f.stage, l.source_version
-    FROM final f JOIN listing l USING (item) WHERE f.status = 'quarantined'
-    UNION ALL
-    SELECT m.item, m.uri, m.modality, m.reason, m.detail, m.stage, m.source_version
-    FROM manifest m JOIN plan p USING (item) WHERE m.status = 'quarantined' AND p.action = 'quarantined')
+_QUARANTINE = f"""
+SELECT l.item, l.uri, f.modality, f.reason, f.detail, f.stage, {_ATTEMPTS} AS attempts,
+    l.source_version, '{{run}}' AS run
+FROM final f JOIN listing l USING (item) LEFT JOIN {_BEFORE} WHERE f.status = 'quarantined'
+UNION ALL
+SELECT m.item, m.uri, m.modality, m.reason, m.detail, m.stage, m.attempts, m.source_version, m.run
+FROM manifest m JOIN plan p USING (item) WHERE m.status = 'quarantined' AND p.action = 'quarantined'
 ORDER BY uri
 """
 
@@ -152,7 +162,8 @@ def write(plan: Plan, folder: Folder, target: Snapshot, live: Snapshot | None) -
     changed = plan.rows(_HOW_MANY)[0][0]
     before = None if is_whole(live, changed) else live
     local = file_of(plan)
-    _write_sorted(plan, _CHANGES if before else _WHOLE, changed if before else target.listed, local)
+    query = (_CHANGES if before else _WHOLE).replace("{run}", target.run)
+    _write_sorted(plan, query, changed if before else target.listed, local)
     query = _ITEMS_AFTER.format(file=local) if before else f"SELECT count(*) FROM read_parquet('{local}')"
     items = plan.rows(query)[0][0]
     if items != target.listed:
@@ -165,7 +176,7 @@ def write(plan: Plan, folder: Folder, target: Snapshot, live: Snapshot | None) -
 def write_quarantine(plan: Plan, folder: Folder, target: Snapshot) -> Part:
     """Write the table of all items in quarantine after the run."""
     local = plan.scratch / "quarantine.parquet"
-    query = _QUARANTINE.format(run=target.run)
+    query = _QUARANTINE.format(run=target.run, in_shard="true")
     plan.db.execute(f"COPY ({query}) TO '{local}' (FORMAT parquet, COMPRESSION zstd)")
     return _upload(folder, layout.quarantine(target.run), target.run, local)
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import duckdb
 import pyarrow as pa
 
-from batchproj.collection.snapshot import FeatureFile, Fingerprints
+from batchproj.collection.snapshot import FeatureFile, Fingerprints, Snapshot
 from batchproj.collection.unit import Task, Unit, unit_name
 from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
@@ -35,7 +35,7 @@ CREATE TABLE listing (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size
 CREATE TABLE manifest (item VARCHAR, uri VARCHAR, key VARCHAR, pair VARCHAR, size BIGINT,
     source_version VARCHAR, metadata VARCHAR, place VARCHAR, status VARCHAR, reason VARCHAR,
     detail VARCHAR, stage VARCHAR, modality VARCHAR, content_id VARCHAR, segments INTEGER,
-    feature_fp VARCHAR, vector_fp VARCHAR, part VARCHAR, features VARCHAR);
+    feature_fp VARCHAR, vector_fp VARCHAR, part VARCHAR, features VARCHAR, attempts INTEGER, run VARCHAR);
 CREATE TABLE later (item VARCHAR, size BIGINT, source_version VARCHAR, status VARCHAR, modality VARCHAR,
     content_id VARCHAR, feature_fp VARCHAR, features VARCHAR);
 CREATE TABLE outcome (item VARCHAR, status VARCHAR, reason VARCHAR, detail VARCHAR, stage VARCHAR,
@@ -56,19 +56,21 @@ _FORGOTTEN = COVERED.format(markers="forgotten")
 
 _DECIDE = """
 CREATE TABLE plan AS
+SELECT * EXCLUDE (failed), failed AND action IN ('retry', 'encode') AS again FROM (
 SELECT l.item, l.uri, l.key, l.pair, l.size, l.source_version, l.metadata, l.place,
     coalesce(m.modality, l.hint) AS modality, m.features AS cached,
     CASE WHEN m.item IS NULL THEN 'new'
          WHEN m.source_version <> l.source_version OR m.uri <> l.uri THEN 'changed'
-         WHEN m.reason IN ({transient}) THEN 'retry'
+         WHEN m.status = 'quarantined' AND ({hopeful}) THEN 'retry'
          WHEN m.feature_fp IS DISTINCT FROM s.feature_fp THEN 'encode'
          WHEN m.features IN (SELECT file FROM damaged WHERE kind = 'features') THEN 'encode'
          WHEN m.status = 'quarantined' THEN 'quarantined'
          WHEN m.vector_fp IS DISTINCT FROM s.vector_fp OR m.pair IS DISTINCT FROM l.pair
              OR m.metadata IS DISTINCT FROM l.metadata THEN 'project'
          WHEN m.part IN (SELECT file FROM damaged WHERE kind = 'parquet') THEN 'project'
-         ELSE 'unchanged' END AS action
-FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality;
+         ELSE 'unchanged' END AS action,
+    coalesce(m.status = 'quarantined', false) AS failed
+FROM listing l LEFT JOIN manifest m USING (item) LEFT JOIN space s ON s.modality = m.modality);
 CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANTI JOIN listing USING (item);
 """
 
@@ -83,7 +85,7 @@ SELECT (SELECT count(*) FROM gone),
             OR starts_with(p.place, '{beginning(Reason.OUTSIDE_ROOTS)}')))
 """
 
-_TRANSIENT = ("forbidden", "changed")
+TRANSIENT = (Reason.FORBIDDEN, Reason.CHANGED)
 """Reasons that may be gone by the next run, though the object is the same."""
 
 _KNOWN_LIMIT = 8
@@ -138,8 +140,8 @@ GROUP BY ALL ORDER BY ALL
 class Counts:
     """Items by what a run would do with each.
 
-    `encode` are unchanged ones under a new encoder, `retry` quarantined ones whose reason may have
-    passed. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
+    `encode` are unchanged ones under a new encoder, `retry` quarantined ones that may have another outcome now, or
+    were asked for. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
     that a marker keeps out, `faulty` those of the `changed` that are embedded and whose row in a table now
     names nothing that is there or may be opened.
     """
@@ -182,15 +184,17 @@ class Plan:
     `sealed` are digests of the tables and shards whose rows need not be listed again while these hold.
     """
 
-    def __init__(self, members: dict[Modality, Fingerprints], limits: Limits) -> None:
+    def __init__(
+        self, members: dict[Modality, Fingerprints], limits: Limits, decoders: dict[str, str] | None = None
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="batchproj-plan-")
         settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
         self.db = duckdb.connect(str(Path(self._folder.name) / "plan.duckdb"), config=settings)
         self.db.execute("SET enable_progress_bar = false")  # it would write into the command's own output
         self.db.execute(_TABLES)
         # what an outcome depends on beside the item: what is no picture may be another encoder's sound
-        self._context = {m: member.vector for m, member in members.items()}, limits.model_dump()
-        self._limits = limits
+        self._context = {m: member.vector for m, member in members.items()}, limits.model_dump(), decoders
+        self._members, self._limits, self._decoders = members, limits, decoders
         self.sealed: dict[str, str] = {}
         self._digests: dict[str, str] = {}
         for modality, member in members.items():
@@ -223,9 +227,14 @@ class Plan:
         finally:
             self.db.unregister("incoming")
 
-    def load_manifest(self, rows: str) -> None:
-        """Load the live snapshot's manifest, given as SQL of its rows."""
+    def load_manifest(self, rows: str, run: str | None = None) -> None:
+        """Load the manifest of the live run, given as SQL of its rows.
+
+        Older ones do not say how often and when an item failed: it counts as once, in the run that is live.
+        """
         self.db.execute(f"INSERT INTO manifest BY NAME {rows}")
+        untold = "status = 'quarantined' AND attempts IS NULL"
+        self.db.execute(f"UPDATE manifest SET attempts = 1, run = ? WHERE {untold}", [run])
 
     def know_features(self, files: Iterable[FeatureFile]) -> None:
         """The digests of the live run's files of features, for the units that start from them."""
@@ -258,15 +267,15 @@ class Plan:
         kinds = pa.array([path.parts[0] for path in paths], pa.string())  # a unit's two files have one name
         self.insert("damaged", pa.table({"kind": kinds, "file": pa.array([path.stem for path in paths], pa.string())}))
 
-    def decide(self, live: Limits | None = None, retry: bool = True) -> Counts:
+    def decide(self, live: Snapshot | None = None, retry: Iterable[Reason] | None = ()) -> Counts:
         """Compare the two sides; call once, after the listing and the manifest are in.
 
-        `live` are the limits of the live run: with others, what was too large is tried again. Without
-        `retry` nothing in quarantine is.
+        Of what is in quarantine is tried again: what has one of the reasons `retry` or one that passes by itself;
+        what `live`, the run of the manifest, found too large by other limits, could not decode with other decoders,
+        or could not even recognise and would hand to another encoder now. If `retry` is None, nothing is.
         """
-        transient = [*_TRANSIENT, *([Reason.TOO_LARGE] if live not in (None, self._limits) else [])]
-        reasons = ", ".join(f"'{reason}'" for reason in transient) if retry else "NULL"
-        self.db.execute(_DECIDE.format(transient=reasons))
+        hopeful = "false" if retry is None else " OR ".join(self._hopeful(live, retry))
+        self.db.execute(_DECIDE.format(hopeful=hopeful))
         self.db.execute(_KNOWN)
         found: dict[str, int] = dict(self.rows("SELECT action, count(*) FROM plan GROUP BY action"))
         moved = self.rows(
@@ -277,6 +286,18 @@ class Plan:
         )[0][0]
         gone, forgotten, faulty = self.rows(_LOST)[0]
         return Counts(**found, deleted=gone, moved=moved, forgotten=forgotten, faulty=faulty)
+
+    def _hopeful(self, live: Snapshot | None, retry: Iterable[Reason]) -> Iterator[str]:
+        """Conditions under which an item in quarantine is tried again."""
+        reasons = {*TRANSIENT, *retry}
+        if live is not None and live.limits != self._limits:
+            reasons.add(Reason.TOO_LARGE)
+        yield f"m.reason IN ({_listed(reasons)})"
+        if live is not None and live.decoders and live.decoders != self._decoders:
+            yield f"m.stage = 'decode' AND m.reason <> '{Reason.NO_ENCODER}'"
+        if live is not None and (others := live.other_encoders(self._members)):
+            # of any other item the manifest says by which encoder it was judged
+            yield f"m.modality IS NULL AND coalesce(l.hint IN ({_listed(others)}), true)"
 
     def differences(self) -> list[Difference]:
         """The plan in numbers, by action and modality."""
@@ -311,10 +332,10 @@ class Plan:
 
     def _inputs(self, items: str) -> Iterator[pa.RecordBatch]:
         return self.batches(
-            "SELECT item, uri, key, pair, size, source_version, metadata, place, modality, "
+            "SELECT item, uri, key, pair, size, source_version, metadata, place, modality, again, "
             f"CASE WHEN action = 'project' THEN cached END AS cached, known "
             f"FROM ({items}) LEFT JOIN known USING (item) "
-            "ORDER BY modality NULLS LAST, cached, key"
+            "ORDER BY modality NULLS LAST, again, cached, key"
         )
 
     def cut(
@@ -336,9 +357,15 @@ class Plan:
                     bytes=size,
                     cached=group[0]["cached"],
                     cached_sha256=self._digests.get(group[0]["cached"] or ""),
+                    again=group[0]["again"],
                 ),
                 inputs,
             )
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names of our own as a list in SQL."""
+    return ", ".join(f"'{name}'" for name in sorted(names))
 
 
 def raise_if_full(error: BaseException | None, folder: Path) -> None:
@@ -370,7 +397,7 @@ _INPUT_SCHEMA = pa.schema(
 def _groups(
     batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int, whole: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    """Runs of rows with equal modality and cache file, closed at a border or when full.
+    """Runs of rows with equal modality and cache file, new or tried again, closed at a border or when full.
 
     `whole` groups hold all rows of one cache file: it is read once and was cut to size before.
     """
@@ -388,7 +415,7 @@ def _groups(
 
 
 def _differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return bool(a["modality"] != b["modality"] or a["cached"] != b["cached"])
+    return any(a[name] != b[name] for name in ("modality", "again", "cached"))
 
 
 def _full(group: list[dict[str, Any]], size: int, row: dict[str, Any], max_items: int, max_bytes: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -43,7 +44,8 @@ class Snapshot(BaseModel):
 
     `manifest` are the files of its manifest, each under the name of the run that wrote it, the whole one
     first. `sealed` tells of tables and shards, by the begin of their rows' keys, with which content the
-    manifest has all their rows. Together the lists say of every byte of the run what it has to be.
+    manifest has all their rows. `decoders` are the versions of what decoded; older snapshots do not say.
+    Together the lists say of every byte of the run what it has to be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,11 +58,22 @@ class Snapshot(BaseModel):
     listed: int
     rows: int = 0
     limits: Limits = Limits()
+    decoders: dict[str, str] = {}
     sealed: dict[str, str] = {}
     parts: list[Part] = []
     features: list[FeatureFile] = []
     manifest: list[Part] = []
     quarantine: Part | None = None
+
+    def other_encoders(self, members: Mapping[Modality, Fingerprints]) -> set[Modality]:
+        """Modalities whose encoder is another one here than there, or is only on one side."""
+        mine, theirs = ({m: each.feature for m, each in side.items()} for side in (self.fingerprints, members))
+        return {modality for modality in {*mine, *theirs} if mine.get(modality) != theirs.get(modality)}
+
+    def judges_as(self, other: Snapshot) -> bool:
+        """Whether an object that this run has quarantined would be by the other one too, as far as is known."""
+        same_decoders = not self.decoders or self.decoders == other.decoders
+        return same_decoders and self.limits == other.limits and not self.other_encoders(other.fingerprints)
 
 
 def read_snapshot(folder: Folder, run: str) -> Snapshot:

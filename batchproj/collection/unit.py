@@ -38,6 +38,7 @@ class Unit(BaseModel):
 
     `modality` is what the names of the objects promise, None where they promise nothing.
     `cached` names the file of features that a `project` unit starts from, `cached_sha256` is its digest.
+    The items of an `again` unit were in quarantine before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,16 +50,21 @@ class Unit(BaseModel):
     bytes: int
     cached: str | None = None
     cached_sha256: str | None = None
+    again: bool = False
 
 
 class Receipt(BaseModel):
-    """The done-record: what came of a unit. `copied` items were read, but had cached features."""
+    """The done-record: what came of a unit. `copied` items were read, but had cached features.
+
+    `reasons` counts the quarantined ones by theirs.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     unit: Unit
     embedded: int
     copied: int = 0
     quarantined: int
+    reasons: dict[str, int] = {}
     deferred: int
     encoded: int
     busy_s: float

@@ -8,7 +8,8 @@
     video.py       -> (T, H, W, 3) uint8 segments of T frames
     film.py        a video's frames, by time        scenes.py where it is cut
     container.py   the formats that PyAV opens      mpeg.py   frames of MPEG audio
-    complete.py    is the file all there?           limits.py  faults.py
+    complete.py    is the file all there?           limits.py  faults.py  versions.py
+    process.py     all of these but text in a process of its own, child.py: it opens nothing, and may be killed
 
 What cannot be used raises `ItemFault`: a quarantine row, never a stop. All of it is safe to call
 from many threads at once.

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import io
 import math
-import threading
 import warnings
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import numpy as np
@@ -36,10 +34,6 @@ from batchproj.schema import Reason
 # Pillow remarks on odd metadata line by line; the item is decoded or quarantined, and that says it.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# Blocks of Pillow's 16 MB come, after the first, from the threads' heaps, and stay there: each thread would keep the
-# memory of its largest picture. From 32 MB on malloc gives every block back.
-Image.core.set_block_size(64 << 20)  # type: ignore[attr-defined]
-
 _READERS: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"\x89PNG", PngImageFile),
     (b"\xff\xd8\xff", JpegImageFile),
@@ -56,10 +50,6 @@ _DRAFT_REDUNDANCY = 2
 At 1 the final resize would see pixels already averaged by the DCT's box filter; from 2 on its own
 filter does the last halving, and a 1600 px photograph comes out within 1 grey level on average.
 """
-_LARGE_PIXELS = 16_000_000
-_large = threading.RLock()
-"""Of larger pictures one is decoded at a time: a worker's threads together must not take what several of them do."""
-
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -85,25 +75,18 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
 
     Raises ItemFault: TOO_LARGE, TRUNCATED, CORRUPT, NOT_FINITE (float TIFF).
     """
-    with ExitStack() as held:
-        image = _open(data, limits, held)
-        full = image.size
-        check_ratio(full, limits, "picture")
-        check_resized(full, spec, limits)
-        if isinstance(image, JpegImageFile):
-            _reduce(image, spec, limits)
-        check_pixels(image.size, limits.image_pixels, "picture")
-        _wait_if_large(image.size, held)
-        with refusals_as_faults("Pillow"):
-            image.load()
-        turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
-        upright = image.transpose(_TURNS[turn]) if turn in _TURNS else image
-        return [Segment(fitted(_rgb(upright), _turned(full, turn), spec))]
-
-
-def _wait_if_large(size: tuple[int, int], held: ExitStack) -> None:
-    if size[0] * size[1] > _LARGE_PIXELS:
-        held.enter_context(_large)
+    image = _open(data, limits)
+    full = image.size
+    check_ratio(full, limits, "picture")
+    check_resized(full, spec, limits)
+    if isinstance(image, JpegImageFile):
+        _reduce(image, spec, limits)
+    check_pixels(image.size, limits.image_pixels, "picture")
+    with refusals_as_faults("Pillow"):
+        image.load()
+    turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
+    upright = image.transpose(_TURNS[turn]) if turn in _TURNS else image
+    return [Segment(fitted(_rgb(upright), _turned(full, turn), spec))]
 
 
 def fitted(picture: Image.Image, full: tuple[int, int], spec: ImageSpec) -> npt.NDArray[np.uint8]:
@@ -135,10 +118,10 @@ def check_pixels(size: tuple[int, int], limit: int, what: str) -> None:
         raise ItemFault(Reason.TOO_LARGE, detail)
 
 
-def _open(data: bytes, limits: Limits, held: ExitStack) -> ImageFile:
+def _open(data: bytes, limits: Limits) -> ImageFile:
     """Read the header; but for WebP nothing of the size of the picture is allocated here."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return _open_webp(data, limits, held)
+        return _open_webp(data, limits)
     for magic, reader in _READERS:
         if data.startswith(magic):
             if reader is TiffImageFile:
@@ -148,7 +131,7 @@ def _open(data: bytes, limits: Limits, held: ExitStack) -> ImageFile:
     raise ItemFault(Reason.CORRUPT, "not a PNG, JPEG, WebP, GIF, BMP or TIFF file")
 
 
-def _open_webp(data: bytes, limits: Limits, held: ExitStack) -> ImageFile:
+def _open_webp(data: bytes, limits: Limits) -> ImageFile:
     """WebP: Pillow's decoder allocates the canvas as it opens, so the size is read here first.
 
     Source: RFC 9649, sections 2.5 to 2.7 (VP8, VP8L and VP8X headers).
@@ -164,7 +147,6 @@ def _open_webp(data: bytes, limits: Limits, held: ExitStack) -> ImageFile:
     else:
         size = (int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
     check_pixels(size, limits.image_pixels, "picture")
-    _wait_if_large(size, held)
     with refusals_as_faults("Pillow"):
         return WebPImageFile(io.BytesIO(data), "")
 

@@ -14,12 +14,19 @@ from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec, VideoSpec
 from batchproj.schema import Modality, Reason
 
-PIECE_BYTES = 8 * 2**20
-PIECE_SEGMENTS = 1_024
-"""An item is handed on in pieces of about so many bytes, and segments: its length must not decide the memory.
 
-A text chunk is small, and what a tokenizer makes of it is not.
-"""
+@dataclass(frozen=True)
+class PieceSize:
+    """An item is handed on in pieces of about so many bytes, and segments: its length must not decide the memory.
+
+    A text chunk is small, and what a tokenizer makes of it is not.
+    """
+
+    nbytes: int = 8 * 2**20
+    segments: int = 1_024
+
+
+PIECE = PieceSize()
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,9 @@ def decode(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> list[
     return [segment for piece in decode_pieces(data, modality, spec, limits) for segment in piece.segments]
 
 
-def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> Iterator[Piece]:
+def decode_pieces(
+    data: bytes, modality: Modality, spec: Spec, limits: Limits, size: PieceSize = PIECE
+) -> Iterator[Piece]:
     """Decode one item piece by piece, in order; a short one is one piece.
 
     Raises, when the next piece is asked for, ItemFault where the content is at fault; TypeError where `spec` is not
@@ -47,20 +56,20 @@ def decode_pieces(data: bytes, modality: Modality, spec: Spec, limits: Limits) -
         case Modality.IMAGE, ImageSpec():
             yield Piece(decode_image(data, spec, limits))
         case Modality.AUDIO, AudioSpec():
-            yield from _pieces(stream_audio(data, spec, limits))
+            yield from _pieces(stream_audio(data, spec, limits), size)
         case Modality.TEXT, TextSpec():
-            yield from _pieces(stream_text(data, spec, limits))
+            yield from _pieces(stream_text(data, spec, limits), size)
         case Modality.VIDEO, VideoSpec():
-            yield from _pieces(decode_video(data, spec, limits))
+            yield from _pieces(decode_video(data, spec, limits), size)
         case _:
             raise TypeError(f"{modality} cannot be decoded for {type(spec).__name__}")
 
 
-def _pieces(segments: Iterator[Segment]) -> Iterator[Piece]:
+def _pieces(segments: Iterator[Segment], size: PieceSize) -> Iterator[Piece]:
     piece: list[Segment] = []
     held = 0
     for segment in segments:
-        if held >= PIECE_BYTES or len(piece) >= PIECE_SEGMENTS:
+        if held >= size.nbytes or len(piece) >= size.segments:
             yield Piece(piece, last=False)
             piece, held = [], 0
         piece.append(segment)

@@ -39,10 +39,9 @@ _FORMS = {
 }
 _BMP_HEADER_BYTES = frozenset({12, 40, 52, 56, 64, 108, 124})
 _PICTURE_BRANDS = (b"hei", b"hev", b"mif1", b"msf1", b"avif", b"avis", b"crx ")
+_UNSUPPORTED_TEXT = ((b"%PDF-", "PDF"), (b"%!PS", "PostScript"), (b"{\\rtf", "RTF"))
 _UNSUPPORTED = (
-    (b"%PDF-", "PDF"),
-    (b"%!PS", "PostScript"),
-    (b"{\\rtf", "RTF"),
+    *_UNSUPPORTED_TEXT,
     (b"\xc5\xd0\xd3\xc6", "EPS"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
@@ -86,6 +85,11 @@ def sniff(data: bytes, name: str) -> Modality:
     Raises ItemFault: EMPTY, UNKNOWN_TYPE, WRONG_TYPE, UNSUPPORTED_FORMAT, INVALID_UTF8 (UTF-16),
     CORRUPT or TRUNCATED (a container that does not open).
     """
+    return from_outside(data, name) or look_inside(data)
+
+
+def from_outside(data: bytes, name: str) -> Modality | None:
+    """The same, by our own look at the bytes alone; None for a container that must be opened."""
     if not data:
         raise ItemFault(Reason.EMPTY, "0 bytes")
     expected = hint(name)
@@ -96,10 +100,7 @@ def sniff(data: bytes, name: str) -> Modality:
     _refuse_by_magic(data)
     if found is not None:
         return found
-    container = demuxer(data)
-    if container in MIXED:
-        return _look_inside(data, container)
-    return _unknown(data, expected)
+    return None if demuxer(data) in MIXED else _unknown(data, expected)
 
 
 def misnamed(data: bytes, name: str, found: Modality) -> str | None:
@@ -143,7 +144,7 @@ def _is_text(data: bytes) -> bool:
 
 def _text(data: bytes, expected: Modality | None) -> Modality:
     """What to make of bytes that are text."""
-    _refuse_by_magic(data)
+    _refuse_by_magic(data, _UNSUPPORTED_TEXT)  # others have letters that begin many a text: "MAC "
     if data.startswith(_POINTER):
         raise ItemFault(Reason.WRONG_TYPE, "a Git LFS pointer and not the file: run `git lfs pull` where it came from")
     if expected is Modality.TEXT:
@@ -157,9 +158,9 @@ def _text(data: bytes, expected: Modality | None) -> Modality:
     raise ItemFault(Reason.WRONG_TYPE, f"named as {expected} but it is text, as an error page would be")
 
 
-def _refuse_by_magic(data: bytes) -> None:
+def _refuse_by_magic(data: bytes, magics: tuple[tuple[bytes, str], ...] = _UNSUPPORTED) -> None:
     """Raise UNSUPPORTED_FORMAT for what is recognised by strict magic bytes and not opened."""
-    for magic, label in _UNSUPPORTED:
+    for magic, label in magics:
         if data.startswith(magic):
             raise ItemFault(Reason.UNSUPPORTED_FORMAT, f"{label} is not opened")
     if data[4:8] == b"ftyp" and data[8:12].startswith(_PICTURE_BRANDS):
@@ -168,8 +169,11 @@ def _refuse_by_magic(data: bytes) -> None:
         raise ItemFault(Reason.UNSUPPORTED_FORMAT, "CR2 raw pictures are not opened")
 
 
-def _look_inside(data: bytes, container: str) -> Modality:
-    """Modality by the streams of a container that may hold sound or film."""
+def look_inside(data: bytes) -> Modality:
+    """Modality by the streams of a container that may hold sound or film. Raises ItemFault: CORRUPT, TRUNCATED,
+    UNSUPPORTED_FORMAT (neither in it)."""
+    container = demuxer(data)
+    assert container is not None, "not a container"
     try:
         with refusals_as_faults("PyAV"), open_container(data, container) as opened:
             found = modality_of(opened)

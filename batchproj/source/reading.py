@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from batchproj.errors import BatchprojError, ItemFault
-from batchproj.objectstore import read_pinned, read_range
+from batchproj.objectstore import GONE, read_pinned, read_range
 from batchproj.schema import Reason
 from batchproj.source import arrow, csv, jsonl, lance, parquet
 from batchproj.source.place import FAULT, OBJECT, Place, fault_at, parse_place
@@ -118,7 +118,7 @@ def _read_together(items: list[_Item]) -> dict[int, Read]:
     except ItemFault as fault:
         return {item.number: fault for item in items}
     except FileNotFoundError:
-        gone = ItemFault(Reason.CHANGED, f"{first.container} is gone since it was listed")
+        gone = ItemFault(Reason.CHANGED, f"{first.container} is {GONE}")
         return {item.number: gone for item in items}
     except PermissionError as error:
         return {item.number: ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") for item in items}
@@ -128,7 +128,7 @@ def _from_block(kind: str, items: list[_Item]) -> dict[int, Read]:
     """Rows of one row group, record batch or version."""
     try:
         values = _BLOCKS[kind](items[0].container, items[0].at[0], [(item.at[1], item.at[2]) for item in items])
-    except (FileNotFoundError, PermissionError, BatchprojError):
+    except (FileNotFoundError, PermissionError, MemoryError, BatchprojError):  # pyarrow's MemoryError is its own too
         raise
     except (*UNREADABLE, LookupError, TypeError) as error:  # another file than was listed
         return {item.number: _changed(item, error) for item in items}

@@ -57,6 +57,8 @@ def values_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | ItemFault]:
 def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | ItemFault:
     try:
         values: dict[str, Any] = row.to_pylist()[0]
+    except MemoryError:
+        raise
     except UnicodeDecodeError as error:
         return ItemFault(Reason.INVALID_UTF8, f"a string of the row is not UTF-8: {error}")
     except _ODD_VALUES as error:

@@ -239,7 +239,7 @@ def _looked_up(row: _Row) -> _Row:
         fault = ItemFault(Reason.MISSING, f"no object {row.target}")
     except PermissionError as error:
         fault = ItemFault(Reason.FORBIDDEN, f"{row.target} may not be read: {error}")
-    except (OSError, SourceError) as error:
+    except OSError as error:
         fault = ItemFault(Reason.BAD_ROW, f"{row.target} cannot be opened: {error}")
     else:
         return replace(row, size=found.size, source_version=found.version, target=None)

@@ -1,0 +1,154 @@
+"""What runs in a decoder process: bytes of strangers in, pixels and samples out, within limits.
+
+    python -P -m batchproj.decode.child SOCKET {"modality", "spec", "limits"}
+
+Once its libraries are loaded it opens no file and no connection any more, and writes none: it may have no
+further file descriptor, and files of its own would have size 0. Memory, processor time and time are limited
+for each item, by the kernel, so that a decoder that no longer listens ends as well.
+
+    asked      "look" or "decode", and the item's bytes
+    answered   {"modality"} after a look inside a container;
+               {"segments": [[shape, dtype, start, end], ...], "last"} and each segment's bytes, piece by piece;
+               {"fault": [reason, detail]}; or {"memory": true} before it ends for want of memory
+
+Nothing that crosses is unpickled, on either side.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import pkgutil
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from pydantic import TypeAdapter
+
+from batchproj.decode.faults import failures_as_faults
+from batchproj.decode.item import Piece, PieceSize, decode_pieces
+from batchproj.decode.limits import Limits
+from batchproj.decode.sniff import look_inside
+from batchproj.errors import BatchprojError, ItemFault
+from batchproj.media import AudioSpec, ImageSpec, VideoSpec
+from batchproj.schema import Modality
+
+MediaSpec = ImageSpec | AudioSpec | VideoSpec
+"""Of what is decoded in a process of its own; text is not, Python reads it itself."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a decoder process is for: one modality, or only to look into containers."""
+
+    modality: Modality | None
+    spec: MediaSpec | None
+    limits: Limits
+    piece: PieceSize
+
+
+_IMPORTED_LATE = ("PIL.ImageCms", "PIL.ImageColor", "PIL.ImageFilter", "PIL.ImagePalette")
+"""By Pillow, when a picture wants it; so does PyAV with kinds of streams."""
+WORK = TypeAdapter(Work)
+READY, LOOK, DECODE = b"ready", b"look", b"decode"
+
+
+def main(socket: int, work: Work) -> None:
+    """Answer until the other side is gone."""
+    connection: Connection[Any, Any] = Connection(socket)
+    idle_bytes = _address_space()
+    _close_doors()
+    connection.send_bytes(READY)
+    while True:
+        try:
+            look, data = connection.recv_bytes() == LOOK, connection.recv_bytes()
+        except EOFError:
+            return
+        # beside the item itself, of which libraries make a copy
+        _limit(resource.RLIMIT_AS, idle_bytes + 2 * len(data) + work.limits.decode_bytes)
+        _limit(resource.RLIMIT_CPU, math.ceil(_cpu_s() + work.limits.cpu_seconds(len(data))))
+        try:
+            _answer(connection, _answers(look, data, work), work.limits.wall_seconds(len(data)))
+        except MemoryError:
+            _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+            connection.send_bytes(b'{"memory": true}')
+            return  # what is left of it may be in pieces
+        _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        del data
+
+
+Answer = tuple[dict[str, Any], Piece | None]
+
+
+def _answer(connection: Connection[Any, Any], answers: Iterator[Answer], seconds: float) -> None:
+    while True:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            answer, piece = next(answers)
+        except StopIteration:
+            return
+        except ItemFault as fault:
+            answer, piece = {"fault": [fault.reason, fault.detail]}, None
+        except BatchprojError as error:  # no item's fault: the other side is to raise it
+            answer, piece = {"broken": str(error)}, None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # the other side may take its time
+        connection.send_bytes(json.dumps(answer).encode())
+        for segment in piece.segments if piece else ():
+            connection.send_bytes(np.ascontiguousarray(segment.data).data.cast("B"))
+        if piece is None:
+            return
+
+
+def _answers(look: bool, data: bytes, work: Work) -> Iterator[Answer]:
+    with failures_as_faults():
+        if look:
+            yield {"modality": look_inside(data)}, None
+            return
+        assert work.modality is not None, "asked to decode without an encoder"
+        assert work.spec is not None, "asked to decode without an encoder"
+        for piece in decode_pieces(data, work.modality, work.spec, work.limits, work.piece):
+            yield {"segments": [_described(segment) for segment in piece.segments], "last": piece.last}, piece
+
+
+def _described(segment: Any) -> list[Any]:
+    return [segment.data.shape, segment.data.dtype.name, segment.start, segment.end]
+
+
+def _close_doors() -> None:
+    """From here on nothing is opened, written or started; what a library prints is nobody's to read."""
+    for module in (*_IMPORTED_LATE, *(found.name for found in pkgutil.walk_packages(av.__path__, "av."))):
+        importlib.import_module(module)
+    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
+    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE):
+        resource.setrlimit(what, (0, 0))
+
+
+def _limit(what: int, value: int) -> None:
+    """Set a limit, no higher than the one that the process was started with."""
+    _, hard = resource.getrlimit(what)
+    allowed = value if hard == resource.RLIM_INFINITY else hard if value == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(what, (allowed, hard))
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def _address_space() -> int:
+    """Bytes of address space that the process has, before it is given work."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), WORK.validate_json(sys.argv[2]))

@@ -1,0 +1,248 @@
+"""A unit's items, decoded in their order a little ahead of the model.
+
+Texts are read by the threads here; whatever a library parses goes to decoder processes, one a thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchproj.decode.child import Work
+from batchproj.decode.faults import failures_as_faults
+from batchproj.decode.item import Piece, PieceSize, decode_pieces
+from batchproj.decode.limits import Limits
+from batchproj.decode.process import DecoderProcess
+from batchproj.decode.sniff import from_outside, misnamed
+from batchproj.errors import ItemFault
+from batchproj.features import Half, from_column
+from batchproj.media import Segment, Spec, TextSpec
+from batchproj.schema import Modality, Reason
+from batchproj.source.place import promised_name
+
+
+@dataclass
+class Fetched:
+    """An item of a unit with its bytes and their sha256, or with the fault that kept them away.
+
+    `name` is the file name, or URI, that promises what it is.
+    """
+
+    item: str
+    uri: str
+    pair: str | None
+    source_version: str
+    data: bytes
+    content_id: str
+    name: str
+    metadata: str | None = None
+    fault: ItemFault | None = None
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any], data: bytes, content_id: str, fault: ItemFault | None) -> Fetched:
+        """Of a row of a unit, and what reading it gave."""
+        name = promised_name(row["uri"], row["place"])
+        told = (row["item"], row["uri"], row["pair"], row["source_version"])
+        return cls(*told, data, content_id, name, row["metadata"], fault)
+
+
+@dataclass
+class Item:
+    """An item on its way: what came of it so far, or where it stopped; changed by one thread alone."""
+
+    source: Fetched
+    modality: Modality | None = None
+    note: str | None = None
+    encoded: int = 0
+    copied: bool = False
+    features: list[Half] = field(default_factory=list)
+    spans: list[tuple[float | None, float | None, str | None]] = field(default_factory=list)
+    fault: ItemFault | None = None
+
+    def add(self, segments: list[Segment], features: list[Half]) -> None:
+        """Take features of its next segments."""
+        self.encoded += len(segments)
+        self.features += features
+        self.spans += [(segment.start, segment.end, segment.text) for segment in segments]
+
+    def copy(self, cached: pa.Table) -> None:
+        """Take the cached rows of the same bytes."""
+        self.copied = True
+        self.features = list(from_column(cached["feature"]))
+        self.spans = list(zip(*(cached[name].to_pylist() for name in ("start", "end", "text")), strict=True))
+
+    def stop(self, fault: ItemFault) -> None:
+        """Its content is at fault; nothing of what came before is kept."""
+        self.fault = fault
+        self.features, self.spans = [], []
+
+
+@dataclass
+class Decoded:
+    """What was found of an item: its next segments, and the iterator of `pieces` that has more of them unless
+    this was the last one; or cached rows of the same bytes, or a fault; or nothing, if it is another worker's."""
+
+    item: Item
+    segments: list[Segment] = field(default_factory=list)
+    pieces: Iterator[Piece] | None = None
+    cached: pa.Table | None = None
+    fault: ItemFault | None = None
+
+
+class Decoding:
+    """Decodes units of one modality; `modality` and `spec` are None where there is no encoder: then it only finds out
+    what items are. Keeps its processes from unit to unit."""
+
+    def __init__(
+        self,
+        modality: Modality | None,
+        spec: Spec | None,
+        in_space: frozenset[Modality],
+        limits: Limits,
+        threads: int,
+        piece: PieceSize,
+    ) -> None:
+        self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
+        self._threads, self._piece = threads, piece
+        work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
+        self._processes = [DecoderProcess(work) for _ in range(threads)]
+
+    def close(self) -> None:
+        """End its processes."""
+        for process in self._processes:
+            process.close()
+
+    def ahead(self, items: list[Fetched], known: pa.Table | None) -> Iterator[Decoded]:
+        """Pieces of items, in order, never more than a few ahead of the one who asks.
+
+        `known` are cached features of contents that some of the items may have: those are not decoded.
+        """
+        cached = _by_content(known)
+        queue = _Queue(self._processes)
+        ahead: deque[Future[Decoded]] = deque()
+        # one more, for the item whose turn it is: all others may be waiting for a process
+        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as first:
+            waiting = enumerate(items)
+            try:
+                while True:
+                    for number, source in islice(waiting, 4 * self._threads + 1 - len(ahead)):
+                        ahead.append(pool.submit(self._begin, queue, number, source, cached))
+                    if not ahead:
+                        return
+                    decoded = ahead.popleft().result()
+                    if decoded.pieces is not None:  # decoded while the model has what comes before it
+                        ahead.appendleft(first.submit(_next_piece, decoded.item, decoded.pieces))
+                    yield decoded
+            finally:
+                queue.stop()
+                pool.shutdown(cancel_futures=True)
+                first.shutdown()
+                del ahead  # streams that nobody wants the rest of end their processes
+
+    def _begin(self, queue: _Queue, number: int, source: Fetched, known: dict[str, pa.Table]) -> Decoded:
+        item, process = Item(source), None
+        try:
+            with failures_as_faults():
+                if source.fault is not None:
+                    raise source.fault
+                item.modality = from_outside(source.data, source.name)
+                if item.modality is None:
+                    process = queue.take(number)
+                    item.modality = process.look(source.data)
+                if item.modality not in self._in_space:
+                    raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
+                item.note = misnamed(source.data, source.name, item.modality)
+                if self._spec is None or item.modality is not self._modality:
+                    return Decoded(item)
+                if (cached := known.get(source.content_id)) is not None:
+                    return Decoded(item, cached=cached)
+                if isinstance(self._spec, TextSpec):
+                    told = (item.modality, self._spec, self._limits, self._piece)
+                    return _next_piece(item, decode_pieces(source.data, *told))
+                lent, process = process or queue.take(number), None
+                return _next_piece(item, queue.until_its_end(lent, lent.pieces(source.data)))
+        except ItemFault as fault:
+            return Decoded(item, fault=fault)
+        finally:
+            queue.pass_by(number)
+            if process is not None:
+                queue.give_back(process)
+
+
+class _Queue:
+    """Gives out processes in the order of the items.
+
+    In another order, items with more to come could hold all of them until it is their turn, and the item
+    whose turn it is would wait for one.
+    """
+
+    def __init__(self, idle: list[DecoderProcess]) -> None:
+        self._idle = list(idle)
+        self._passed: set[int] = set()
+        self._turn = 0
+        self._stopped = False
+        self._changed = threading.Condition()
+
+    def take(self, number: int) -> DecoderProcess:
+        """Wait for a process, until every item before this one has taken one or needs none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or (self._idle and self._turn == number))
+            if self._stopped:
+                raise CancelledError
+            process = self._idle.pop()
+        self.pass_by(number)
+        return process
+
+    def pass_by(self, number: int) -> None:
+        """This item waits no longer."""
+        with self._changed:
+            self._passed.add(number)
+            while self._turn in self._passed:
+                self._passed.remove(self._turn)
+                self._turn += 1
+            self._changed.notify_all()
+
+    def give_back(self, process: DecoderProcess) -> None:
+        with self._changed:
+            self._idle.append(process)
+            self._changed.notify_all()
+
+    def until_its_end(self, process: DecoderProcess, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        """The pieces; the process is given back after the last one."""
+        try:
+            yield from pieces
+        finally:
+            self.give_back(process)
+
+    def stop(self) -> None:
+        """Nobody need wait any more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
+    """Rows of cached features, one item's for each content."""
+    if known is None:
+        return {}
+    contents = pc.unique(known["content_id"]).to_pylist()
+    return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
+
+
+def _next_piece(item: Item, pieces: Iterator[Piece]) -> Decoded:
+    try:
+        with failures_as_faults():
+            piece = next(pieces)
+    except ItemFault as fault:
+        return Decoded(item, fault=fault)
+    if piece.last:
+        next(pieces, None)  # so that it ends now
+    return Decoded(item, piece.segments, None if piece.last else pieces)

@@ -1,0 +1,180 @@
+"""What the machine, the store or an installation is to blame for ends a run, and no item."""
+
+from __future__ import annotations
+
+import errno
+import io
+import sys
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pytest
+import torch
+from in_process import OPTIONS, run
+from PIL import Image
+from table_files import listed, write
+
+import batchproj
+from batchproj import objectstore, retry
+from batchproj.decode import child
+from batchproj.decode.child import Work
+from batchproj.decode.faults import refusals_as_faults
+from batchproj.decode.image import decode_image
+from batchproj.decode.item import PIECE
+from batchproj.decode.limits import Limits
+from batchproj.decode.process import DecoderProcess
+from batchproj.decode.versions import decoders
+from batchproj.embed import Options
+from batchproj.errors import BatchprojError, CollectionError, ItemFault, TryLater, UsageError
+from batchproj.media import ImageSpec
+from batchproj.schema import Modality
+from batchproj.source import reading
+from batchproj.source.place import Place
+from batchproj.space import Embedder
+
+
+@pytest.fixture(autouse=True)
+def _impatient() -> Iterator[None]:
+    before = retry.patience_s()
+    retry.configure(0.0)
+    yield
+    retry.configure(before)
+
+
+def row(uri: str, size: int, version: str, place: Place | None = None) -> dict[str, object]:
+    return {"uri": uri, "size": size, "source_version": version, "place": None if place is None else str(place)}
+
+
+@pytest.mark.parametrize("number", [errno.ENOTCONN, errno.EMFILE, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_mount_that_went_away_or_a_machine_in_trouble_is_not_the_objects_fault(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("w1")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(number, "trouble")
+
+    monkeypatch.setattr(objectstore, "_read_version", fail)
+    monkeypatch.setattr(objectstore, "_head", fail)
+    with pytest.raises(TryLater):
+        reading.read_items([row(f"file://{tmp_path}/a.txt", 2, "1")], 100, 1)
+    table = write(tmp_path / "t.jsonl", [{"uri": "a.txt"}])
+    with pytest.raises(TryLater):
+        listed(table)
+
+
+def test_an_answer_of_s3_that_is_not_known_is_no_trouble_of_the_machine() -> None:
+    """s3fs says EIO of it; waiting for it would be in vain."""
+    error = OSError(errno.EIO, "odd")
+    error.__cause__ = RuntimeError()
+    error.__cause__.response = {"Error": {"Code": "Odd"}, "ResponseMetadata": {"HTTPStatusCode": 400}}  # type: ignore[attr-defined]
+    assert not retry.is_transient(error)
+    assert retry.is_transient(OSError(errno.EIO, "disk"))
+    assert not retry.is_transient(OSError(errno.ENAMETOOLONG, "name"))
+
+
+def test_want_of_memory_is_not_a_table_that_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> list[object]:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setitem(reading._BLOCKS, "parquet", fail)
+    place = Place("parquet", (0, 0, 0, "text"))
+    with pytest.raises(MemoryError):
+        reading.read_items([row(f"file://{tmp_path}/t.parquet#row=1", 2, "1", place)], 100, 1)
+
+
+def test_a_decoder_without_a_part_of_itself_blames_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(file := io.BytesIO(), "JPEG")
+    monkeypatch.delattr(Image.core, "jpeg_decoder")
+    with pytest.raises(BatchprojError, match="Pillow is not whole on this machine: decoder jpeg not available") as told:
+        decode_image(file.getvalue(), ImageSpec(height=8, width=8, resize_px=8), Limits())
+    assert not isinstance(told.value, ItemFault)
+
+
+@pytest.mark.parametrize(
+    ("error", "blamed"),
+    [
+        (ImportError("a module that a decoder process may not open"), True),
+        (NameError("name '_webp' is not defined"), False),
+        (UnboundLocalError("of a path that only odd bytes lead to"), True),
+        (OSError("broken data stream when reading image file"), True),
+        (ValueError("decoder says no"), True),
+    ],
+)
+def test_odd_bytes_are_told_from_a_broken_installation(error: Exception, blamed: bool) -> None:
+    with pytest.raises(BatchprojError) as told, refusals_as_faults("Pillow"):
+        raise error
+    assert isinstance(told.value, ItemFault) is blamed
+
+
+def test_a_decoder_that_is_not_there_stops_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(BatchprojError, match=r"a library that decodes cannot be loaded: .*soundfile"):
+        decoders()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["memory", "CUDA", "torch on CPUs"],
+)
+@pytest.mark.usefixtures("no_ray")
+def test_want_of_memory_ends_the_run_and_blames_no_item(
+    error: Exception, corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> object:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Embedder, "encode", fail)
+        with pytest.raises(UsageError, match=r"a worker ran out of memory: .*units.max_items"):
+            run(corpus, tmp_path / "c", tiny_space)
+    with pytest.raises(CollectionError):
+        batchproj.open(str(tmp_path / "c"))
+    assert run(corpus, tmp_path / "c", tiny_space).embedded == 24
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_mount_that_is_empty_when_it_is_read_stops_the_run(
+    corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = [f"item{number}.png" for number in range(12)]
+    read = objectstore._read_version
+
+    def vanished(fs: object, path: str, version: str) -> bytes:
+        if Path(path).name in away:
+            raise FileNotFoundError(path)
+        return read(fs, path, version)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(objectstore, "_read_version", vanished)
+        with pytest.raises(TryLater, match="12 of 24 objects were listed and are gone"):
+            run(corpus, tmp_path / "c", tiny_space)
+    assert run(corpus, tmp_path / "c", tiny_space).embedded == 24  # it is back: nobody was blamed meanwhile
+    monkeypatch.setattr(objectstore, "_read_version", vanished)
+    meant = Options(OPTIONS.recipe, allow_mass_delete=True)
+    assert run(corpus, tmp_path / "meant", tiny_space, meant).quarantined == 12
+    del away[4:]
+    assert run(corpus, tmp_path / "few", tiny_space).quarantined == 4
+
+
+def test_a_decoder_process_hands_on_what_is_no_items_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Iterator[child.Answer]:
+        yield from ()
+        raise BatchprojError("Pillow is not whole on this machine")
+
+    here, there = Pipe()
+    child._answer(there, broken(), 60)
+    spec = ImageSpec(height=8, width=8, resize_px=8)
+    decoder = DecoderProcess(Work(Modality.IMAGE, spec, Limits(), PIECE))
+    monkeypatch.setattr(decoder, "_started", lambda: SimpleNamespace(connection=here))
+    with pytest.raises(BatchprojError, match=r"^Pillow is not whole on this machine$") as told:
+        next(decoder.pieces(b"a picture"))
+    assert not isinstance(told.value, ItemFault)
