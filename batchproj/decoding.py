@@ -5,7 +5,9 @@ Texts are read by the threads here; whatever a library parses goes to decoder pr
 
 from __future__ import annotations
 
+import tempfile
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -113,7 +115,9 @@ class Decoding:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
-        self._processes = [DecoderProcess(work) for _ in range(threads)]
+        turns = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        weakref.finalize(self, turns.close)
+        self._processes = [DecoderProcess(work, turns) for _ in range(threads)]
 
     def close(self) -> None:
         """End its processes."""

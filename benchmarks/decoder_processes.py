@@ -37,7 +37,7 @@ THREADS = 2
 class InThreads:
     """As `DecoderProcess`, where the caller's thread decodes."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, _turns: object) -> None:
         self._work = work
 
     def pieces(self, data: bytes) -> Iterator[Piece]:

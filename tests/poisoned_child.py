@@ -89,4 +89,4 @@ def poisoned(decode: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     child.decode_pieces = poisoned(child.decode_pieces)
-    child.main(int(sys.argv[1]), child.WORK.validate_json(sys.argv[2]))
+    child.main(*sys.argv[1:])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,8 +62,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     started: list[int] = []
     start = process._start
 
-    def start_and_note(work: Work) -> Any:
-        child = start(work)
+    def start_and_note(*told: Any) -> Any:
+        child = start(*told)
         started.append(child.process.pid)
         return child
 
@@ -263,3 +265,32 @@ def test_a_unit_given_up_leaves_nothing_waiting(poisoned: list[int]) -> None:
     ahead.close()
     ends = [decoded.item.source.item for decoded in decoding.ahead(items[:3], None) if decoded.pieces is None]
     assert ends == [each.item for each in items[:3]]
+
+
+def resident_mib() -> int:
+    """Of the decoders that this process has now, together."""
+    total = 0
+    for pid in (pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
+            total += int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+    return total // 1024
+
+
+@pytest.mark.timeout(300)
+def test_large_pictures_take_turns_for_their_memory_adds_up() -> None:
+    """Each takes half a gigabyte for a moment, and four decoders could have one each."""
+    decoding = Decoding(Modality.IMAGE, IMAGE, frozenset(Modality), Limits(), 4, PIECE)
+    large = saved(Image.new("RGBA", (8_000, 8_000), (9, 90, 200, 99)), "PNG", compress_level=1)
+    stop, peak = threading.Event(), [0]
+
+    def look() -> None:
+        while not stop.wait(0.01):
+            peak[0] = max(peak[0], resident_mib())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    found = list(decoding.ahead(fetched({f"{n}.png": large for n in range(8)}), None))
+    stop.set()
+    looking.join()
+    assert [len(each.segments) for each in found] == [1] * 8
+    assert 400 < peak[0] < 1_500

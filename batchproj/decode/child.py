@@ -1,6 +1,8 @@
 """What runs in a decoder process: bytes of strangers in, pixels and samples out, within limits.
 
-    python -P -m batchproj.decode.child SOCKET {"modality", "spec", "limits"}
+    python -P -m batchproj.decode.child FILES {"modality", "spec", "limits", "piece"}
+
+FILES are descriptors, with a comma between: the socket, and the file of `decode.turns` if one is shared.
 
 Once its libraries are loaded it opens no file and no connection any more, and writes none: it may have no
 further file descriptor, and files of its own would have size 0. Memory, processor time and time are limited
@@ -34,6 +36,7 @@ import av
 import numpy as np
 from pydantic import TypeAdapter
 
+from batchproj.decode import turns
 from batchproj.decode.faults import failures_as_faults
 from batchproj.decode.item import Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
@@ -62,8 +65,11 @@ WORK = TypeAdapter(Work)
 READY, LOOK, DECODE = b"ready", b"look", b"decode"
 
 
-def main(socket: int, work: Work) -> None:
+def main(files: str, told: str) -> None:
     """Answer until the other side is gone."""
+    socket, *shared = map(int, files.split(","))
+    work = WORK.validate_json(told)
+    turns.share(*shared)
     connection: Connection[Any, Any] = Connection(socket)
     idle_bytes = _address_space()
     _close_doors()
@@ -82,6 +88,7 @@ def main(socket: int, work: Work) -> None:
             _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
             connection.send_bytes(b'{"memory": true}')
             return  # what is left of it may be in pieces
+        turns.end()
         _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         del data
 
@@ -151,4 +158,4 @@ def _address_space() -> int:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), WORK.validate_json(sys.argv[2]))
+    main(*sys.argv[1:])

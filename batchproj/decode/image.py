@@ -25,6 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from batchproj.decode import turns
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
@@ -82,6 +83,7 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
     if isinstance(image, JpegImageFile):
         _reduce(image, spec, limits)
     check_pixels(image.size, limits.image_pixels, "picture")
+    turns.wait_if_large(image.size)
     with refusals_as_faults("Pillow"):
         image.load()
     turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
@@ -147,6 +149,7 @@ def _open_webp(data: bytes, limits: Limits) -> ImageFile:
     else:
         size = (int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
     check_pixels(size, limits.image_pixels, "picture")
+    turns.wait_if_large(size)
     with refusals_as_faults("Pillow"):
         return WebPImageFile(io.BytesIO(data), "")
 

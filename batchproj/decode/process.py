@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -62,8 +62,9 @@ class DecoderProcess:
     It is told nothing of our environment: no credentials are in its memory.
     """
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, work: Work, turns: IO[bytes] | None = None) -> None:
+        """`turns` is a file that it shares with the processes beside it, if there are any; see `decode.turns`."""
+        self._work, self._turns = work, turns
         self._child: _Child | None = None
         self._end: weakref.finalize[..., DecoderProcess] | None = None
 
@@ -90,7 +91,7 @@ class DecoderProcess:
 
     def _started(self) -> _Child:
         if self._child is None:
-            self._child = _start(self._work)
+            self._child = _start(self._work, self._turns)
             self._end = weakref.finalize(self, self._child.end)  # with this object, or with our own process
         return self._child
 
@@ -136,20 +137,21 @@ class DecoderProcess:
                 self.close()  # in the middle of an answer, of which nobody wants the rest
 
 
-def _start(work: Work) -> _Child:
+def _start(work: Work, turns: IO[bytes] | None) -> _Child:
     ours, theirs = Pipe()
     environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **_ONE_THREAD}
     with theirs, tempfile.TemporaryFile() as said:
         program = [sys.executable, "-P", "-m", PROGRAM]
-        told = [str(theirs.fileno()), WORK.dump_json(work).decode()]
+        files = [theirs.fileno(), *([turns.fileno()] if turns else [])]
+        told = [",".join(map(str, files)), WORK.dump_json(work).decode()]
         nothing = subprocess.DEVNULL
         try:
             process = subprocess.Popen(
                 [*program, *told],
                 env=environment,
                 cwd="/",
-                pass_fds=[theirs.fileno()],
+                pass_fds=files,
                 stdin=nothing,
                 stdout=nothing,
                 stderr=said,
