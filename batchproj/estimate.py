@@ -23,7 +23,7 @@ from rich.filesize import decimal
 
 from batchproj import retry
 from batchproj.calibration import Calibrator, Sample
-from batchproj.changes import check_places, compare, fingerprints_of, mass_delete
+from batchproj.changes import check_places, check_sound_tracks, compare, fingerprints_of, mass_delete
 from batchproj.collection import ledger, manifest
 from batchproj.collection.lease import head
 from batchproj.collection.plan import Counts, Plan
@@ -162,8 +162,9 @@ def make_plan(
     fingerprints = fingerprints_of(space)
     with retry.watch_pauses(say), Plan(fingerprints, recipe.limits, decoders()) as plan:
         check_places(source, folder)
+        check_sound_tracks(recipe, space)
         live = _committed(folder)
-        counts = compare(plan, source, folder, live, recipe.roots, say, retry_quarantined)
+        counts = compare(plan, source, folder, live, recipe, say, retry_quarantined)
         plan.db.execute(_TO_READ.format(unclear=UNCLEAR, limit=recipe.limits.item_bytes))
         estimate = _Estimate(plan, folder, live, counts, space, recipe, say)
         gpu_hours = estimate.gpu_hours()

@@ -194,9 +194,22 @@ def embed(
         untrained = [str(modality) for modality in resolved.space.untrained()]
         if untrained:
             print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
-    if _too_many_bad(report.quarantined, report.items, allowed):
-        say(f"{report.quarantined:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
+    bad = report.quarantined - _not_bad(report, collection)
+    if _too_many_bad(bad, report.items, allowed):
+        say(f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
         raise typer.Exit(TOO_MANY_BAD)
+
+
+def _not_bad(report: Any, collection: str) -> int:
+    """Items in quarantine with which nothing is wrong, such as the sound of a silent film."""
+    from batchproj.collection.ledger import quarantine_reasons
+    from batchproj.objectstore import Folder
+    from batchproj.schema import NOT_BAD
+
+    if not report.quarantined:
+        return 0
+    found = quarantine_reasons(Folder(collection), report.run)
+    return sum(found.get(reason, 0) for reason in NOT_BAD)
 
 
 def _print_report(report: Any, collection: str) -> None:

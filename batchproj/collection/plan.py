@@ -23,7 +23,7 @@ from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
-from batchproj.source.place import beginning, promised_name
+from batchproj.source.place import SOUND, SOUND_TRACK, beginning, promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
@@ -48,9 +48,13 @@ CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 CONTAINER = "left(m.key, length(m.key) - strpos(reverse(m.key), '#'))"
 """The key of the seal of a row's table or a member's shard."""
 
-COVERED = """(m.item IN (FROM {markers}) OR m.place IS NOT NULL
-    AND (m.source_version IN (FROM {markers}) OR sha256(m.uri)[:32] IN (FROM {markers})))"""
-"""Of an item `m` that one of the markers keeps out: rows also by their version, or by the object that they name."""
+_FILM = f"left(m.uri, -{len(SOUND)})"
+COVERED = f"""(m.item IN (FROM {{markers}}) OR m.place IS NOT NULL
+    AND (m.source_version IN (FROM {{markers}}) OR sha256(m.uri)[:32] IN (FROM {{markers}})
+        OR (starts_with(m.place, '["{SOUND_TRACK}",')
+            AND (m.place->>'$[1][0]' IN (FROM {{markers}}) OR sha256({_FILM})[:32] IN (FROM {{markers}})))))"""
+"""Of an item `m` that one of the markers keeps out: rows also by their version, or by the object that they name, and
+sound tracks with their film."""
 
 _FORGOTTEN = COVERED.format(markers="forgotten")
 

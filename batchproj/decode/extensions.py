@@ -28,3 +28,8 @@ _HINTS = {extension: modality for modality, names in _EXTENSIONS.items() for ext
 def hint(name: str) -> Modality | None:
     """Modality that the file name's extension promises, None for one that promises nothing."""
     return _HINTS.get(PurePosixPath(name).suffix.removeprefix(".").lower())
+
+
+def is_film(name: str) -> bool:
+    """Whether the file name promises a video."""
+    return hint(name) is Modality.VIDEO

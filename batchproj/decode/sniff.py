@@ -91,6 +91,13 @@ def from_outside(data: bytes, name: str) -> Modality | None:
     return None if demuxer(data) in MIXED else _unknown(data, expected)
 
 
+def sound_of(film: Modality) -> Modality:
+    """AUDIO, of the sound track of what is a film; raises ItemFault NO_SOUND_TRACK for what is none."""
+    if film is not Modality.VIDEO:
+        raise ItemFault(Reason.NO_SOUND_TRACK, f"no film but {film}, which is embedded by itself")
+    return Modality.AUDIO
+
+
 def _known(data: bytes) -> Modality | None:
     """Modality by magic bytes that leave no doubt."""
     for magic, modality in _MAGIC:

@@ -17,7 +17,7 @@ from batchproj.errors import BatchprojError, ItemFault
 from batchproj.objectstore import GONE, read_pinned, read_range
 from batchproj.schema import Reason
 from batchproj.source import arrow, csv, jsonl, lance, parquet
-from batchproj.source.place import FAULT, OBJECT, Place, fault_at, parse_place
+from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, parse_place
 from batchproj.source.record import UNREADABLE
 from batchproj.source.tables import payload
 
@@ -65,7 +65,7 @@ def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int)
     """
     found: dict[int, Read] = {}
     items = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(map(film_row, rows)):
         place = None if row["place"] is None else parse_place(row["place"])
         if row["size"] > most_bytes:
             found[number] = ItemFault(Reason.TOO_LARGE, f"{row['size']} bytes, limit {most_bytes}")
