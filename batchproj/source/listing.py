@@ -40,6 +40,7 @@ _RECORDS: dict[str, Callable[[Listed], Iterator[Record]]] = {
 }
 _TABLES = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 _TAR = ".tar"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NEVER_OBJECTS = (".parquet", _TAR)
 """Folders of these are tables and shards; lines of JSON and CSV may be texts to embed as they are."""
 
@@ -47,7 +48,7 @@ _AT_ONCE = 8
 """Shards whose headers are read at once."""
 
 
-_EPOCH = 1
+_EPOCH = 2
 """To be raised when the rows of a table or shard that is the same are listed otherwise."""
 
 
@@ -87,6 +88,8 @@ def list_items(
 def _pages(source: str, where: _Where) -> Iterator[Page]:
     uri = canonical(source)
     suffix = PurePosixPath(uri).suffix
+    if uri.endswith(_COMPRESSED):
+        raise SourceError(f"{uri} is a compressed tar, whose members cannot be read by range; decompress it to a .tar")
     if suffix == ".lance":
         yield from _of_table(lance.listed(uri), "lance", _folder_of(uri), where)
     elif suffix in (*_TABLES, _TAR):
