@@ -172,7 +172,10 @@ def _literal(uri: str) -> str:
 def lines(explanation: Explanation) -> list[str]:
     """The explanation in a few lines: the verdict first."""
     pair = f", pair {explanation.pair}" if explanation.pair else ""
-    described = f"object    {decimal(explanation.size)}, version {explanation.source_version}, {explanation.now}"
+    if explanation.row is not None and explanation.stage == "read" and not explanation.size:
+        described = "object    none was read: no bytes, no model and no version are known of it"
+    else:
+        described = f"object    {decimal(explanation.size)}, version {explanation.source_version}, {explanation.now}"
     row = [f"row       {explanation.row}"] if explanation.row not in (None, explanation.uri) else []
     metadata = [f"metadata  {explanation.metadata}"] if explanation.metadata else []
     details = [described, *row, *metadata]
