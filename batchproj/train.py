@@ -161,6 +161,11 @@ def _trainable(collection: Collection, only: Modality | None) -> list[Modality]:
     if Modality.TEXT not in present:
         raise UsageError("the collection's space has no text encoder; projectors are trained into its text vectors")
     found: list[Modality] = [m for m in present if m is not Modality.TEXT and only in (None, m)]
+    if only is Modality.TEXT:
+        raise UsageError(
+            "text is what the others are trained into, so no projector of it is trained; to search by another text "
+            "encoder use --adapter OLD_SPACE"
+        )
     if not found:
         raise UsageError(f"nothing to train: the space has {', '.join(present)}, asked for {only or 'any but text'}")
     return found

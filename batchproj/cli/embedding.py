@@ -135,7 +135,7 @@ def plan(
     if as_json:
         print_json(document.model_dump(mode="json"))
     else:
-        print("\n".join(printable(line) for line in lines(document)))
+        print("\n".join(printable(line) for line in lines(document, space, recipe)))
     if detailed_exitcode and not document.nothing_to_do:
         raise typer.Exit(WORK_TO_DO)
 
@@ -380,7 +380,8 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     judged = "pairs held out of training" if result["held_out"] else "all pairs"
-    table = Table(box=None, pad_edge=False, title=f"run {result['run']}, {judged}", title_justify="left")
+    title = f"run {result['run']}, {judged}" + ("" if result["pairs"] else ": none of two kinds to judge by")
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", show_header=bool(result["pairs"]))
     for name in ("query -> found", "n", "R@1", "R@5", "R@10", "chance R@10", "median rank"):
         table.add_column(name, justify="left" if name.startswith("query") else "right")
     for pair, scores in result["pairs"].items():
@@ -388,7 +389,10 @@ def _print_evaluation(result: dict[str, Any]) -> None:
         table.add_row(pair, f"{scores['n']:,}", *recalls, f"{scores['median_rank']:g}")
     Console().print(table)
     gaps = ", ".join(f"{pair} {gap:.2f}" for pair, gap in result["modality_gap"].items())
-    print(f"ANN recall@10 against exact search: {result['ann_recall@10']}; modality gap: {gaps or 'none'}")
+    ann = "not measured" if result["ann_recall@10"] is None else result["ann_recall@10"]
+    print(f"ANN recall@10 against exact search: {ann}; modality gap: {gaps or 'none'}")
+    if len(result["balance"]) == 1:
+        return  # of one kind: it fills every page
     for pair, found in result["balance"].items():
         shares = f"{found['share@10']:.0%} of the first ten, {found['balanced_share@10']:.0%} with search --balance"
         print(f"{pair}: {shares} (scores {found['mean']:.2f} +- {found['std']:.2f})")
