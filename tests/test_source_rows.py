@@ -93,6 +93,30 @@ def test_a_row_opens_nothing_outside_its_roots(tmp_path: Path, tiny_space: Path,
     assert run(source, tmp_path / "s/c", tiny_space).commit is None
 
 
+@pytest.mark.parametrize("swapped", ["a/o.txt", "a"])
+def test_a_link_that_is_put_in_the_way_after_the_listing_is_not_followed(swapped: str, tmp_path: Path) -> None:
+    for folder, text in (("s/a", "w1"), ("outside", "w2")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "o.txt").write_text(text)
+        os.utime(tmp_path / folder / "o.txt", (0, 0))  # of one size and time: by its version it is the same
+    found = listed(write(tmp_path / "s/t.csv", [{"uri": "a/o.txt"}]))
+    (tmp_path / "s" / swapped).rename(tmp_path / "s/aside")
+    (tmp_path / "s" / swapped).symlink_to(tmp_path / swapped.replace("a", "outside", 1))
+    (read,) = reading.read_items(found, 1000, 2)
+    assert str(read) == "changed: a link is in its path since it was listed"
+
+
+def test_links_inside_the_roots_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "disk/real/o.txt").write_text("w1")
+    (tmp_path / "disk/a").symlink_to("real")
+    (tmp_path / "mount").symlink_to("disk")
+    source = write(tmp_path / "mount/t.csv", [{"uri": "a/o.txt"}, {"uri": "real/o.txt"}])
+    found = listed(source)
+    assert [row["uri"] for row in found] == [f"file://{source.parent}/{name}/o.txt" for name in ("a", "real")]
+    assert reading.read_items(found, 1000, 2) == [b"w1", b"w1"]
+
+
 def test_other_roots_are_declared_by_the_recipe(tmp_path: Path, tiny_space: Path) -> None:
     write_picture(tmp_path / "elsewhere/0.png", 0)
     source = write(tmp_path / "s/t.csv", [{"uri": f"{tmp_path}/elsewhere/0.png"}])

@@ -11,7 +11,8 @@ from batchproj.errors import ItemFault
 from batchproj.schema import Reason
 
 OBJECT = "object"
-"""Of a row that names an object: the item's bytes are that object's; `at` is the row's address."""
+"""Of a row that names an object: the item's bytes are that object's; `at` is the row's address, and where links on
+the way to a local file lead."""
 
 SOUND_TRACK = "sound_track"
 """Of the sound of a film: `at` is the film's item, and the film's own place, "" of an object (`sound_tracks`)."""

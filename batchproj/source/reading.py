@@ -111,7 +111,8 @@ def _read_together(items: list[_Item]) -> dict[int, Read]:
     try:
         if first.place is None or first.place.kind == OBJECT:
             stay = first.place is not None  # a row must not lead out of its table's roots
-            return {first.number: read_pinned(first.uri, first.size, first.version, stay)}
+            uri = str(first.at[1]) if stay and len(first.at) > 1 else first.uri  # as the roots have allowed it
+            return {first.number: read_pinned(uri, first.size, first.version, stay)}
         if first.place.kind in _BLOCKS:
             return _from_block(first.place.kind, items)
         return _from_span(first.place.kind, items)

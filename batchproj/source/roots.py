@@ -64,6 +64,14 @@ class Roots:
         return is_below and not (_is_local(self._exclude) and real.startswith(_real(self._exclude) + "/"))
 
 
+def linked(uri: str) -> str | None:
+    """The URI of the file itself, where links on the way of a local one lead; None without any."""
+    if not _is_local(uri):
+        return None
+    real = f"file://{_real(uri)}"
+    return None if real == uri else real
+
+
 def _is_local(uri: str) -> bool:
     return uri.startswith("file://")
 
