@@ -188,6 +188,7 @@ def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
         "projector": config.kind,
         "loss": config.loss,
         "pairs_train": fitted.pairs_train,
+        "pairs_validation": fitted.pairs_validation,
         "pairs_test": fitted.pairs_test,
         "steps": fitted.fit.steps,
         "temperature": round(fitted.fit.temperature, 4),
@@ -197,7 +198,7 @@ def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
 def _judge(fitted: Fitted, modality: Modality, rival: _Rival | None) -> dict[str, Any]:
     """Without a rival it is a reverse projector, which replaces none."""
     if not fitted.unseen.pairs:
-        return nothing_held_out()
+        return {"groups_judged": 0, **nothing_held_out()}
     unseen = fitted.unseen.of_groups(MOST_JUDGED)
     held_out: HeldOut = unseen.held_out()
     features = unseen.features[unseen.one_an_item()]
@@ -207,7 +208,7 @@ def _judge(fitted: Fitted, modality: Modality, rival: _Rival | None) -> dict[str
         **({} if rival is None else {REPLACED: held_out.answers(to_vectors(features, rival.projector))}),
         CHANCE: held_out.chance(),
     }
-    return compared(modality, held_out, answers, reverse=rival is None)
+    return {"groups_judged": held_out.groups, **compared(modality, held_out, answers, reverse=rival is None)}
 
 
 def _card(
