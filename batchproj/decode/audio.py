@@ -38,8 +38,8 @@ _UNKNOWN_FRAMES = 1 << 48
 """libsndfile's answer is near 2**63 where a FLAC header leaves the count open."""
 
 
-def decode_audio(data: bytes, spec: AudioSpec, limits: Limits) -> list[Segment]:
-    """Decode sound to (N,) float32 mono segments at `spec.sample_rate`, at most `window_s` each.
+def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
+    """Decode sound, as it is asked for, to (N,) float32 mono segments at `spec.sample_rate` of at most `window_s`.
 
     Mono is the mean of the channels; samples beyond [-1, 1] are clipped, after resampling.
     A window begins `window_s - overlap_s` after the one before it. A last window with less than
@@ -47,14 +47,9 @@ def decode_audio(data: bytes, spec: AudioSpec, limits: Limits) -> list[Segment]:
     equal parts; nothing is dropped, but with `skip_silence` the windows of which no 50 ms reach
     -50 dBFS. A short sound is one segment. `start`, `end` are seconds, of a film's sound from its first frame on.
 
-    Raises ItemFault: TRUNCATED (where the container states its length), CORRUPT, TOO_LARGE,
+    Raises ItemFault, where it is come upon: TRUNCATED (where the container states its length), CORRUPT, TOO_LARGE,
     NOT_FINITE, NO_SAMPLES, NO_SOUND_TRACK (a film without one), SILENT.
     """
-    return list(stream_audio(data, spec, limits))
-
-
-def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
-    """The same, decoded as it is asked for; a fault is raised where it is come upon, segments before it."""
     if missing := shortfall(data):
         raise ItemFault(Reason.TRUNCATED, missing)
     name = demuxer(data)
