@@ -163,8 +163,8 @@ def _trainable(collection: Collection, only: Modality | None) -> list[Modality]:
     found: list[Modality] = [m for m in present if m is not Modality.TEXT and only in (None, m)]
     if only is Modality.TEXT:
         raise UsageError(
-            "text is what the others are trained into, so no projector of it is trained; to search by another text "
-            "encoder use --adapter OLD_SPACE"
+            "text is what the others are trained into, so it is trained into no pairs; a projector from another text "
+            "encoder into the vectors of a space is what train --adapter OLD_SPACE makes"
         )
     if not found:
         raise UsageError(f"nothing to train: the space has {', '.join(present)}, asked for {only or 'any but text'}")
