@@ -145,6 +145,8 @@ def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
     if live is None or gone + counts.faulty <= MASS_DELETE * live.listed:
         return None
     vanished = f"{gone:,} of {live.listed:,} items are no longer in the source"
+    if counts.sound_tracks:
+        vanished += f", {counts.sound_tracks:,} sound tracks among them (a recipe with sound_tracks lists those)"
     if counts.faulty:
         vanished += f", and {counts.faulty:,} rows name objects that are gone or below no root of the recipe"
     return f"{vanished}; nothing was deleted; if that is meant, run again with --allow-mass-delete"

@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 from films import film, seconds_of
-from in_process import OPTIONS, command, quiet, run, without_ray
+from in_process import OPTIONS, command, quiet, run, vectors, without_ray
 from runs import live_rows
 from table_files import listed, quarantined, write
 from tiny_sound import save_whisper
@@ -25,10 +25,12 @@ from batchproj.decode.audio import stream_audio
 from batchproj.decode.extensions import is_film
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sound_of
+from batchproj.embed import Watch
 from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.media import AudioSpec
+from batchproj.repair import repair
 from batchproj.schema import Modality
 from batchproj.source.listing import Seal, list_items
 from batchproj.source.reading import read_items
@@ -136,10 +138,22 @@ def test_a_changed_film_changes_both_and_a_moved_one_is_known(
 
 def test_without_the_option_sound_tracks_leave_again(corpus: Path, tmp_path: Path, space: Path) -> None:
     run(corpus, tmp_path / "c", space, WITH_SOUND)
-    with pytest.raises(UsageError, match="2 of 6 items are no longer in the source"):
+    with pytest.raises(UsageError, match="2 of 6 items are no longer in the source, 2 sound tracks among them"):
         run(corpus, tmp_path / "c", space)
     assert run(corpus, tmp_path / "c", space, replace(OPTIONS, allow_mass_delete=True)).deleted == 2
     assert run(corpus, tmp_path / "c", space, WITH_SOUND).copied == 0  # the run that had it is not the live one
+
+
+def test_its_damaged_features_are_made_again_by_whoever_repairs(corpus: Path, tmp_path: Path, space: Path) -> None:
+    run(corpus, tmp_path / "c", space, WITH_SOUND)
+    before = vectors(tmp_path / "c")
+    features = explain(str(tmp_path / "c"), f"{corpus}/frog.mp4#audio").features
+    assert features
+    (tmp_path / "c" / features).write_bytes(b"lost")
+    done = repair(str(tmp_path / "c"), OPTIONS, Watch())
+    assert done.report
+    assert (done.report.embedded, done.report.unchanged, done.now.of(done.now.live)) == (1, 4, [])
+    assert vectors(tmp_path / "c") == before
 
 
 def test_to_forget_a_film_is_to_forget_its_sound(corpus: Path, tmp_path: Path, space: Path) -> None:
