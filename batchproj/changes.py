@@ -96,6 +96,8 @@ def compare(
     if live is not None:
         _load_live(plan, folder, live)
         containers.list_again(plan, unread)
+        if unread:  # their rows are items as well
+            say(f"listing {source}: {plan.rows('SELECT count(*) FROM listing')[0][0]:,} items")
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
