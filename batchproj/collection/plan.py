@@ -145,10 +145,10 @@ GROUP BY ALL ORDER BY ALL
 class Counts:
     """Items by what a run would do with each.
 
-    `encode` are unchanged ones under a new encoder, `retry` quarantined ones that may have another outcome
-    now, or were asked for. Of the `deleted`, `moved` counts those whose size and version a new object has, `forgotten` those
-    that a marker keeps out, `sound_tracks` those that are sound tracks. `faulty` are those of the `changed`
-    that are embedded and whose row in a table now names nothing that is there or may be opened.
+    `encode` are unchanged ones under a new encoder, `retry` quarantined ones that may have another outcome now, or
+    were asked for. Of the `deleted`, `moved` counts those whose size and version a new object has, `forgotten` those
+    that a marker keeps out, `sound_tracks` those that are sound tracks. `faulty` are those of the `changed` that are
+    embedded and whose row in a table now names nothing that is there or may be opened.
     """
 
     new: int = 0
