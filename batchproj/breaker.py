@@ -12,7 +12,7 @@ from batchproj.collection.unit import Receipt, Unit, read_inputs, read_outcome
 from batchproj.decode.faults import one_line
 from batchproj.errors import TooManyBad
 from batchproj.objectstore import Folder
-from batchproj.schema import ABOUT, Reason
+from batchproj.schema import ABOUT, NOT_BAD, Reason
 
 WINDOW_ITEMS = 1_000
 """So many items must have been finished before anything is judged: a small corpus always gets to its end."""
@@ -50,11 +50,11 @@ class Breaker:
             return None
         self._last.append(receipt)
         self._items += _finished(receipt)
-        self._reasons.update(receipt.reasons)
+        self._reasons.update(_bad(receipt))
         while self._items - _finished(self._last[0]) >= WINDOW_ITEMS:
             oldest = self._last.popleft()
             self._items -= _finished(oldest)
-            self._reasons.subtract(oldest.reasons)
+            self._reasons.subtract(_bad(oldest))
         if self._items < WINDOW_ITEMS or not self._reasons:
             return None
         reason, count = self._reasons.most_common(1)[0]
@@ -62,6 +62,10 @@ class Breaker:
             return None
         units = [each.unit for each in self._last if each.reasons.get(reason)]
         return Trip(Reason(reason), count, self._items, units)
+
+
+def _bad(receipt: Receipt) -> dict[str, int]:
+    return {reason: count for reason, count in receipt.reasons.items() if reason not in NOT_BAD}
 
 
 def _finished(receipt: Receipt) -> int:

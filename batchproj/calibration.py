@@ -97,12 +97,13 @@ class Calibrator:
 
     def _by_modality(self, items: list[Fetched]) -> dict[Modality, list[Fetched]]:
         """What can be encoded; the rest was read, and that is all."""
-        from batchproj.decode.sniff import from_outside
+        from batchproj.decode.sniff import from_outside, sound_of
 
         groups: dict[Modality, list[Fetched]] = {}
         for item in items:
             try:
                 modality = from_outside(item.data, item.name) or self._decoder().look(item.data)
+                modality = sound_of(modality) if item.is_sound_track else modality
             except ItemFault:
                 continue
             if item.fault is None and modality in self._space.members:

@@ -173,7 +173,8 @@ def _section(modality: str, trained: dict[str, Any]) -> list[str]:
         f"## {modality}",
         "",
         f"Projector `{trained['projector']}`, loss `{trained['loss']}`, {trained['steps']} steps on "
-        f"{trained['pairs_train']:,} pairs; {trained['pairs_test']:,} held out.",
+        f"{trained['pairs_train']:,} pairs{_validated(trained)}; {trained['pairs_test']:,} held out, and judged by "
+        f"{trained['groups_judged']:,} keys of these: linked pairs have one, and of very many a share is drawn.",
         "",
         *said,
         "",
@@ -181,6 +182,11 @@ def _section(modality: str, trained: dict[str, Any]) -> list[str]:
         "",
         f"![Loss and recall over the steps]({modality}.svg)",
     ]
+
+
+def _validated(trained: dict[str, Any]) -> str:
+    """Where pairs stream, the slice that chooses among the checkpoints is not trained on in the end."""
+    return f", chosen among by {trained['pairs_validation']:,} others" if trained["pairs_validation"] else ""
 
 
 def _table(competitors: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
@@ -12,8 +13,10 @@ from batchproj import retry
 from batchproj.collection import containers, layout, manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
+from batchproj.decode.extensions import is_film
 from batchproj.errors import CollectionError, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
+from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.source.listing import Seal, list_items
 from batchproj.source.place import row_address
@@ -22,6 +25,19 @@ from batchproj.tags import Tags
 
 MASS_DELETE = 0.2
 """Share of the items that may vanish from a listing before we ask whether that is meant."""
+
+
+_ROW_KEY = r".*#(\d+)(?:\.audio)?"
+"""Of a row's key, or its film's sound track, the number."""
+
+
+def check_sound_tracks(recipe: Recipe, space: ResolvedSpace) -> None:
+    """Raises UsageError if sound tracks are asked for that nothing could embed."""
+    if recipe.sound_tracks and Modality.AUDIO not in space.members:
+        raise UsageError(
+            f"the recipe has sound_tracks, and space '{space.space.name}' no audio encoder; choose a space with one, "
+            "or leave out sound_tracks"
+        )
 
 
 def check_places(source: str, folder: Folder) -> None:
@@ -51,19 +67,20 @@ def compare(
     source: str,
     folder: Folder,
     live: Snapshot | None,
-    roots: Sequence[str],
+    recipe: Recipe,
     say: Callable[[str], None],
     retry_reasons: Iterable[Reason] = (),
 ) -> Counts:
     """List the source and lay it against the live manifest; nothing is written.
 
-    `roots` are the folders that tables may name objects in, beside their own; what is in quarantine for one of
-    `retry_reasons` is tried again. Raises SourceError if the source cannot be listed, has two rows of one id, or is
-    empty before the first run.
+    What is in quarantine for one of `retry_reasons` is tried again. Raises SourceError if the source cannot be
+    listed, has two rows of one id, or is empty before the first run.
     """
     listed = 0
     unread = []
-    for page in list_items(source, seen_from(source, folder.uri), roots, live.sealed if live else {}):
+    sealed = live.sealed if live else {}
+    films = is_film if recipe.sound_tracks else None
+    for page in list_items(source, seen_from(source, folder.uri), recipe.roots, sealed, films):
         retry.check_abandoned()
         if isinstance(page, Seal):
             plan.sealed[page.key] = page.digest
@@ -79,6 +96,8 @@ def compare(
     if live is not None:
         _load_live(plan, folder, live)
         containers.list_again(plan, unread)
+        if unread:  # their rows are items as well
+            say(f"listing {source}: {plan.rows('SELECT count(*) FROM listing')[0][0]:,} items")
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
@@ -87,8 +106,11 @@ def compare(
     plan.forget(folder.names(layout.FORGOTTEN))
     if (double := containers.double(plan)) is not None:
         uri, place, first, second = double
-        rows = " and ".join(f"{int(key.rpartition('#')[2]):,}" for key in (first, second))
-        raise SourceError(f"{row_address(uri, place)} is there twice, in rows {rows}; an id must name one row")
+        address, numbers = row_address(uri, place), [re.fullmatch(_ROW_KEY, key) for key in (first, second)]
+        if not all(numbers):
+            raise SourceError(f"{address} is an object's name and that of a film's sound track; rename the object")
+        rows = " and ".join(f"{int(number[1]):,}" for number in numbers if number)
+        raise SourceError(f"{address} is there twice, in rows {rows}; an id must name one row")
     return plan.decide(live, retry_reasons)
 
 
@@ -104,7 +126,7 @@ def compare_with_itself(
     plan.sealed = dict(live.sealed)
     plan.forget(list(without))
     if roots is not None and containers.has_places(plan):
-        pages = list_items(live.source, seen_from(live.source, folder.uri), roots)
+        pages = list_items(live.source, seen_from(live.source, folder.uri), roots, is_film=is_film)
         with suppress(SourceError):  # what is gone with the source is quarantined when it is read, as objects are
             containers.place_anew(plan, (page for page in pages if not isinstance(page, Seal)))
     return plan.decide(live, retry=None)
@@ -125,6 +147,8 @@ def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
     if live is None or gone + counts.faulty <= MASS_DELETE * live.listed:
         return None
     vanished = f"{gone:,} of {live.listed:,} items are no longer in the source"
+    if counts.sound_tracks:
+        vanished += f", {counts.sound_tracks:,} sound tracks among them (a recipe with sound_tracks lists those)"
     if counts.faulty:
         vanished += f", and {counts.faulty:,} rows name objects that are gone or below no root of the recipe"
     return f"{vanished}; nothing was deleted; if that is meant, run again with --allow-mass-delete"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from batchproj.errors import SpaceError
 from batchproj.media import AudioSpec, Spec, TextSpec, VideoSpec
-from batchproj.segments import AudioSegments, Segments, TextSegments, VideoSegments
+from batchproj.segments import AudioSegments, Segments, TextSegments, VideoSegments, told
 from batchproj.text_chunks import chunks
 
 
@@ -27,7 +27,7 @@ def _texts(spec: TextSpec, settings: TextSegments) -> TextSpec:
     count, room = spec.token_ends, settings.tokens - spec.reserved_tokens
     if room <= settings.overlap:
         raise SpaceError(
-            f"segments of {settings.tokens} tokens: the prompt and special tokens take {spec.reserved_tokens} and "
-            f"{settings.overlap} overlap, so nothing new is left; set more tokens"
+            f"segments: {told(settings, 'tokens')} and {told(settings, 'overlap')}, and the prompt and special tokens "
+            f"take {spec.reserved_tokens}, so nothing new is left; set more tokens or less overlap"
         )
     return replace(spec, spans=lambda text: chunks(text, count, room, settings.overlap, settings.at))

@@ -23,19 +23,19 @@ from batchproj.decode.faults import failures_as_faults
 from batchproj.decode.item import Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.process import DecoderProcess
-from batchproj.decode.sniff import from_outside, misnamed
+from batchproj.decode.sniff import from_outside, misnamed, sound_of
 from batchproj.errors import ItemFault
 from batchproj.features import Half, from_column
 from batchproj.media import Segment, Spec, TextSpec
 from batchproj.schema import Modality, Reason
-from batchproj.source.place import promised_name
+from batchproj.source.place import is_sound_track, promised_name
 
 
 @dataclass
 class Fetched:
     """An item of a unit with its bytes and their sha256, or with the fault that kept them away.
 
-    `name` is the file name, or URI, that promises what it is.
+    `name` is the file name, or URI, that promises what it is; of a sound track the bytes are its film's.
     """
 
     item: str
@@ -47,13 +47,14 @@ class Fetched:
     name: str
     metadata: str | None = None
     fault: ItemFault | None = None
+    is_sound_track: bool = False
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], data: bytes, content_id: str, fault: ItemFault | None) -> Fetched:
         """Of a row of a unit, and what reading it gave."""
         name = promised_name(row["uri"], row["place"])
         told = (row["item"], row["uri"], row["pair"], row["source_version"])
-        return cls(*told, data, content_id, name, row["metadata"], fault)
+        return cls(*told, data, content_id, name, row["metadata"], fault, is_sound_track(row["place"]))
 
 
 @dataclass
@@ -161,9 +162,12 @@ class Decoding:
                 if item.modality is None:
                     process = queue.take(number)
                     item.modality = process.look(source.data)
+                if source.is_sound_track:
+                    item.modality = sound_of(item.modality)
                 if item.modality not in self._in_space:
                     raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
-                item.note = misnamed(source.data, source.name, item.modality)
+                if not source.is_sound_track:
+                    item.note = misnamed(source.data, source.name, item.modality)
                 if self._spec is None or item.modality is not self._modality:
                     return Decoded(item)
                 if (cached := known.get(source.content_id)) is not None:

@@ -27,7 +27,14 @@ import pyarrow as pa
 
 from batchproj import retry
 from batchproj.breaker import Breaker, paused
-from batchproj.changes import check_places, compare, compare_with_itself, fingerprints_of, mass_delete
+from batchproj.changes import (
+    check_places,
+    check_sound_tracks,
+    compare,
+    compare_with_itself,
+    fingerprints_of,
+    mass_delete,
+)
 from batchproj.collection import commit, layout, ledger, manifest
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
@@ -140,6 +147,7 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
 
 def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, watch: Watch, started: float) -> Report:
     check_places(source, folder)
+    check_sound_tracks(options.recipe, space)
     refuse_if_held(folder, watch.step)
     live = live_snapshot(folder)
     if unsettled(folder, live.run if live else None):
@@ -156,7 +164,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
             reads = any(name.startswith("features/") for name in options.redo)
             counts = compare_with_itself(plan, folder, live, roots=options.recipe.roots if reads else None)
         else:
-            counts = compare(plan, source, folder, live, options.recipe.roots, watch.step, options.retry_quarantined)
+            counts = compare(plan, source, folder, live, options.recipe, watch.step, options.retry_quarantined)
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:
@@ -286,7 +294,8 @@ def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> Non
             f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
             "check the rights of these credentials"
         )
-    if gone > MASS_GONE * run.counts.listed and not options.allow_mass_delete:
+    may_go = options.allow_mass_delete or options.is_repair  # what a repair reads had been lost before
+    if gone > MASS_GONE * run.counts.listed and not may_go:
         _drop_records(run.job.folder, receipts)
         raise TryLater(
             f"{gone:,} of {read:,} objects were listed and are gone: is the source's mount away? nothing was made "

@@ -23,7 +23,7 @@ from rich.filesize import decimal
 
 from batchproj import retry
 from batchproj.calibration import Calibrator, Sample
-from batchproj.changes import check_places, compare, fingerprints_of, mass_delete
+from batchproj.changes import check_places, check_sound_tracks, compare, fingerprints_of, mass_delete
 from batchproj.collection import ledger, manifest
 from batchproj.collection.lease import head
 from batchproj.collection.plan import Counts, Plan
@@ -162,8 +162,9 @@ def make_plan(
     fingerprints = fingerprints_of(space)
     with retry.watch_pauses(say), Plan(fingerprints, recipe.limits, decoders()) as plan:
         check_places(source, folder)
+        check_sound_tracks(recipe, space)
         live = _committed(folder)
-        counts = compare(plan, source, folder, live, recipe.roots, say, retry_quarantined)
+        counts = compare(plan, source, folder, live, recipe, say, retry_quarantined)
         plan.db.execute(_TO_READ.format(unclear=UNCLEAR, limit=recipe.limits.item_bytes))
         estimate = _Estimate(plan, folder, live, counts, space, recipe, say)
         gpu_hours = estimate.gpu_hours()
@@ -369,12 +370,12 @@ def _sampled(plan: Plan, modality: str) -> list[dict[str, Any]]:
 # --- for the terminal ----------------------------------------------------------------------------
 
 
-def lines(document: PlanDocument) -> list[str]:
-    """The plan in a few lines: the verdict first."""
+def lines(document: PlanDocument, space: str | None = None, recipe: str | None = None) -> list[str]:
+    """The plan in a few lines: the verdict first, then the command that does it, with the space and recipe given."""
     if document.nothing_to_do:
         aside = f", {document.quarantined:,} in quarantine" if document.quarantined else ""
         return [f"nothing to do: {document.unchanged:,} unchanged{aside}; run {document.run} stays live"]
-    last = f"blocked: {document.blocked}" if document.blocked else _command(document)
+    last = f"embed will refuse this: {document.blocked}" if document.blocked else _command(document, space, recipe)
     return [_verdict(document), _work(document), _price(document), last]
 
 
@@ -434,10 +435,10 @@ def _duration(seconds: float) -> str:
     return f"{seconds:,.0f} s" if seconds < 100 else f"{timedelta(seconds=round(seconds))} h"
 
 
-def _command(document: PlanDocument) -> str:
-    where = " ".join(shlex.quote(uri.removeprefix("file://")) for uri in (document.source, document.collection))
-    is_usual = not document.differences and (document.run is not None or document.space == "builtin")
-    wanted = "" if is_usual else " --space SPACE, the same as here"
+def _command(document: PlanDocument, space: str | None, recipe: str | None) -> str:
+    words = [uri.removeprefix("file://") for uri in (document.source, document.collection)]
+    words += ["--space", space] if space else []
+    words += ["--recipe", recipe] if recipe else []
     reasons = map(str, document.retry_quarantined) if set(document.retry_quarantined) != set(Reason) else ["all"]
-    again = "".join(f" --retry-quarantined {reason}" for reason in reasons)
-    return f"do it: batchproj embed {where}{again}{wanted}"
+    words += [word for reason in reasons for word in ("--retry-quarantined", reason)]
+    return f"do it: batchproj embed {shlex.join(words)}"

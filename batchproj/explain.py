@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from batchproj.index import live_snapshot
 from batchproj.objectstore import BAD_NAME, Folder, canonical, list_objects
 from batchproj.source.listing import version_now
 from batchproj.source.objects import item_id
-from batchproj.source.place import FAULT, OBJECT, parse_place, row_address
+from batchproj.source.place import FAULT, OBJECT, film_row, parse_place, row_address
 from batchproj.source.reading import read_items
 from batchproj.space import open_space
 
@@ -124,8 +125,9 @@ def _made_by(folder: Folder, live: Snapshot, name: str, item: str) -> str:
     return run
 
 
-def _now(row: dict[str, Any]) -> Now:
+def _now(row: Mapping[str, Any]) -> Now:
     """Whether the item is still the one that was read; a store that does not answer is no error here."""
+    row = film_row(row)
     place = parse_place(row["place"]) if row.get("place") else None
     if place is None or place.kind == OBJECT:
         return _object_now(row["uri"], row["source_version"])
@@ -171,7 +173,10 @@ def _literal(uri: str) -> str:
 def lines(explanation: Explanation) -> list[str]:
     """The explanation in a few lines: the verdict first."""
     pair = f", pair {explanation.pair}" if explanation.pair else ""
-    described = f"object    {decimal(explanation.size)}, version {explanation.source_version}, {explanation.now}"
+    if explanation.row is not None and explanation.stage == "read" and not explanation.size:
+        described = "object    none was read: no bytes, no model and no version are known of it"
+    else:
+        described = f"object    {decimal(explanation.size)}, version {explanation.source_version}, {explanation.now}"
     row = [f"row       {explanation.row}"] if explanation.row not in (None, explanation.uri) else []
     metadata = [f"metadata  {explanation.metadata}"] if explanation.metadata else []
     details = [described, *row, *metadata]

@@ -94,9 +94,25 @@ def from_hub(repo: str, revision: str | None, patterns: list[str], skipped: list
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         at = f" at revision '{revision}'" if revision else ""
         raise WeightsError(
-            f"cannot get model '{repo}'{at}: no such folder here, and the hub said {type(error).__name__}: "
-            "a folder, a URL or package:NAME/folder works without the hub"
+            f"cannot get model '{repo}'{at}: no such folder here, and {_said_by_hub(error, revision)}"
         ) from error
+
+
+def _said_by_hub(error: Exception, revision: str | None) -> str:
+    """What keeps a model away, and the way out."""
+    from huggingface_hub import errors
+
+    match error:
+        case errors.RevisionNotFoundError():
+            return f"the hub has the model, but no revision '{revision}' of it: name a commit, tag or branch it has"
+        case errors.GatedRepoError():
+            return "the hub gives it to those who accepted its terms: accept them there and set HF_TOKEN"
+        case errors.RepositoryNotFoundError():
+            return "the hub has no such model, or not for you: check the name; for a private one set HF_TOKEN"
+        case errors.LocalEntryNotFoundError():
+            return "the hub cannot be reached: a folder, a URL or package:NAME/folder works without it"
+        case _:
+            return f"the hub said {type(error).__name__}: a folder, a URL or package:NAME/folder works without the hub"
 
 
 def hub_folder(repo: str, revision: str | None, patterns: list[str], skipped: list[str]) -> Path | None:

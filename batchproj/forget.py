@@ -41,7 +41,7 @@ from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.recipe import Index
 from batchproj.source.objects import item_id
-from batchproj.source.place import FAULT, OBJECT, parse_place, row_address
+from batchproj.source.place import FAULT, OBJECT, SOUND, is_sound_track, parse_place, row_address
 from batchproj.switch import finish, next_run, writing
 from batchproj.tags import Tags
 
@@ -161,6 +161,10 @@ def _marked(row: dict[str, Any]) -> str:
     """What keeps an item out: its id, but of a row that is known by its number, and so may move, its content."""
     place = parse_place(row["place"]) if row.get("place") else None
     address = row_address(row["uri"], row.get("place"))
+    if is_sound_track(row.get("place")) and _NUMBERED.search(address.removesuffix(SOUND)):
+        raise UsageError(
+            f"{address} is of a row without an id, whose number may change; forget {address[: -len(SOUND)]}"
+        )
     if place is None or place.kind in ("tar", FAULT) or not _NUMBERED.search(address):
         return str(row["item"])
     return item_id(row["uri"]) if place.kind == OBJECT else str(row["source_version"])

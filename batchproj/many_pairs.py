@@ -57,13 +57,17 @@ FEWEST_PASSES = 4
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it, and what it is to be judged by."""
+    """What came of it, and what it is to be judged by.
+
+    `pairs_validation` are those that chose among the checkpoints and were not trained on.
+    """
 
     fit: Fit
     baseline: LinearProjector
     unseen: Samples
     pairs_train: int
     pairs_test: int
+    pairs_validation: int = 0
 
 
 def count_rows(collection: Collection) -> int:
@@ -135,9 +139,10 @@ def _captions(collection: Collection) -> Iterator[pa.RecordBatch]:
 
 def _judged(pairs: TrainingSet, config: Config) -> TrainingSamples:
     validation = pairs.validation
-    if len(set(validation.groups)) < 2 or pairs.pairs_train < FEWEST_PAIRS:
+    seen = pairs.pairs_train + len(set(validation.pairs))
+    if len(set(validation.groups)) < 2 or seen < FEWEST_PAIRS:
         raise TooFewPairs(
-            f"{pairs.pairs_train} pairs to train on are too few to divide: expected at least {FEWEST_PAIRS} that are "
+            f"{seen} pairs to train on are too few to divide: expected at least {FEWEST_PAIRS} that are "
             "not linked; add pairs with texts of their own"
         )
     features = as_taken(validation.features, config)
@@ -179,7 +184,8 @@ def fit_set(pairs: TrainingSet, config: Config, folder: Folder, workers: int, wa
         share = best_share(projector, ridge, judged.pooled, judged, config)
         projector = blended(projector, ridge, share, judged.pooled)
     fit = Fit(projector.eval(), history, length, temperature)
-    return Fitted(fit, ridge, pairs.tested, pairs.pairs_train, pairs.pairs_test)
+    validated = len(set(pairs.validation.pairs))
+    return Fitted(fit, ridge, pairs.tested, pairs.pairs_train, pairs.pairs_test, validated)
 
 
 def _fresh(pairs: TrainingSet, config: Config, in_dim: int, folder: Folder) -> Projector:

@@ -407,13 +407,16 @@ def _read_range(fs: Any, path: str, start: int, length: int, version: str | None
 
 
 def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
-    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one; `stay` as in `head`."""
+    """The bytes that were listed, or ItemFault CHANGED if the object is no longer that one.
+
+    `stay` as in `head`; and a local path is then followed over no link: whoever lists has resolved them.
+    """
     if version == BAD_NAME:
         raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
     try:
         with _staying(uri, stay) as options:
-            data = _retrying(fs, _not_cut(lambda: _read_version(fs, path, version, **options), size), uri)
+            data = _retrying(fs, _not_cut(lambda: _read_version(fs, path, version, stay, **options), size), uri)
     except FileNotFoundError:
         raise ItemFault(Reason.CHANGED, GONE) from None
     except PermissionError as error:
@@ -451,9 +454,9 @@ def _not_cut(read: Callable[[], bytes], size: int) -> Callable[[], bytes]:
     return once
 
 
-def _read_version(fs: Any, path: str, version: str, **options: int) -> bytes:
+def _read_version(fs: Any, path: str, version: str, stay: bool, **options: int) -> bytes:
     if isinstance(fs, LocalFileSystem):
-        with Path(path).open("rb") as file:
+        with _open_unlinked(path) if stay else Path(path).open("rb") as file:
             data = file.read()
             info = os.fstat(file.fileno())
         if f"{info.st_size}-{info.st_mtime_ns}" != version:
@@ -462,6 +465,31 @@ def _read_version(fs: Any, path: str, version: str, **options: int) -> bytes:
     if hasattr(fs, "call_s3"):
         return _read_s3(fs, path, version)
     return bytes(fs.cat_file(path, **options))
+
+
+_FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)  # O_PATH: no right to list is needed
+
+
+def _open_unlinked(path: str) -> BinaryIO:
+    """Open a file by an absolute path; raises ItemFault CHANGED if any part of it is a link by now.
+
+    Part by part, for whoever may write there can put a link in the place of a folder at any moment.
+    """
+    *parts, name = path.strip("/").split("/")
+    folder = os.open("/", _FOLDER)
+    try:
+        for part in parts:
+            inside = os.open(part, _FOLDER, dir_fd=folder)
+            os.close(folder)
+            folder = inside
+        # not to wait for the writer of what is a pipe by now
+        return os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise ItemFault(Reason.CHANGED, "a link is in its path since it was listed") from None
+        raise
+    finally:
+        os.close(folder)
 
 
 def _read_s3(fs: Any, path: str, etag: str | None, **options: str) -> bytes:

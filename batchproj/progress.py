@@ -96,6 +96,7 @@ class RunProgress:
         self._bars = Bars(stream)
         self._before: dict[str, int] = {}
         self._last_step = ("", 0.0)
+        self._unsaid: str | None = None
         self._counted: tuple[str, int] | None = None
 
     def __enter__(self) -> Self:
@@ -103,18 +104,29 @@ class RunProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._say_rest()
         self._bars.__exit__()
 
     def step(self, text: str) -> None:
-        """Say what happens now; a step that counts (`listing …: 1,000`) speaks every few seconds."""
+        """Say what happens now; a step that counts (`listing …: 1,000`) speaks every few seconds, and at its end."""
         name = text.rpartition(": ")[0] or text
         now = time.monotonic()
-        if name != self._last_step[0] or now - self._last_step[1] >= PLAIN_LINE_S:
-            self._last_step = (name, now)
-            self._bars.say(f"  {text}")
+        if name != self._last_step[0]:
+            self._say_rest()
+        elif now - self._last_step[1] < PLAIN_LINE_S:
+            self._unsaid = text
+            return
+        self._last_step, self._unsaid = (name, now), None
+        self._bars.say(f"  {text}")
+
+    def _say_rest(self) -> None:
+        if self._unsaid is not None:
+            self._bars.say(f"  {self._unsaid}")
+            self._unsaid = None
 
     def totals(self, before: dict[str, int], todo: dict[str, int]) -> None:
         """Items done by an earlier attempt, and items to do, by modality."""
+        self._say_rest()
         self._bars.clear()
         self._before = before
         for modality in sorted({**before, **todo}):

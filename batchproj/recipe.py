@@ -48,6 +48,8 @@ class Recipe(BaseModel):
     """Everything about a run that does not change a vector.
 
     `roots` are the folders, beside its own, that a table may name objects in, as paths or URLs.
+    `sound_tracks` lists the sound of every object, row or member whose name promises a video as an item of
+    its own, `<uri>#audio`, beside the video. Without it such items leave with the next run.
     `retry_s` is how long a store call is tried again before the run gives up, in seconds.
     """
 
@@ -59,6 +61,7 @@ class Recipe(BaseModel):
     read_threads: int = Field(default=16, ge=1)
     retry_s: float = Field(default=180, gt=0)
     roots: tuple[str, ...] = ()
+    sound_tracks: bool = False
 
 
 def load_recipe(path: str | None) -> Recipe:

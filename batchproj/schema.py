@@ -33,6 +33,7 @@ class Reason(StrEnum):
     BLANK_TEXT = "blank_text"
     INVALID_UTF8 = "invalid_utf8"
     NO_SAMPLES = "no_samples"
+    NO_SOUND_TRACK = "no_sound_track"
     SILENT = "silent"
     NOT_FINITE = "not_finite"
     NO_ENCODER = "no_encoder"
@@ -63,6 +64,7 @@ ABOUT = {
     Reason.BLANK_TEXT: About("nothing but white space", "nothing, or leave it out"),
     Reason.INVALID_UTF8: About("text that is not UTF-8; the detail has the place", "save it as UTF-8"),
     Reason.NO_SAMPLES: About("sound of length 0", "record or convert it again"),
+    Reason.NO_SOUND_TRACK: About("a film without sound, where that is embedded too", "nothing: no bad item"),
     Reason.SILENT: About("sound in which nothing is to be heard", "leave out `skip_silence` in the space to embed it"),
     Reason.NOT_FINITE: About("NaN or infinity in samples, features or vector", "replace it; if many, try dtype fp32"),
     Reason.NO_ENCODER: About("the space has no encoder for this kind", "add one to the space"),
@@ -77,6 +79,9 @@ ABOUT = {
     ),
 }
 """The one place for it: `batchproj quarantine` shows it, the README repeats it."""
+
+NOT_BAD = frozenset({Reason.NO_SOUND_TRACK})
+"""Of items with which nothing is wrong: they do not count as bad, whatever their number."""
 
 
 def listing_schema() -> pa.Schema:

@@ -41,12 +41,12 @@ GROUP_ROWS = 4
 _ASKING = (Modality.TEXT, Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
 _FILTERED = [field.name for field in vector_schema(1) if field.name not in ("vector", "metadata")]
 
-_COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text"]
+_COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text", "metadata"]
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One found segment; `score` is the cosine to the query, best first."""
+    """One found segment; `score` is the cosine to the query, best first, `metadata` JSON of its row's other columns."""
 
     id: str
     item: str
@@ -58,9 +58,11 @@ class Hit:
     end: float | None
     pair: str | None
     text: str | None
+    metadata: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As `search --json` and the service print it; other programs rely on these keys, so `metadata` is not one."""
+        return {name: value for name, value in asdict(self).items() if name != "metadata"}
 
 
 class Collection:

@@ -35,9 +35,9 @@ class TextSegments(BaseModel):
     def check(self, longest: float | None, where: str) -> None:
         """Raises SpaceError if an encoder that takes `longest` tokens cannot take these chunks."""
         if longest is not None and self.tokens > longest:
-            raise SpaceError(f"{where}: tokens is {self.tokens}, this encoder takes {longest:.0f}: set fewer")
+            raise SpaceError(f"{where}: {told(self, 'tokens')}, this encoder takes {longest:.0f}: set fewer")
         if self.overlap >= self.tokens:
-            raise SpaceError(f"{where}: overlap is {self.overlap} of {self.tokens} tokens: set fewer than tokens")
+            raise SpaceError(f"{where}: {told(self, 'tokens')} and {told(self, 'overlap')}: set 'overlap' to fewer")
 
 
 class AudioSegments(BaseModel):
@@ -54,11 +54,11 @@ class AudioSegments(BaseModel):
     def check(self, longest: float | None, where: str) -> None:
         """Raises SpaceError if an encoder that takes `longest` seconds cannot take these windows."""
         if longest is not None and self.seconds > longest:
-            raise SpaceError(f"{where}: seconds is {self.seconds:g}, this encoder takes {longest:g}: set fewer")
+            raise SpaceError(f"{where}: {told(self, 'seconds')}, this encoder takes {longest:g}: set fewer")
         if self.seconds - self.overlap < LEAST_STEP_S - 1e-9:
             raise SpaceError(
-                f"{where}: overlap is {self.overlap:g} of {self.seconds:g} s: set at least {LEAST_STEP_S} s less than "
-                "seconds"
+                f"{where}: {told(self, 'seconds')} and {told(self, 'overlap')}: set 'overlap' at least {LEAST_STEP_S} "
+                "s below seconds"
             )
 
 
@@ -81,6 +81,12 @@ class VideoSegments(BaseModel):
 
 
 Segments = TextSegments | AudioSegments | VideoSegments
+
+
+def told(settings: Segments, name: str) -> str:
+    """A number as an error names it: nobody has written a default."""
+    return f"{name} is {getattr(settings, name):g}{'' if name in settings.model_fields_set else ' unless you set it'}"
+
 
 _SETTINGS: dict[Modality, type[Segments]] = {
     Modality.TEXT: TextSegments,

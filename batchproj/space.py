@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -110,7 +110,7 @@ class Adapts(BaseModel):
 
 
 class Space(BaseModel):
-    """A space file; the README has an example.
+    """A space file; the README has an example. Without `name` it is called as its file, `space.yaml` as its folder.
 
     adapts: of a bridge that `train --adapter` made: its text encoder answers queries to a table of those vectors, and
     makes no table of its own.
@@ -171,6 +171,9 @@ def open_space(reference: str) -> SpaceFolder:
     space = validate(Space, read_yaml(text, where), where)
     if not space.members():
         raise SpaceError(f"{where}: no modality; add at least one of {', '.join(Modality)}")
+    if "name" not in space.model_fields_set:
+        stem = PurePosixPath(name).stem
+        space = space.model_copy(update={"name": folder.uri.rpartition("/")[2] if stem == "space" else stem})
     return SpaceFolder(space, folder)
 
 

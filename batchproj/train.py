@@ -161,6 +161,11 @@ def _trainable(collection: Collection, only: Modality | None) -> list[Modality]:
     if Modality.TEXT not in present:
         raise UsageError("the collection's space has no text encoder; projectors are trained into its text vectors")
     found: list[Modality] = [m for m in present if m is not Modality.TEXT and only in (None, m)]
+    if only is Modality.TEXT:
+        raise UsageError(
+            "text is what the others are trained into, so it is trained into no pairs; a projector from another text "
+            "encoder into the vectors of a space is what train --adapter OLD_SPACE makes"
+        )
     if not found:
         raise UsageError(f"nothing to train: the space has {', '.join(present)}, asked for {only or 'any but text'}")
     return found
@@ -183,6 +188,7 @@ def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
         "projector": config.kind,
         "loss": config.loss,
         "pairs_train": fitted.pairs_train,
+        "pairs_validation": fitted.pairs_validation,
         "pairs_test": fitted.pairs_test,
         "steps": fitted.fit.steps,
         "temperature": round(fitted.fit.temperature, 4),
@@ -192,7 +198,7 @@ def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
 def _judge(fitted: Fitted, modality: Modality, rival: _Rival | None) -> dict[str, Any]:
     """Without a rival it is a reverse projector, which replaces none."""
     if not fitted.unseen.pairs:
-        return nothing_held_out()
+        return {"groups_judged": 0, **nothing_held_out()}
     unseen = fitted.unseen.of_groups(MOST_JUDGED)
     held_out: HeldOut = unseen.held_out()
     features = unseen.features[unseen.one_an_item()]
@@ -202,7 +208,7 @@ def _judge(fitted: Fitted, modality: Modality, rival: _Rival | None) -> dict[str
         **({} if rival is None else {REPLACED: held_out.answers(to_vectors(features, rival.projector))}),
         CHANCE: held_out.chance(),
     }
-    return compared(modality, held_out, answers, reverse=rival is None)
+    return {"groups_judged": held_out.groups, **compared(modality, held_out, answers, reverse=rival is None)}
 
 
 def _card(

@@ -83,7 +83,8 @@ class TrainingSet:
 
     `shards` are the names, below the folder that was given, of Parquet files with columns `feature`
     and `target` (bytes of float16), `caption` (equal for equal targets) and `grp` (int64: what is
-    right for each other). `moments` are of mean-and-deviation where features are tokens.
+    right for each other). `moments` are of mean-and-deviation where features are tokens. `pairs_train` are
+    those in the shards alone; `pairs_test` are all held out, of which `tested` may be a share.
     """
 
     shards: list[str]
@@ -125,8 +126,8 @@ def build(
         with _Targets(scratch / "targets.f16") as targets:
             _load_captions(db, captions, targets, say)
             _link(db)
-            pairs_train, pairs_test = _divide(db, modality, split, validation_fraction)
-            if not pairs_train + pairs_test:
+            pairs_train, pairs_validation, pairs_test = _divide(db, modality, split, validation_fraction)
+            if not pairs_train + pairs_validation + pairs_test:
                 return None
             writer = _Writer(folder, modality, targets, split.seed)
             rows = db.cursor().sql(_SAMPLES, params=[str(modality), str(split.seed)]).to_arrow_reader(BATCH_ROWS)
@@ -164,10 +165,10 @@ def _link(db: Any) -> None:
             return
 
 
-def _divide(db: Any, modality: Modality, split: Split, validation_fraction: float) -> tuple[int, int]:
+def _divide(db: Any, modality: Modality, split: Split, validation_fraction: float) -> tuple[int, int, int]:
     """Give every group its side: train, validate, test, or none where there is enough of that already.
 
-    Returns the numbers of pairs to train on and held out.
+    Returns the numbers of pairs to train on, to validate by, and held out.
     """
     db.execute(
         "CREATE TABLE ours AS SELECT DISTINCT pair FROM items JOIN captions USING (pair) WHERE modality = ?",
@@ -199,13 +200,14 @@ def _divide(db: Any, modality: Modality, split: Split, validation_fraction: floa
         FROM ranked, counts
         """
     )
-    counts = dict(
-        db.execute(
-            f"SELECT test < {split.test_fraction}, count(*) FROM ours JOIN label USING (pair) "
-            "JOIN shares USING (label) GROUP BY ALL"
-        ).fetchall()
-    )
-    return counts.get(False, 0), counts.get(True, 0)
+    counts: tuple[int, int, int] = db.execute(
+        f"""
+        SELECT count(*) FILTER (side = 'train'), count(*) FILTER (side = 'validate'),
+            count(*) FILTER (test < {split.test_fraction})
+        FROM ours JOIN label USING (pair) JOIN shares USING (label) JOIN groups USING (label)
+        """
+    ).fetchall()[0]
+    return counts
 
 
 def _by_file(rows: pa.RecordBatchReader) -> Iterator[tuple[str, list[dict[str, Any]]]]:

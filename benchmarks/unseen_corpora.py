@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from batchproj.decode.item import decode
+from batchproj.decode.item import decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.emoji_corpus import IMAGE_PX, VOICES, emoji
 from batchproj.schema import Modality
@@ -71,7 +71,7 @@ def load(name: str, cache: Path) -> Corpus:
 
 def _encode(modality: Modality, items: list[bytes]) -> Array:
     embedder = resolve(open_space("builtin")).members[modality].load(threads=2)
-    segments = [decode(data, modality, embedder.spec, Limits())[0] for data in items]
+    segments = [next(decode_pieces(data, modality, embedder.spec, Limits())).segments[0] for data in items]
     batches = [embedder.encode(segments[start : start + BATCH]) for start in range(0, len(segments), BATCH)]
     return np.concatenate(batches).astype(np.float32)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchproj.decode.audio import decode_audio
+from batchproj.decode.audio import stream_audio
 from batchproj.decode.limits import Limits
 from batchproj.encode import parse_config
 from batchproj.schema import Modality
@@ -38,7 +38,7 @@ def main() -> None:
         config = parse_config({**member.encoder, "window": window, "pooling": "mean"}, window)
         model = resolve(config.model, config.revision, config.digest)
         encoders[window] = config.build(model, Modality.AUDIO, threads=2)
-    segments = [decode_audio(file.read_bytes(), encoders["real"].spec, Limits())[0] for file in files]
+    segments = [next(stream_audio(file.read_bytes(), encoders["real"].spec, Limits())) for file in files]
     seconds: dict[str, list[float]] = {window: [] for window in encoders}
     features = {window: encoder.encode(segments) for window, encoder in encoders.items()}
     for _ in range(ROUNDS):

@@ -41,7 +41,7 @@ from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import Adapts, Split, open_space, resolve
 from batchproj.texts import Texts, collected, encoded
-from batchproj.train import Say, TrainOptions
+from batchproj.train import Say, TrainOptions, train
 
 PAIRS = 80
 OPTIONS = Options(Recipe(units=Units(max_items=80), read_threads=2))
@@ -521,6 +521,25 @@ def test_another_encoder_than_the_bridge_was_made_with_is_refused(home: Path, tm
     document["text"]["encoder"]["pooling"] = "cls"
     changed(home / "bridge", tmp_path / "bridge", document)
     refused_as_another(home, tmp_path / "bridge")
+
+
+def test_an_adapter_is_a_text_projector_of_a_space_that_keeps_the_other_encoders(
+    home: Path, tiny_bert: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(home / "old", tmp_path / "c")
+    shutil.copy(home / "bridge/text.safetensors", tmp_path)
+    adapter = {"kind": "mlp", "weights": "text.safetensors"}
+    text = {"encoder": {"kind": "text", "model": str(tiny_bert)}, "projector": adapter}
+    image = {"encoder": {"kind": "clip", "model": str(tiny_clip)}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump({"dim": 24, "text": text, "image": image}))
+    before = rows_of(tmp_path / "c", "text")
+    done = embed(str(home / "corpus"), str(tmp_path / "c"), resolved(tmp_path), replace(OPTIONS, force=True), Watch())
+    assert (done.unchanged, done.encode_calls) == (PAIRS, {"text": PAIRS})
+    after = rows_of(tmp_path / "c", "text")
+    cosines = (matrix(before["vector"]) * matrix(after["vector"])).sum(1)
+    assert cosines.mean() > 0.8
+    with pytest.raises(UsageError, match=r"text is what the others are trained into, .* train --adapter OLD_SPACE"):
+        train(str(tmp_path / "c"), str(tmp_path / "out"), TrainOptions(modality=Modality.TEXT), ignore, ignore)
 
 
 def test_a_space_that_is_no_bridge_is_refused(home: Path, tiny_space: Path, new_space: Path) -> None:

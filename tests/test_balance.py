@@ -134,6 +134,9 @@ def test_a_kind_that_came_after_the_measuring_is_to_be_measured(corpus: Path, ti
     shutil.copytree(corpus, texts, ignore=shutil.ignore_patterns("*.png"))
     run(texts, tmp_path / "c", tiny_space)
     assert set(evaluate(str(tmp_path / "c"))["balance"]) == {"text->text"}
+    shown = command("evaluate", tmp_path / "c").stdout
+    assert "none of two kinds to judge by" in shown
+    assert "text->text" not in shown  # of one kind: it fills every page
     assert Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
     shutil.copytree(corpus, texts, dirs_exist_ok=True)
     run(texts, tmp_path / "c", tiny_space)

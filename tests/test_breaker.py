@@ -70,6 +70,10 @@ def test_what_failed_before_is_only_projected_or_not_finished_does_not_count() -
     assert trips(0.05, receipt(corrupt=600), receipt(deferred=400)) == [None, None]
 
 
+def test_silent_films_are_no_bad_items() -> None:
+    assert trips(0.0, receipt(good=500, no_sound_track=500), receipt(good=1_000)) == [None, None]
+
+
 @pytest.fixture
 def spoilt(tmp_path: Path) -> Path:
     """Thirty texts; the last ten are no UTF-8."""

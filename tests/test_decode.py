@@ -13,8 +13,8 @@ import pytest
 import soundfile
 from films import film, seconds_of
 from PIL import Image
+from whole_item import decode
 
-from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault

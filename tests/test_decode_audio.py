@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 from batchproj.decode import audio
-from batchproj.decode.audio import decode_audio, stream_audio
+from batchproj.decode.audio import stream_audio
 from batchproj.decode.audio_windows import windows
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
@@ -54,7 +54,7 @@ def muxed(samples: Samples, format: str, codec: str, rate: int) -> bytes:
 
 def heard(data: bytes, spec: AudioSpec = HEARD) -> list[tuple[Samples, Segment]]:
     found = []
-    for segment in decode_audio(data, spec, Limits()):
+    for segment in stream_audio(data, spec, Limits()):
         assert isinstance(segment.data, np.ndarray)
         assert segment.data.dtype == np.float32
         assert segment.data.ndim == 1
@@ -64,7 +64,7 @@ def heard(data: bytes, spec: AudioSpec = HEARD) -> list[tuple[Samples, Segment]]
 
 def fault(data: bytes, limits: Limits | None = None) -> ItemFault:
     with pytest.raises(ItemFault) as raised:
-        decode_audio(data, HEARD, limits or Limits())
+        list(stream_audio(data, HEARD, limits or Limits()))
     return raised.value
 
 
@@ -257,7 +257,7 @@ def test_what_is_no_sound_is_refused(data: bytes):
     assert refused.detail.isprintable()
 
 
-def test_film_without_sound_has_no_samples():
+def test_film_without_sound_has_no_sound_track():
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream: Any = container.add_stream("mpeg4", rate=25)
@@ -265,7 +265,7 @@ def test_film_without_sound_has_no_samples():
         stream.pix_fmt = "yuv420p"
         frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
         container.mux([*stream.encode(frame), *stream.encode(None)])
-    assert fault(file.getvalue()).reason is Reason.NO_SAMPLES
+    assert fault(file.getvalue()).reason is Reason.NO_SOUND_TRACK
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_silent_windows_are_left_out_and_quiet_ones_are_not():
 def test_a_sound_of_silence_alone_is_refused_only_where_silence_is_left_out():
     data = written(np.zeros(80_000, np.float32), "WAV", 16_000)
     with pytest.raises(ItemFault) as raised:
-        decode_audio(data, AudioSpec(16_000, 2.0, 0.5, skip_silence=True), Limits())
+        list(stream_audio(data, AudioSpec(16_000, 2.0, 0.5, skip_silence=True), Limits()))
     assert raised.value.reason is Reason.SILENT
     assert raised.value.detail == "5.0 s of sound, all of it below -50 dBFS"
     assert len(heard(data)) == 1

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from films import LEVELS, Matrix, Pixels, displayed_by, film, only_sound, seconds_of
 from PIL import Image
+from whole_item import decode
 
 from batchproj.decode.container import open_container
 from batchproj.decode.film import Film
 from batchproj.decode.image import decode_image
-from batchproj.decode.item import PIECE, decode, decode_pieces
+from batchproj.decode.item import PIECE, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.video import decode_video
 from batchproj.errors import ItemFault

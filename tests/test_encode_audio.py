@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_sound import RATE, STEM, WAVES, save_ast, save_wave
 from transformers import ASTFeatureExtractor, AutoFeatureExtractor, AutoModel
 
-from batchproj.decode.audio import decode_audio
+from batchproj.decode.audio import stream_audio
 from batchproj.decode.limits import Limits
 from batchproj.encode import Description, Encoder, parse_config
 from batchproj.errors import SpaceError
@@ -192,7 +192,7 @@ def test_a_file_is_cut_into_windows_of_the_spec(folders: dict[str, Path], name: 
     assert isinstance(encoder.spec, AudioSpec)
     file = io.BytesIO()
     soundfile.write(file, np.asarray(sounds(3.0)[0].data), 22_050, format="WAV")
-    pieces = decode_audio(file.getvalue(), encoder.spec, Limits())
+    pieces = list(stream_audio(file.getvalue(), encoder.spec, Limits()))
     assert [len(piece.data) for piece in pieces] == [19_200, round(3 * RATE * RATE / 22_050) - 19_200]
     assert encoder.encode(pieces).shape == (2, 32)
 

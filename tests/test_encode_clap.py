@@ -18,7 +18,7 @@ from tiny_text import save_clap, save_sound_settings
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel, ClapProcessor
 
 from batchproj.clap_mel import ClapMel, clap_input
-from batchproj.decode.audio import decode_audio
+from batchproj.decode.audio import stream_audio
 from batchproj.decode.limits import Limits
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError
@@ -155,7 +155,7 @@ def test_long_texts_and_long_sounds_are_cut(clap: Path, tmp_path: Path) -> None:
     import soundfile
 
     soundfile.write(tmp_path / "long.wav", sound(5.0, rate=44_100), 44_100)  # another rate than the model's
-    segments = decode_audio((tmp_path / "long.wav").read_bytes(), heard, Limits())
+    segments = list(stream_audio((tmp_path / "long.wav").read_bytes(), heard, Limits()))
     assert [(each.start, each.end) for each in segments] == [(0, 2), (2, 4), (4, 5)]
     assert build(clap, Modality.AUDIO).encode(segments).shape == (3, 24)
     with pytest.raises(SpaceError, match=r"a sound of 5\.0 s, at most 2 s expected"):

@@ -268,10 +268,14 @@ def test_a_query_is_not_cut_by_segments(folders: dict[str, Path], tmp_path: Path
 @pytest.mark.parametrize(
     ("prompts", "segments", "said"),
     [
-        ({"query": "w1 " * 9}, None, "space, text: the prompt 'w1 "),
-        ({"document": "w1 " * 9}, None, "space, text: the prompt 'w1 "),
-        ({"document": "w9 " * 7}, {"tokens": 8, "overlap": 0}, "segments of 8 tokens: the prompt and special tokens"),
-        ({}, {"tokens": 8, "overlap": 7}, "so nothing new is left; set more tokens"),
+        ({"query": "w1 " * 9}, None, ", text: the prompt 'w1 "),
+        ({"document": "w1 " * 9}, None, ", text: the prompt 'w1 "),
+        (
+            {"document": "w9 " * 7},
+            {"tokens": 8, "overlap": 0},
+            "overlap is 0, and the prompt and special tokens take 8",
+        ),
+        ({}, {"tokens": 8, "overlap": 7}, "so nothing new is left; set more tokens or less overlap"),
     ],
 )
 def test_a_prompt_without_room_is_found_before_anything_is_written(

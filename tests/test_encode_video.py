@@ -22,9 +22,9 @@ from transformers import (
     XCLIPModel,
 )
 from transformers.models.videomae.image_processing_pil_videomae import VideoMAEImageProcessorPil
+from whole_item import decode
 
 from batchproj.decode.image import fitted
-from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError

@@ -132,7 +132,9 @@ def test_a_changed_encoder_is_named_and_encodes_all_again_and_what_moved_too(
     assert (document.reads, document.encodes, set(document.calibration)) == (12, {"image": 12}, {"image"})
     assert [(d.modality, d.field, d.now) for d in document.differences] == [("image", "encoder.dtype", "fp32")]
     assert lines(document)[0].endswith("; the image encoder changes: encoder.dtype bf16 -> fp32")
-    assert lines(document)[-1].endswith(" --space SPACE, the same as here")
+    assert lines(document, str(changed), "my recipe.yaml")[-1] == (
+        f"do it: batchproj embed {corpus} {collection} --space {changed} --recipe 'my recipe.yaml'"
+    )
 
 
 def test_another_projector_reads_and_encodes_nothing(
@@ -184,7 +186,7 @@ def test_what_embed_would_refuse_is_told(corpus: Path, tiny_space: Path, embedde
     assert document.deleted == 8
     assert document.blocked is not None
     assert "8 of 24 items are no longer in the source" in document.blocked
-    assert lines(document)[-1] == f"blocked: {document.blocked}"
+    assert lines(document)[-1] == f"embed will refuse this: {document.blocked}"
 
 
 def test_what_cannot_be_planned_is_refused_as_embed_does(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:

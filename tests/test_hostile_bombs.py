@@ -17,9 +17,9 @@ import soundfile
 from hostile import RATE, archive, drawn, png, saved, zeros_png
 from long_item import peak_mib
 from PIL import Image
+from whole_item import decode
 
 from batchproj.decode.image import decode_image
-from batchproj.decode.item import decode
 from batchproj.decode.limits import Limits
 from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault

@@ -13,6 +13,7 @@ import pytest
 from runs import wait_for
 from test_training_set import Corpus
 
+from batchproj.card import read_card
 from batchproj.collection.ledger import Report
 from batchproj.errors import SpaceError, UsageError
 from batchproj.fit import Check, Config
@@ -111,8 +112,15 @@ def test_the_command_streams_and_leaves_nothing_behind(embedded: tuple[Path, Rep
     assert not (out / "training").exists()
     made = train(str(embedded[0]), str(out), options, ignore, ignore)
     in_memory = train(str(embedded[0]), str(tmp_path / "memory"), replace(options, workers=None), ignore, ignore)
-    for name in ("pairs_train", "pairs_test", "chance_r@10"):
+    for name in ("pairs_test", "chance_r@10"):
         assert made["modality"]["image"][name] == in_memory["modality"]["image"][name]
+    card = read_card(str(out))["modality"]["image"]
+    assert made["modality"]["image"]["pairs_train"] == card["pairs_train"]
+    assert card["pairs_validation"] > 0  # in memory a second run trains on these as well
+    assert card["pairs_train"] + card["pairs_validation"] == in_memory["modality"]["image"]["pairs_train"]
+    assert card["groups_judged"] == card["pairs_test"] > 0
+    report = (out / "README.md").read_text()
+    assert f"chosen among by {card['pairs_validation']} others; {card['pairs_test']} held out, and judged by" in report
     assert {path.name for path in out.iterdir()} == {path.name for path in (tmp_path / "memory").iterdir()}
 
 

@@ -79,7 +79,7 @@ def opened(value: str, root: Path) -> bytes | None:
     assert uri.startswith(f"file://{root}/")
     try:
         found = head(uri, stay=True)
-        return read_pinned(found.uri, found.size, found.version, stay=True)
+        return read_pinned(roots.followed(uri) or uri, found.size, found.version, stay=True)
     except (OSError, BatchprojError, ValueError):
         return None
 

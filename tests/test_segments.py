@@ -39,8 +39,9 @@ def resolved(file: Path) -> ResolvedSpace:
     ("segments", "said"),
     [
         ({"text": {"tokens": 21, "overlap": 2}}, "tokens is 21, this encoder takes 20"),
-        ({"text": {}}, "tokens is 256, this encoder takes 20"),
-        ({"text": {"tokens": 16, "overlap": 16}}, "overlap is 16 of 16 tokens"),
+        ({"text": {}}, "tokens is 256 unless you set it, this encoder takes 20"),
+        ({"text": {"tokens": 16, "overlap": 16}}, "tokens is 16 and overlap is 16: set 'overlap' to fewer"),
+        ({"text": {"tokens": 16}}, "tokens is 16 and overlap is 32 unless you set it: set 'overlap' to fewer"),
         ({"text": {"tokens": 16, "overlap": -1}}, "'overlap': Input should be greater"),
         ({"text": {"tokens": 3, "overlap": 0}}, "'tokens': Input should be greater"),
         ({"text": {"tokens": 16, "overlap": 2, "at": "word"}}, "'at': Input should be 'sentence', 'paragraph' or"),
@@ -63,8 +64,9 @@ def test_settings_that_do_not_fit_are_one_line(
     ("segments", "said"),
     [
         ({"seconds": 31}, "seconds is 31, this encoder takes 30"),
-        ({"seconds": 5, "overlap": 5}, "overlap is 5 of 5 s"),
-        ({"seconds": 5, "overlap": 4.95}, "at least 0.1 s less than seconds"),
+        ({"seconds": 1}, "seconds is 1 and overlap is 2 unless you set it"),
+        ({"seconds": 5, "overlap": 5}, "seconds is 5 and overlap is 5: set 'overlap'"),
+        ({"seconds": 5, "overlap": 4.95}, "at least 0.1 s below seconds"),
         ({"seconds": float("inf")}, "finite"),
         ({"overlap": -1}, "'overlap'"),
         ({"skip_silent": True}, "did you mean 'skip_silence'"),
@@ -77,6 +79,15 @@ def test_windows_that_do_not_fit_are_one_line(segments: dict[str, Any], said: st
         resolved(tmp_path / "space.yaml")
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("file", "name"), [("mine.yaml", "mine"), ("frogs/space.yaml", "frogs")])
+def test_a_space_without_a_name_is_called_as_its_file(file: str, name: str, tmp_path: Path, tiny_clip: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    member = {"encoder": {"kind": "clip", "model": str(tiny_clip)}, "segments": {"tokens": 21}}
+    (tmp_path / file).write_text(yaml.safe_dump({"dim": 24, "text": member}))
+    with pytest.raises(SpaceError, match=f"^space {name}, text.segments: tokens is 21, "):
+        resolved(tmp_path / file)
 
 
 def test_a_space_without_segments_has_the_fingerprint_it_had(tmp_path: Path, tiny_clip: Path) -> None:

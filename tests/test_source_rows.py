@@ -1,9 +1,8 @@
-"""Single rows of tables: what one may name, what is wrong with one, how it is read, found and forgotten."""
+"""Single rows of tables: what one may name, what is wrong with one, how it is read and found."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import http.server
 import json
 import os
@@ -20,16 +19,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import write_picture
-from in_process import OPTIONS, command, quiet, run, without_ray
+from in_process import OPTIONS, command, run, without_ray
 from runs import live_rows
 from table_files import KINDS, Row, listed, live, quarantined, rows, words, write
 
 import batchproj
-from batchproj import gc, objectstore
+from batchproj import objectstore
 from batchproj.embed import Options
 from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.explain import explain
-from batchproj.forget import forget
 from batchproj.source import csv, jsonl, pinned, reading
 from batchproj.source.listing import Seal, list_items
 from batchproj.source.roots import Roots
@@ -93,6 +91,30 @@ def test_a_row_opens_nothing_outside_its_roots(tmp_path: Path, tiny_space: Path,
     assert reasons[f"row={len(HOSTILE) + 2}"] == "missing"
     assert set(reads) == {f"file://{tmp_path}/s/fine.txt"}
     assert run(source, tmp_path / "s/c", tiny_space).commit is None
+
+
+@pytest.mark.parametrize("swapped", ["a/o.txt", "a"])
+def test_a_link_that_is_put_in_the_way_after_the_listing_is_not_followed(swapped: str, tmp_path: Path) -> None:
+    for folder, text in (("s/a", "w1"), ("outside", "w2")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "o.txt").write_text(text)
+        os.utime(tmp_path / folder / "o.txt", (0, 0))  # of one size and time: by its version it is the same
+    found = listed(write(tmp_path / "s/t.csv", [{"uri": "a/o.txt"}]))
+    (tmp_path / "s" / swapped).rename(tmp_path / "s/aside")
+    (tmp_path / "s" / swapped).symlink_to(tmp_path / swapped.replace("a", "outside", 1))
+    (read,) = reading.read_items(found, 1000, 2)
+    assert str(read) == "changed: a link is in its path since it was listed"
+
+
+def test_links_inside_the_roots_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "disk/real/o.txt").write_text("w1")
+    (tmp_path / "disk/a").symlink_to("real")
+    (tmp_path / "mount").symlink_to("disk")
+    source = write(tmp_path / "mount/t.csv", [{"uri": "a/o.txt"}, {"uri": "real/o.txt"}])
+    found = listed(source)
+    assert [row["uri"] for row in found] == [f"file://{source.parent}/{name}/o.txt" for name in ("a", "real")]
+    assert reading.read_items(found, 1000, 2) == [b"w1", b"w1"]
 
 
 def test_other_roots_are_declared_by_the_recipe(tmp_path: Path, tiny_space: Path) -> None:
@@ -242,6 +264,10 @@ def test_metadata_fields_filter_a_search_exactly(tmp_path: Path, tiny_space: Pat
 
     assert found("colour=red") == {1}
     assert found("metadata.colour=red") == {1}
+    shown = command("search", tmp_path / "c", "w1", "--where", "ok=false").stdout
+    assert re.search(r'text +metadata *\n.* colour=x","colour":"red n=3.0 ok=false', shown), shown
+    as_json = json.loads(command("search", tmp_path / "c", "w1", "--where", "ok=false", "--json").stdout)
+    assert "metadata" not in as_json[0]  # its keys are the contract's
     assert found("n=3") == {1, 4, 5}
     assert found("n=3.0") == {1, 4}
     assert found("n=30") == {2}
@@ -298,129 +324,6 @@ def test_lines_close_to_each_other_are_read_by_one_request(tmp_path: Path, monke
     monkeypatch.setattr(reading, "read_range", lambda *a: asked.append(a[2]) or read_range(*a))
     assert len(reading.read_items(found, 1000, 2)) == 100
     assert len(asked) == 1
-
-
-def test_explain_and_forget_know_rows_by_their_address_and_by_the_object_they_name(
-    tmp_path: Path, tiny_space: Path
-) -> None:
-    write_picture(tmp_path / "s/0.png", 0)
-    write_picture(tmp_path / "s/1.png", 1)
-    table: list[Row] = [
-        {"id": "zero", "uri": "0.png", "text": None, "note": "first"},
-        {"id": "one", "uri": "1.png", "text": None},
-        {"id": "again", "uri": "1.png", "text": None},
-        {"id": "a/b c#d", "uri": None, "text": "w1 w2"},
-        {"id": "moved", "uri": None, "text": "w3 w4"},
-        {"id": "bad", "uri": None, "text": None},
-    ]
-    source = write(tmp_path / "s/t.jsonl", table)
-    run(source, tmp_path / "c", tiny_space)
-    collection = str(tmp_path / "c")
-    shown = explain(collection, str(tmp_path / "s/0.png"))
-    assert (shown.row, shown.now) == (f"file://{source}#id=zero", "unchanged")
-    assert json.loads(shown.metadata or "") == {"note": "first"}
-    assert explain(collection, f"{source}#id=zero").item == shown.item
-    with pytest.raises(UsageError, match=r"several rows name .*t.jsonl#id=one, .*t.jsonl#id=again"):
-        explain(collection, str(tmp_path / "s/1.png"))
-    assert explain(collection, f"{source}#id=a%2Fb%20c%23d").now == "unchanged"
-    assert explain(collection, f"{source}#id=bad").status == "quarantined"
-    write(source, [table[4], {**table[3], "text": "w5"}, *table[:3]])
-    assert explain(collection, f"{source}#id=moved").now == "unchanged"
-    assert explain(collection, f"{source}#id=a%2Fb%20c%23d").now == "changed since"
-    write(source, table[:4])
-    assert explain(collection, f"{source}#id=moved").now == "gone"
-    source.unlink()
-    assert explain(collection, f"{source}#id=moved").now == "gone"
-    write(source, table)
-    for uri, left in ((tmp_path / "s/0.png", 4), (f"{source}#id=one", 3), (f"{source}#id=moved", 2)):
-        forget(collection, str(uri), quiet)
-        assert live_rows(collection).num_rows == left
-    report = run(source, collection, tiny_space)
-    assert (report.embedded, report.items) == (0, 3)
-    assert {row["uri"] for row in live_rows(collection).to_pylist()} == {
-        f"file://{tmp_path}/s/1.png",
-        f"file://{source}#id=a%2Fb%20c%23d",
-    }
-
-
-def test_a_forgotten_row_without_an_id_does_not_come_back_under_another_number(
-    tmp_path: Path, tiny_space: Path
-) -> None:
-    table = [{"text": words(n)} for n in range(6)]
-    source = write(tmp_path / "t.csv", table)
-    run(source, tmp_path / "c", tiny_space)
-    forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
-    write(source, [{"text": "w9"}, *table])
-    run(source, tmp_path / "c", tiny_space)
-    assert {row["text"] for row in live(tmp_path / "c").values()} == {"w9", *(words(n) for n in (0, 2, 3, 4, 5))}
-
-
-@pytest.mark.parametrize("between", [False, True])
-def test_a_forgotten_row_comes_back_once_its_marker_is_removed(between: bool, tmp_path: Path, tiny_space: Path) -> None:
-    source = write(tmp_path / "t.csv", rows(8))
-    run(source, tmp_path / "c", tiny_space)
-    done = forget(str(tmp_path / "c"), f"{source}#id=r2", quiet)
-    if between:  # a run that lists the table again and leaves the row out
-        write(source, [*rows(8), {**rows(9)[8]}])
-        assert run(source, tmp_path / "c", tiny_space).embedded == 1
-    (tmp_path / "c" / done.marker).unlink()
-    assert run(source, tmp_path / "c", tiny_space).embedded == 1
-    assert "id=r2" in live(tmp_path / "c")
-
-
-@pytest.mark.parametrize("step", ["gc.tags", "gc.snapshots", "gc.table"])
-def test_a_forget_of_a_numbered_row_that_was_killed_bars_no_other_row_when_it_is_done_again(
-    step: str, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = [{"text": words(n)} for n in range(6)]
-    source = write(tmp_path / "t.csv", table)
-    run(source, tmp_path / "c", tiny_space)
-
-    def stop(at: str) -> None:
-        if at == step:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(gc, "failpoint", stop)
-        with pytest.raises(KeyboardInterrupt):
-            forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
-    forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
-    assert len(list((tmp_path / "c/forgotten").iterdir())) == 1
-    del table[1]
-    write(source, table)
-    run(source, tmp_path / "c", tiny_space)
-    assert {row["text"] for row in live(tmp_path / "c").values()} == {words(n) for n in (0, 2, 3, 4, 5)}
-    with pytest.raises(UsageError, match="is not in"):
-        forget(str(tmp_path / "c"), f"{source}#row=9", quiet)
-
-
-def test_a_numbered_row_that_only_an_earlier_run_has_is_forgotten(tmp_path: Path, tiny_space: Path) -> None:
-    table = [{"text": words(n)} for n in range(6)]
-    source = write(tmp_path / "t.csv", table)
-    run(source, tmp_path / "c", tiny_space)
-    write(source, table[:5])
-    run(source, tmp_path / "c", tiny_space)
-    done = forget(str(tmp_path / "c"), f"{source}#row=6", quiet)
-    assert done.marker == f"forgotten/{hashlib.sha256(words(5).encode()).hexdigest()}"
-    write(source, [table[5], *table[:5]])
-    assert run(source, tmp_path / "c", tiny_space).items == 5
-
-
-def test_all_rows_of_a_forgotten_content_go_and_the_next_run_takes_it_for_no_loss(
-    tmp_path: Path, tiny_space: Path
-) -> None:
-    table = [{"text": words(n)} for n in (1, 9, 2, 9, 3, 9)]
-    source = write(tmp_path / "t.csv", table)
-    run(source, tmp_path / "c", tiny_space)
-    done = forget(str(tmp_path / "c"), f"{source}#row=2", quiet)
-    assert done.rows == 3
-    assert sorted(row["text"] for row in live(tmp_path / "c").values()) == sorted(words(n) for n in (1, 2, 3))
-    # a forget that was killed as soon as it had written its marker: the next run does not stop for what is meant
-    (tmp_path / "c2").mkdir()
-    run(source, tmp_path / "c2", tiny_space)
-    (tmp_path / "c2/forgotten").mkdir()
-    (tmp_path / "c2" / done.marker).touch()
-    assert run(source, tmp_path / "c2", tiny_space).deleted == 3
 
 
 def test_a_table_may_lie_behind_any_url_that_fsspec_opens(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -17,10 +18,12 @@ from runs import live_rows
 from table_files import picture, quarantined
 
 import batchproj
+from batchproj.errors import SourceError
 from batchproj.explain import explain
 from batchproj.forget import forget
-from batchproj.objectstore import Folder, Listed
+from batchproj.objectstore import Folder, Listed, head
 from batchproj.source import pinned
+from batchproj.source.listing import list_items
 from batchproj.source.tar import list_members
 from batchproj.verify import verify
 
@@ -227,6 +230,9 @@ def test_names_of_any_kind_and_json_that_describes_nothing(tmp_path: Path, tiny_
         "alone.json": b'{"text": "w7"}',
         "list.json": b"[1, 2]",
         "list.txt": b"w6 w7",
+        "broken.json": b'{"n": 1,}',
+        "broken.txt": b"w10",
+        "alone_and_broken.json": b'{"n": 1,}',
         "twice.txt": b"w8",
     }
     data = {**members, "twice.txt": b"w8"}
@@ -237,7 +243,10 @@ def test_names_of_any_kind_and_json_that_describes_nothing(tmp_path: Path, tiny_
         opened.addfile(info, io.BytesIO(b"w9"))
     shard = write(tmp_path / "a.tar", sink.getvalue())
     report = run(shard, tmp_path / "c", tiny_space)
-    assert (report.items, report.embedded) == (9, 9)
+    assert (report.items, report.embedded) == (12, 11)
+    assert quarantined(tmp_path / "c", report)["broken.json"].startswith(
+        "bad_row: the metadata of its pair, but no JSON: "
+    )
     texts = {row["uri"].rpartition("#")[2]: row["text"] for row in live_rows(tmp_path / "c").to_pylist()}
     assert texts == {
         long: "w1 w2",
@@ -248,8 +257,19 @@ def test_names_of_any_kind_and_json_that_describes_nothing(tmp_path: Path, tiny_
         "alone.json": '{"text": "w7"}',
         "list.json": "[1, 2]",
         "list.txt": "w6 w7",
+        "broken.txt": "w10",
+        "alone_and_broken.json": '{"n": 1,}',
         "twice.txt": "w9",
     }
+
+
+def test_a_compressed_tar_says_so(tmp_path: Path) -> None:
+    data = gzip.compress(tar({"a.txt": b"w1"}))
+    ((row,),) = [page.to_pylist() for page in list_members(head(write(tmp_path / "a.tar", data).as_uri()))]
+    assert "is compressed with gzip, so its members cannot be read by range; gunzip it" in row["place"]
+    for name in ("b.tar.gz", "b.tgz"):  # whatever is in it
+        with pytest.raises(SourceError, match=f"{name} is a compressed tar, .*; decompress it to a .tar"):
+            list(list_items(str(write(tmp_path / name, data[:1])), "file:///c"))
 
 
 def test_shards_in_a_bucket_are_read_by_ranges(s3_bucket: str, tmp_path: Path, tiny_space: Path) -> None:

@@ -95,9 +95,9 @@ def test_every_pair_is_on_one_side_and_the_same_one_as_in_memory(tmp_path: Path)
     tested = {pair for pair, test in zip(corpus.pairs, sides, strict=False) if test}
     assert set(made.tested.pairs) == tested
     assert made.pairs_test == len(tested)
-    assert made.pairs_train == 200 - len(tested)
     validating = set(made.validation.pairs)
     assert validating
+    assert made.pairs_train == 200 - len(tested) - len(validating)
     assert not validating & tested
     assert made.samples == 2 * (200 - len(tested) - len(validating)) == rows(made, tmp_path / "a").num_rows
     for one, other in (("p0003", "p0077"), ("p0140", "p0141")):  # linked, the latter through p0078

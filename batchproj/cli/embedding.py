@@ -135,7 +135,7 @@ def plan(
     if as_json:
         print_json(document.model_dump(mode="json"))
     else:
-        print("\n".join(printable(line) for line in lines(document)))
+        print("\n".join(printable(line) for line in lines(document, space, recipe)))
     if detailed_exitcode and not document.nothing_to_do:
         raise typer.Exit(WORK_TO_DO)
 
@@ -194,9 +194,22 @@ def embed(
         untrained = [str(modality) for modality in resolved.space.untrained()]
         if untrained:
             print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
-    if _too_many_bad(report.quarantined, report.items, allowed):
-        say(f"{report.quarantined:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
+    bad = report.quarantined - _not_bad(report, collection)
+    if _too_many_bad(bad, report.items, allowed):
+        say(f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
         raise typer.Exit(TOO_MANY_BAD)
+
+
+def _not_bad(report: Any, collection: str) -> int:
+    """Items in quarantine with which nothing is wrong, such as the sound of a silent film."""
+    from batchproj.collection.ledger import quarantine_reasons
+    from batchproj.objectstore import Folder
+    from batchproj.schema import NOT_BAD
+
+    if not report.quarantined:
+        return 0
+    found = quarantine_reasons(Folder(collection), report.run)
+    return sum(found.get(reason, 0) for reason in NOT_BAD)
 
 
 def _print_report(report: Any, collection: str) -> None:
@@ -367,7 +380,8 @@ def _print_evaluation(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     judged = "pairs held out of training" if result["held_out"] else "all pairs"
-    table = Table(box=None, pad_edge=False, title=f"run {result['run']}, {judged}", title_justify="left")
+    title = f"run {result['run']}, {judged}" + ("" if result["pairs"] else ": none of two kinds to judge by")
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", show_header=bool(result["pairs"]))
     for name in ("query -> found", "n", "R@1", "R@5", "R@10", "chance R@10", "median rank"):
         table.add_column(name, justify="left" if name.startswith("query") else "right")
     for pair, scores in result["pairs"].items():
@@ -375,7 +389,10 @@ def _print_evaluation(result: dict[str, Any]) -> None:
         table.add_row(pair, f"{scores['n']:,}", *recalls, f"{scores['median_rank']:g}")
     Console().print(table)
     gaps = ", ".join(f"{pair} {gap:.2f}" for pair, gap in result["modality_gap"].items())
-    print(f"ANN recall@10 against exact search: {result['ann_recall@10']}; modality gap: {gaps or 'none'}")
+    ann = "not measured" if result["ann_recall@10"] is None else result["ann_recall@10"]
+    print(f"ANN recall@10 against exact search: {ann}; modality gap: {gaps or 'none'}")
+    if len(result["balance"]) == 1:
+        return  # of one kind: it fills every page
     for pair, found in result["balance"].items():
         shares = f"{found['share@10']:.0%} of the first ten, {found['balanced_share@10']:.0%} with search --balance"
         print(f"{pair}: {shares} (scores {found['mean']:.2f} +- {found['std']:.2f})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 import typer
@@ -11,6 +12,8 @@ from batchproj.terminal import printable
 
 _UNFOLDED = 10_000
 """Columns of an output that is no terminal."""
+
+_SNIPPET_CHARS = 80
 
 
 @app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
@@ -68,14 +71,26 @@ def _print_hits(hits: list[Any]) -> None:
 
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
-    for name in ("modality", "at", "uri", "text"):
+    has_metadata = any(hit.metadata for hit in hits)
+    for name in ("modality", "at", "uri", "text", *(["metadata"] if has_metadata else [])):
         table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
     for hit in hits:
-        snippet = printable(" ".join((hit.text or "").split()))[:80]
-        table.add_row(f"{hit.score:.3f}", hit.modality, _place(hit), Text(printable(hit.uri)), Text(snippet))
+        told = [_snippet(hit.text or ""), *([_snippet(_fields(hit.metadata))] if has_metadata else [])]
+        table.add_row(f"{hit.score:.3f}", hit.modality, _place(hit), *map(Text, [printable(hit.uri), *told]))
     terminal = Console()
     # what is read by a program, or copied, is not folded
     (terminal if terminal.is_terminal else Console(width=_UNFOLDED)).print(table)
+
+
+def _snippet(text: str) -> str:
+    return printable(" ".join(text.split()))[:_SNIPPET_CHARS]
+
+
+def _fields(metadata: str | None) -> str:
+    """Fields as `--where` takes them; nested ones as JSON."""
+    fields = json.loads(metadata) if metadata else {}
+    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+    return " ".join(f"{name}={value}" for name, value in plain.items())
 
 
 def _place(hit: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 
 from batchproj.collection.plan import CONTAINER, LISTED, Plan
+from batchproj.source.place import SOUND
 
 DOUBLES_AT_ONCE = 1_000_000
 """Items that are grouped at once, in memory."""
@@ -45,14 +46,17 @@ def has_places(plan: Plan) -> bool:
     return bool(plan.rows("SELECT 1 FROM listing WHERE place IS NOT NULL LIMIT 1"))
 
 
+_MAY_BE_DOUBLE = f"(place IS NOT NULL OR suffix(uri, '{SOUND}'))"
+
+
 def double(plan: Plan) -> tuple[str, str, str, str] | None:
-    """URI, place and two keys of a row that is listed twice; objects never are."""
-    placed = plan.rows("SELECT count(*) FROM listing WHERE place IS NOT NULL")[0][0]
+    """URI, place and two keys of a row that is listed twice; objects are only if one is called as a sound track is."""
+    placed = plan.rows(f"SELECT count(*) FROM listing WHERE {_MAY_BE_DOUBLE}")[0][0]
     number_of = placed // DOUBLES_AT_ONCE + 1
     for number in range(number_of):
         found = plan.rows(
             "SELECT min(uri), min(place), min(key), max(key) FROM listing "
-            f"WHERE place IS NOT NULL AND hash(item) % {number_of} = {number} "
+            f"WHERE {_MAY_BE_DOUBLE} AND hash(item) % {number_of} = {number} "
             "GROUP BY item HAVING count(*) > 1 ORDER BY min(key) LIMIT 1"
         )
         if found:

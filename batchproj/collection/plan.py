@@ -23,7 +23,7 @@ from batchproj.decode.extensions import hint
 from batchproj.decode.limits import Limits
 from batchproj.errors import TryLater
 from batchproj.schema import Modality, Reason
-from batchproj.source.place import beginning, promised_name
+from batchproj.source.place import SOUND, SOUND_TRACK, beginning, promised_name
 
 MEMORY_LIMIT = "256MB"
 BATCH_ROWS = 8_192
@@ -48,9 +48,13 @@ CREATE TABLE damaged (kind VARCHAR, file VARCHAR);
 CONTAINER = "left(m.key, length(m.key) - strpos(reverse(m.key), '#'))"
 """The key of the seal of a row's table or a member's shard."""
 
-COVERED = """(m.item IN (FROM {markers}) OR m.place IS NOT NULL
-    AND (m.source_version IN (FROM {markers}) OR sha256(m.uri)[:32] IN (FROM {markers})))"""
-"""Of an item `m` that one of the markers keeps out: rows also by their version, or by the object that they name."""
+_FILM = f"left(m.uri, -{len(SOUND)})"
+COVERED = f"""(m.item IN (FROM {{markers}}) OR m.place IS NOT NULL
+    AND (m.source_version IN (FROM {{markers}}) OR sha256(m.uri)[:32] IN (FROM {{markers}})
+        OR (starts_with(m.place, '["{SOUND_TRACK}",')
+            AND (m.place->>'$[1][0]' IN (FROM {{markers}}) OR sha256({_FILM})[:32] IN (FROM {{markers}})))))"""
+"""Of an item `m` that one of the markers keeps out: rows also by their version, or by the object that they name, and
+sound tracks with their film."""
 
 _FORGOTTEN = COVERED.format(markers="forgotten")
 
@@ -79,6 +83,7 @@ LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.
 _LOST = f"""
 SELECT (SELECT count(*) FROM gone),
     (SELECT count(*) FROM gone JOIN manifest m USING (item) WHERE EXISTS (FROM forgotten) AND {_FORGOTTEN}),
+    (SELECT count(*) FROM gone JOIN manifest m USING (item) WHERE starts_with(m.place, '["{SOUND_TRACK}",')),
     (SELECT count(*) FROM plan p JOIN manifest m USING (item)
     WHERE p.action = 'changed' AND m.status = 'embedded'
         AND (starts_with(p.place, '{beginning(Reason.MISSING)}')
@@ -141,9 +146,9 @@ class Counts:
     """Items by what a run would do with each.
 
     `encode` are unchanged ones under a new encoder, `retry` quarantined ones that may have another outcome now, or
-    were asked for. `moved` counts those of the `deleted` whose size and version a new object has, `forgotten` those
-    that a marker keeps out, `faulty` those of the `changed` that are embedded and whose row in a table now
-    names nothing that is there or may be opened.
+    were asked for. Of the `deleted`, `moved` counts those whose size and version a new object has, `forgotten` those
+    that a marker keeps out, `sound_tracks` those that are sound tracks. `faulty` are those of the `changed` that are
+    embedded and whose row in a table now names nothing that is there or may be opened.
     """
 
     new: int = 0
@@ -156,6 +161,7 @@ class Counts:
     deleted: int = 0
     moved: int = 0
     forgotten: int = 0
+    sound_tracks: int = 0
     faulty: int = 0
 
     @property
@@ -284,8 +290,8 @@ class Plan:
             "(SELECT size, source_version, count(*) AS new_n FROM plan WHERE action = 'new' GROUP BY ALL) "
             "USING (size, source_version)"
         )[0][0]
-        gone, forgotten, faulty = self.rows(_LOST)[0]
-        return Counts(**found, deleted=gone, moved=moved, forgotten=forgotten, faulty=faulty)
+        gone, forgotten, tracks, faulty = self.rows(_LOST)[0]
+        return Counts(**found, deleted=gone, moved=moved, forgotten=forgotten, sound_tracks=tracks, faulty=faulty)
 
     def _hopeful(self, live: Snapshot | None, retry: Iterable[Reason]) -> Iterator[str]:
         """Conditions under which an item in quarantine is tried again."""

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from fractions import Fraction
 
 import av
 import numpy as np
 import soundfile
 import soxr
+from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.video.stream import VideoStream
 
 from batchproj.decode.audio_windows import Samples, windows
 from batchproj.decode.complete import shortfall, wav_data
-from batchproj.decode.container import demuxer, open_container
+from batchproj.decode.container import demuxer, moving_pictures, open_container
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
@@ -34,23 +38,18 @@ _UNKNOWN_FRAMES = 1 << 48
 """libsndfile's answer is near 2**63 where a FLAC header leaves the count open."""
 
 
-def decode_audio(data: bytes, spec: AudioSpec, limits: Limits) -> list[Segment]:
-    """Decode sound to (N,) float32 mono segments at `spec.sample_rate`, at most `window_s` each.
+def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
+    """Decode sound, as it is asked for, to (N,) float32 mono segments at `spec.sample_rate` of at most `window_s`.
 
     Mono is the mean of the channels; samples beyond [-1, 1] are clipped, after resampling.
     A window begins `window_s - overlap_s` after the one before it. A last window with less than
     0.1 s that the one before it has not would be too little to encode, so the two share the sound in
     equal parts; nothing is dropped, but with `skip_silence` the windows of which no 50 ms reach
-    -50 dBFS. A short sound is one segment. `start`, `end` are seconds.
+    -50 dBFS. A short sound is one segment. `start`, `end` are seconds, of a film's sound from its first frame on.
 
-    Raises ItemFault: TRUNCATED (where the container states its length), CORRUPT, TOO_LARGE,
-    NOT_FINITE, NO_SAMPLES, SILENT.
+    Raises ItemFault, where it is come upon: TRUNCATED (where the container states its length), CORRUPT, TOO_LARGE,
+    NOT_FINITE, NO_SAMPLES, NO_SOUND_TRACK (a film without one), SILENT.
     """
-    return list(stream_audio(data, spec, limits))
-
-
-def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
-    """The same, decoded as it is asked for; a fault is raised where it is come upon, segments before it."""
     if missing := shortfall(data):
         raise ItemFault(Reason.TRUNCATED, missing)
     name = demuxer(data)
@@ -61,7 +60,9 @@ def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segme
             blocks = _soundfile_blocks(file)
             yield from windows(_mono(blocks, file.samplerate, spec.sample_rate, limits), spec)
     elif name is not None:
-        yield from windows(_from_pyav(data, name, spec.sample_rate, limits), spec)
+        late = _behind_pictures(data, name)
+        for heard in windows(_from_pyav(data, name, spec.sample_rate, limits), spec):
+            yield _later(heard, late)
     else:
         raise ItemFault(Reason.CORRUPT, "not a sound format that we open")
 
@@ -126,13 +127,37 @@ def _cut_flac(file: soundfile.SoundFile, done: int) -> ItemFault | None:
     return ItemFault(Reason.TRUNCATED, f"FLAC file of {file.frames} samples, {done} of them can be decoded")
 
 
+def _later(heard: Segment, seconds: float) -> Segment:
+    """The segment at other times; what was heard before the first frame begins with it."""
+    if not seconds or heard.start is None or heard.end is None:
+        return heard
+    return replace(heard, start=max(0.0, heard.start + seconds), end=max(0.0, heard.end + seconds))
+
+
+def _behind_pictures(data: bytes, name: str) -> float:
+    """Seconds from a film's first frame to its first sound: a sound track's times are the film's."""
+    with refusals_as_faults("PyAV"), open_container(data, name) as container:
+        pictures, sounds = moving_pictures(container), container.streams.audio
+        if pictures is None or not sounds:
+            return 0.0
+        shown, heard = _begins(pictures), _begins(sounds[0])
+        return 0.0 if shown is None or heard is None else float(heard - shown)
+
+
+def _begins(stream: VideoStream | AudioStream) -> Fraction | None:
+    """When its first packet is due, in seconds of the container; None where it does not say."""
+    if stream.start_time is None or stream.time_base is None:
+        return None
+    return stream.start_time * stream.time_base
+
+
 def _from_pyav(data: bytes, name: str, rate: int, limits: Limits) -> Iterator[Samples]:
     """Samples (N,) at `rate` of the first sound stream, in pieces."""
     with refusals_as_faults("PyAV"):
         container = open_container(data, name)
     with container:
         if not container.streams.audio:
-            raise ItemFault(Reason.NO_SAMPLES, f"{name} file without a sound stream")
+            raise ItemFault(Reason.NO_SOUND_TRACK, "the film has no sound track")
         if container.duration is not None:
             _check_duration(container.duration / av.time_base, limits)
         if container.streams.audio[0].codec_context is None:

@@ -20,7 +20,7 @@ SILENCE_FRAME_S = 0.05
 
 
 def windows(pieces: Iterable[Samples], spec: AudioSpec) -> Iterator[Segment]:
-    """Mono samples (N,) at the spec's rate, in pieces of any length -> its windows, as `decode_audio` tells.
+    """Mono samples (N,) at the spec's rate, in pieces of any length -> its windows, as `stream_audio` tells.
 
     Holds a piece and a window. Raises ItemFault: SILENT if there is sound and every window was left out.
     """

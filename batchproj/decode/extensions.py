@@ -47,3 +47,8 @@ def picture_named(name: str) -> str | None:
 
 def _extension(name: str) -> str:
     return PurePosixPath(name).suffix.removeprefix(".").lower()
+
+
+def is_film(name: str) -> bool:
+    """Whether the file name promises a video."""
+    return hint(name) is Modality.VIDEO

@@ -37,11 +37,6 @@ class Piece:
     last: bool = True
 
 
-def decode(data: bytes, modality: Modality, spec: Spec, limits: Limits) -> list[Segment]:
-    """Decode one item, whole in memory, into at least one segment; `decode_pieces` has the faults."""
-    return [segment for piece in decode_pieces(data, modality, spec, limits) for segment in piece.segments]
-
-
 def decode_pieces(
     data: bytes, modality: Modality, spec: Spec, limits: Limits, size: PieceSize = PIECE
 ) -> Iterator[Piece]:

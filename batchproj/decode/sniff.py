@@ -114,6 +114,13 @@ def misnamed(data: bytes, name: str, found: Modality) -> str | None:
     return f"named as {promised}, it is {is_format}"
 
 
+def sound_of(film: Modality) -> Modality:
+    """AUDIO, of the sound track of what is a film; raises ItemFault NO_SOUND_TRACK for what is none."""
+    if film is not Modality.VIDEO:
+        raise ItemFault(Reason.NO_SOUND_TRACK, f"no film but {film}, which is embedded by itself")
+    return Modality.AUDIO
+
+
 def _known(data: bytes) -> Modality | None:
     """Modality by magic bytes that leave no doubt."""
     for magic, modality in _MAGIC:

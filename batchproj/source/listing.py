@@ -27,6 +27,7 @@ from batchproj.source import arrow, csv, jsonl, lance, objects, parquet
 from batchproj.source.place import Place, parse_place
 from batchproj.source.record import Record
 from batchproj.source.roots import Roots
+from batchproj.source.sound_tracks import IsFilm, with_sound_tracks
 from batchproj.source.tables import Table, list_rows, version_of
 from batchproj.source.tar import list_members
 
@@ -39,6 +40,7 @@ _RECORDS: dict[str, Callable[[Listed], Iterator[Record]]] = {
 }
 _TABLES = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 _TAR = ".tar"
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NEVER_OBJECTS = (".parquet", _TAR)
 """Folders of these are tables and shards; lines of JSON and CSV may be texts to embed as they are."""
 
@@ -46,7 +48,7 @@ _AT_ONCE = 8
 """Shards whose headers are read at once."""
 
 
-_EPOCH = 1
+_EPOCH = 2
 """To be raised when the rows of a table or shard that is the same are listed otherwise."""
 
 
@@ -66,23 +68,34 @@ Page: TypeAlias = "pa.RecordBatch | Seal"
 
 
 def list_items(
-    source: str, exclude: str, roots: Sequence[str] = (), sealed: Mapping[str, str] = MappingProxyType({})
+    source: str,
+    exclude: str,
+    roots: Sequence[str] = (),
+    sealed: Mapping[str, str] = MappingProxyType({}),
+    is_film: IsFilm | None = None,
 ) -> Iterator[Page]:
     """Pages of rows (`schema.listing_schema`), without objects below the URI `exclude`.
 
     `roots` are the folders that tables may name objects in, beside their own. `sealed` are the digests
-    of seals by their keys: tables and shards that still have theirs are not read. Raises SourceError if
-    the source is missing, forbidden or damaged, TryLater if it is overwritten meanwhile.
+    of seals by their keys: tables and shards that still have theirs are not read. With `is_film` the
+    sound of films is listed as well. Raises SourceError if the source is missing, forbidden or damaged,
+    TryLater if it is overwritten meanwhile.
     """
-    where = _Where(exclude, tuple(roots), sealed)
+    for page in _pages(source, _Where(exclude, tuple(roots), sealed, with_sound=is_film is not None)):
+        yield page if is_film is None or isinstance(page, Seal) else with_sound_tracks(page, is_film)
+
+
+def _pages(source: str, where: _Where) -> Iterator[Page]:
     uri = canonical(source)
     suffix = PurePosixPath(uri).suffix
+    if uri.endswith(_COMPRESSED):
+        raise SourceError(f"{uri} is a compressed tar, whose members cannot be read by range; decompress it to a .tar")
     if suffix == ".lance":
         yield from _of_table(lance.listed(uri), "lance", _folder_of(uri), where)
     elif suffix in (*_TABLES, _TAR):
-        yield from _of_files(_only(uri, _outside(exclude, list_objects(source))), where)
+        yield from _of_files(_only(uri, _outside(where.exclude, list_objects(source))), where)
     else:
-        yield from _of_objects(uri, _outside(exclude, list_objects(source)), where)
+        yield from _of_objects(uri, _outside(where.exclude, list_objects(source)), where)
 
 
 @dataclass(frozen=True)
@@ -92,9 +105,11 @@ class _Where:
     exclude: str
     roots: tuple[str, ...]
     sealed: Mapping[str, str]
+    with_sound: bool
 
     def seal(self, kind: str, listed: Listed) -> Seal:
-        digest = hashlib.sha256(json.dumps([_EPOCH, kind, listed.uri, listed.version]).encode()).hexdigest()[:32]
+        told = [_EPOCH, kind, listed.uri, listed.version, *(["sound tracks"] if self.with_sound else [])]
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
         unread = self.sealed.get(listed.key) == digest and not listed.is_told_by_size_alone
         return Seal(listed.key, digest, unread)
 

@@ -17,7 +17,7 @@ from batchproj.errors import BatchprojError, ItemFault
 from batchproj.objectstore import GONE, read_pinned, read_range
 from batchproj.schema import Reason
 from batchproj.source import arrow, csv, jsonl, lance, parquet
-from batchproj.source.place import FAULT, OBJECT, Place, fault_at, parse_place
+from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, parse_place
 from batchproj.source.record import UNREADABLE
 from batchproj.source.tables import payload
 
@@ -65,7 +65,7 @@ def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int)
     """
     found: dict[int, Read] = {}
     items = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(map(film_row, rows)):
         place = None if row["place"] is None else parse_place(row["place"])
         if row["size"] > most_bytes:
             found[number] = ItemFault(Reason.TOO_LARGE, f"{row['size']} bytes, limit {most_bytes}")
@@ -111,7 +111,8 @@ def _read_together(items: list[_Item]) -> dict[int, Read]:
     try:
         if first.place is None or first.place.kind == OBJECT:
             stay = first.place is not None  # a row must not lead out of its table's roots
-            return {first.number: read_pinned(first.uri, first.size, first.version, stay)}
+            uri = str(first.at[1]) if stay and len(first.at) > 1 else first.uri  # as the roots have allowed it
+            return {first.number: read_pinned(uri, first.size, first.version, stay)}
         if first.place.kind in _BLOCKS:
             return _from_block(first.place.kind, items)
         return _from_span(first.place.kind, items)

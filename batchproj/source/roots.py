@@ -48,9 +48,20 @@ class Roots:
             raise _refused(value, f"it is not below {below}; declare `roots` in the recipe if it may be")
         if uri.startswith(self._exclude):
             raise _refused(value, "it is a part of the collection itself")
-        if _is_local(uri) and not self._is_real(uri):
-            raise _refused(value, "a link leads out of the roots")
+        self.followed(uri)
         return uri
+
+    def followed(self, uri: str) -> str | None:
+        """The URI of the file itself, where links on the way of a local one lead; None without any.
+
+        Raises ItemFault OUTSIDE_ROOTS where they lead out: what it gives may be opened, over no further link.
+        """
+        if not _is_local(uri):
+            return None
+        real = f"file://{_real(uri)}"
+        if not self._holds(real):
+            raise _refused(uri, "a link leads out of the roots")
+        return None if real == uri else real
 
     def _absolute(self, value: str) -> str:
         if not value or _CONTROL.search(value):
@@ -62,11 +73,11 @@ class Roots:
         scheme, rest = value.split("://", 1)
         return f"{'file' if scheme == 'local' else scheme.lower()}://{rest}"
 
-    def _is_real(self, uri: str) -> bool:
-        """Whether the file itself lies below a root, and not in the collection, once all links are followed."""
-        real = _real(uri)
-        is_below = any(real.startswith(_real(root).rstrip("/") + "/") for root in self._roots if _is_local(root))
-        return is_below and not (_is_local(self._exclude) and real.startswith(_real(self._exclude) + "/"))
+    def _holds(self, real: str) -> bool:
+        """Whether the URI of a local file, without links, is below a root and not in the collection."""
+        places = [f"file://{_real(root).rstrip('/')}/" for root in self._roots if _is_local(root)]
+        inside = f"file://{_real(self._exclude)}/" if _is_local(self._exclude) else None
+        return real.startswith(tuple(places)) and not (inside and real.startswith(inside))
 
 
 def _is_local(uri: str) -> bool:

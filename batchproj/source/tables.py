@@ -173,7 +173,8 @@ def _sound(table: Table, record: Record, values: dict[str, Any], address: str, k
     item = item_id(address)
     if form == "uri":
         target = table.roots.resolve(value)
-        place = Place(OBJECT, (address,))
+        real = table.roots.followed(target)
+        place = Place(OBJECT, (address,) if real is None else (address, real))
         pair = pair if "pair" in values else pair_key(target.removeprefix(f"{table.roots.folder}/"))
         return _Row(item, target, key, pair, 0, "", metadata, place, target)
     data = payload(value, form)

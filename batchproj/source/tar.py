@@ -1,7 +1,8 @@
 """Items that are members of WebDataset shards: tar files, uncompressed, never extracted.
 
 The pair of a member is WebDataset's key, its path up to the first dot of the base name. A `.json`
-member beside others of its key is their metadata and no item; by itself it is a text.
+member beside others of its key is their metadata and no item, one that is no JSON is quarantined there;
+by itself, or with a list or one value in it, it is a text. Of members of one name the last counts, as in tar.
 `at` of a member is the byte its content begins at, its length, and the version of the tar: whoever
 writes the tar again makes all its members other ones, to be read, but not encoded, again.
 """
@@ -28,6 +29,8 @@ from batchproj.source.pinned import open_buffered
 from batchproj.source.place import Place, fault_place
 
 PAGE_ROWS = 1_000
+
+_GZIP = b"\x1f\x8b"
 
 _KINDS = {
     tarfile.SYMTYPE: "a symbolic link",
@@ -65,7 +68,7 @@ class _Shard:
     """What one pass over a shard's headers gives; of members of one name the last counts, as in tar."""
 
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # place and length of the content
-    documents: dict[str, str | None] = field(default_factory=dict)
+    documents: dict[str, str | ItemFault | None] = field(default_factory=dict)
     faults: dict[str, ItemFault] = field(default_factory=dict)
 
 
@@ -77,10 +80,12 @@ def list_members(shard: Listed) -> list[pa.RecordBatch]:
     """
     found = _Shard()
     try:
-        with open_buffered(shard) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as opened:
-            for member in _headers(opened):
-                _note(found, opened, member, shard.size)
-            _check_end(file, opened.offset)
+        with open_buffered(shard) as file:
+            if file.peek(len(_GZIP)).startswith(_GZIP):
+                detail = f"{shard.uri} is compressed with gzip, so its members cannot be read by range; gunzip it"
+                found.faults[""] = ItemFault(Reason.UNSUPPORTED_FORMAT, detail)
+            else:
+                _read_headers(found, file, shard)
     except tarfile.TarError as error:
         found.faults[""] = ItemFault(Reason.TRUNCATED, f"{shard.uri} is no whole tar: {error}")
     except ItemFault as fault:
@@ -88,6 +93,13 @@ def list_members(shard: Listed) -> list[pa.RecordBatch]:
     rows = list(_rows(shard, found))
     pages = [rows[begin : begin + PAGE_ROWS] for begin in range(0, len(rows), PAGE_ROWS)]
     return [pa.RecordBatch.from_pylist(page, schema=listing_schema()) for page in pages]
+
+
+def _read_headers(found: _Shard, file: BinaryIO, shard: Listed) -> None:
+    with tarfile.open(fileobj=file, mode="r:", tarinfo=_Member) as opened:
+        for member in _headers(opened):
+            _note(found, opened, member, shard.size)
+        _check_end(file, opened.offset)
 
 
 def _headers(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -137,26 +149,31 @@ def _checked(member: tarfile.TarInfo) -> tuple[str, ItemFault | None]:
     return posixpath.normpath(member.name), None
 
 
-def _document(opened: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
-    """The metadata that a JSON member holds; None if it is no JSON object, or a large one."""
+def _document(opened: tarfile.TarFile, member: tarfile.TarInfo) -> str | ItemFault | None:
+    """The metadata that a JSON member holds; None if it is no JSON object, or a large one; or why it is no JSON."""
     if member.size > METADATA_BYTES:
         return None
     content = opened.extractfile(member)
     assert content is not None, member
     try:
         fields = json.loads(content.read())
+    except (ValueError, RecursionError) as error:
+        return ItemFault(Reason.BAD_ROW, f"the metadata of its pair, but no JSON: {error}; mend it or rename it")
+    try:
         return to_json(fields) if isinstance(fields, dict) else None
-    except (ValueError, RecursionError, ItemFault):
+    except (ValueError, ItemFault):
         return None
 
 
 def _rows(shard: Listed, found: _Shard) -> Iterator[dict[str, object]]:
     """Rows of the listing, faults last."""
     others = {pair_key(name) for name in found.members if name not in found.documents}
-    metadata = {pair_key(name): text for name, text in found.documents.items() if text is not None}
+    metadata = {pair_key(name): text for name, text in found.documents.items() if isinstance(text, str)}
     for name, (begun, size) in sorted(found.members.items()):
-        pair = pair_key(name)
-        if found.documents.get(name) is not None and pair in others:
+        pair, document = pair_key(name), found.documents.get(name)
+        if document is not None and pair in others:
+            if isinstance(document, ItemFault):
+                found.faults[name] = document
             continue
         place = Place("tar", (begun, size, shard.version))
         version = hashlib.sha256(json.dumps([shard.version, begun, size]).encode()).hexdigest()[:32]
