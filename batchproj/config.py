@@ -13,12 +13,14 @@ from batchproj.errors import SpaceError
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse one YAML mapping; SpaceError names the line that is not YAML."""
+def read_yaml(data: bytes, where: str) -> dict[str, Any]:
+    """Parse one YAML mapping; SpaceError names the line that is not YAML, or the byte that is not UTF-8."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.safe_load(data)
     except yaml.YAMLError as error:
         raise SpaceError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what makes values raises anything: `2024-99-99`, `!!timestamp x`, `[` a thousand times
+        raise SpaceError(f"{where} is not YAML: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise SpaceError(f"{where}: expected a mapping of keys to values, found {type(document).__name__}")
     return document
