@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import duckdb
-from pydantic import ValidationError
 
 from batchproj import retry
 from batchproj.collection import containers, layout, manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
-from batchproj.errors import CollectionError, SourceError, UsageError
+from batchproj.errors import CollectionError, DamagedFile, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.schema import Modality
 from batchproj.source.listing import Seal, list_items
@@ -80,7 +79,7 @@ def compare(
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
-                with suppress(FileNotFoundError, CollectionError, ValidationError, duckdb.Error):
+                with suppress(FileNotFoundError, CollectionError, DamagedFile, duckdb.Error):
                     plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
     if (double := containers.double(plan)) is not None:

@@ -8,6 +8,7 @@
     │   ├── CollectionError            the collection is missing, or of another fingerprint
     │   └── TooFewPairs                too few to train a projector of a modality on
     ├── TryLater              exit 75  locked, or storage is away: the same command may work later
+    ├── DamagedFile           exit 1   a file of the collection is not what was written
     └── ItemFault             (none)   one item cannot be embedded: a quarantine row, never a stop
 
 A message says what was wrong, what was expected and what to do, in one line.
@@ -54,6 +55,10 @@ class TryLater(BatchprojError):
     """Locked by another run, or storage is away; exit code of BSD's EX_TEMPFAIL."""
 
     exit_code = 75
+
+
+class DamagedFile(BatchprojError):
+    """A file of the collection is not what was written."""
 
 
 class ItemFault(BatchprojError):
