@@ -22,7 +22,7 @@ import pytest
 from conftest import write_picture
 from in_process import OPTIONS, command, quiet, run, without_ray
 from runs import live_rows
-from table_files import KINDS, Row, listed, live, quarantined, rows, words, write
+from table_files import KINDS, Row, encoded, listed, live, quarantined, rows, words, write
 
 import batchproj
 from batchproj import gc, objectstore
@@ -509,3 +509,11 @@ def test_a_large_table_on_a_server_that_knows_no_ranges_is_one_line(tmp_path: Pa
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing."""
+
+
+def test_a_damaged_parquet_file_is_one_line(tmp_path: Path) -> None:
+    """Arrow says it in two."""
+    data = encoded("parquet", [{"text": words(n)} for n in range(9)])
+    (tmp_path / "t.parquet").write_bytes(data[:4] + b"\xff" * 40 + data[44:])
+    with pytest.raises(SourceError, match=r"t\.parquet is no sound Parquet file: [^\n]+; write it again"):
+        listed(tmp_path / "t.parquet")

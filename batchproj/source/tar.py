@@ -81,7 +81,7 @@ def list_members(shard: Listed) -> list[pa.RecordBatch]:
             for member in _headers(opened):
                 _note(found, opened, member, shard.size)
             _check_end(file, opened.offset)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter two of numbers beyond any file
         found.faults[""] = ItemFault(Reason.TRUNCATED, f"{shard.uri} is no whole tar: {error}")
     except ItemFault as fault:
         raise TryLater(f"{shard.uri} was overwritten while it was listed; run the same command again") from fault
