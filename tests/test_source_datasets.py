@@ -137,6 +137,28 @@ def test_a_nested_string_that_is_not_utf8_is_a_matter_of_its_row(tmp_path: Path)
     assert [parse_place(row["place"]).kind for row in listed(tmp_path)] == ["arrow", "fault", "arrow"]
 
 
+def one_file(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_a_damaged_lance_table_ends_its_reader_alone(tmp_path: Path) -> None:
+    """Lance aborts its process over an error text with a NUL in it, and panics or raises over others."""
+    lance.write_dataset(pa.table({"text": ["a", "b"]}), tmp_path / "t.lance")
+    data, manifest = one_file(tmp_path, "t.lance/data/*.lance"), one_file(tmp_path, "t.lance/_versions/*.manifest")
+    sound = {file: file.read_bytes() for file in (data, manifest)}
+    for file, changed, said in (
+        (data, sound[data].replace(b"/lance.encodings", b"/\0ance.encodings"), "Lance ends with SIGABRT"),
+        (manifest, b"\xff\xff\xff\x7f" + sound[manifest][4:], "out of range"),
+        (manifest, sound[manifest][:-4] + b"LANX", "magic number"),
+    ):
+        file.write_bytes(changed)
+        with pytest.raises(SourceError, match=rf"t\.lance[^\n]*: [^\n]*{said}"):
+            listed(tmp_path / "t.lance")
+        file.write_bytes(sound[file])
+    assert len(listed(tmp_path / "t.lance")) == 2
+
+
 def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:
     rows = [{"id": n, "text": words(n), "n": n} for n in range(10)]
     uri = str(tmp_path / "t.lance")
