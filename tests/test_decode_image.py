@@ -314,3 +314,10 @@ def test_a_gif_s_frame_beyond_its_canvas_is_too_large_and_not_corrupt():
     frame = gif.index(struct.pack("<cHHHH", b",", 0, 0, 8, 8)) + 5
     refused = fault(gif[:frame] + struct.pack("<HH", 60_000, 60_000) + gif[frame + 4 :])
     assert refused.reason is Reason.TOO_LARGE
+
+
+def test_a_detail_says_more_than_a_number():
+    """Pillow looks for the tag with the palette."""
+    tiff = encoded(Image.fromarray(smooth(8, 8)).quantize(4), "TIFF")
+    palette = tiff.index(struct.pack("<HH", 320, 3))
+    assert fault(tiff[:palette] + b"\xff\x7f" + tiff[palette + 2 :]).detail == "Pillow: KeyError 320"
