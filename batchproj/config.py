@@ -10,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from batchproj.errors import SpaceError
 
+_KEY_CHARS = 100
+"""So many are shown of a key that nobody knows."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -44,7 +47,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
         place = f" in '{'.'.join(path[:-1])}'" if path[:-1] else ""
-        return f"unknown key '{path[-1]}'{place}; {hint}"
+        return f"unknown key '{path[-1][:_KEY_CHARS]}'{place}; {hint}"
     if first["type"] == "missing":
         return f"key '{'.'.join(path)}' is missing"
     return f"'{'.'.join(path)}': {first['msg']}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from batchproj.config import read_yaml
+from batchproj.config import read_yaml, validate
 from batchproj.errors import SpaceError
+from batchproj.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,8 @@ from batchproj.errors import SpaceError
 def test_what_is_no_yaml_is_said_in_one_line(data: bytes) -> None:
     with pytest.raises(SpaceError, match=r"recipe r\.yaml is not YAML: [^\n]+$"):
         read_yaml(data, "recipe r.yaml")
+
+
+def test_of_a_long_key_the_beginning_is_shown() -> None:
+    with pytest.raises(SpaceError, match=r"^recipe: unknown key 'x{100}'; known are "):
+        validate(Recipe, {"x" * 5_000: 1}, "recipe")

@@ -517,3 +517,9 @@ def test_a_damaged_parquet_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(data[:4] + b"\xff" * 40 + data[44:])
     with pytest.raises(SourceError, match=r"t\.parquet is no sound Parquet file: [^\n]+; write it again"):
         listed(tmp_path / "t.parquet")
+
+
+def test_names_of_columns_are_shown_as_far_as_a_line_has_room(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('"two\nlines",' + "x" * 5_000 + "\n1,2\n")
+    with pytest.raises(SourceError, match=r"its columns are two lines, x{100,300}$"):
+        listed(tmp_path / "t.csv")
