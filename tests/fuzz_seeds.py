@@ -121,6 +121,7 @@ def _sounds() -> Iterator[tuple[str, bytes]]:
     yield "alac.m4a", _muxed("ipod", "alac", 48_000)
     yield "aac.aac", _muxed("adts", "aac", 48_000)
     yield "opus.weba", _muxed("webm", "libopus", 48_000)
+    yield "surround.mka", _muxed("matroska", "libopus", 48_000, channels=8)
     yield "wma.wma", _muxed("asf", "wmav2", 44_100, channels=2)
     yield "xing.mp3", _muxed("mp3", "libmp3lame", 48_000)
     yield "only_sound.mp4", only_sound()
@@ -133,13 +134,13 @@ def _timeless(data: bytes) -> bytes:
 
 
 def _muxed(format: str, codec: str, rate: int, channels: int = 1) -> bytes:
-    layout = ("mono", "stereo")[channels - 1]
-    planes = np.stack([sound(0.3, seed, rate) for seed in range(channels)])
+    layout = {1: "mono", 2: "stereo", 8: "7.1"}[channels]
+    samples = np.stack([sound(0.3, seed, rate) for seed in range(channels)], axis=1).reshape(1, -1)
     file = io.BytesIO()
     with av.open(file, "w", format=format, container_options=EXACT) as opened:
         stream: Any = opened.add_stream(codec, rate=rate, layout=layout, options={"strict": "-2", "flags": "+bitexact"})
         stream.bit_rate = 64_000
-        whole = av.AudioFrame.from_ndarray(planes, format="fltp", layout=layout)
+        whole = av.AudioFrame.from_ndarray(samples, format="flt", layout=layout)
         whole.sample_rate = rate
         opened.mux([*stream.encode(whole), *stream.encode(None)])
     return file.getvalue()
