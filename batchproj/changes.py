@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import duckdb
-from pydantic import ValidationError
 
 from batchproj import retry
 from batchproj.collection import containers, layout, manifest
 from batchproj.collection.plan import Counts, Plan
 from batchproj.collection.snapshot import Fingerprints, Snapshot, read_snapshot
 from batchproj.decode.extensions import is_film
-from batchproj.errors import CollectionError, SourceError, UsageError
+from batchproj.errors import CollectionError, DamagedFile, SourceError, UsageError
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
@@ -101,7 +100,7 @@ def compare(
         for run in Tags(folder).runs():
             if run > live.run:
                 # collected meanwhile, or damaged: only a saving
-                with suppress(FileNotFoundError, CollectionError, ValidationError, duckdb.Error):
+                with suppress(FileNotFoundError, CollectionError, DamagedFile, duckdb.Error):
                     plan.load_later(_manifest(plan, folder, read_snapshot(folder, run)))
     plan.forget(folder.names(layout.FORGOTTEN))
     if (double := containers.double(plan)) is not None:

@@ -10,15 +10,20 @@ from pydantic import BaseModel, ValidationError
 
 from batchproj.errors import SpaceError
 
+_KEY_CHARS = 100
+"""So many are shown of a key that nobody knows."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_yaml(text: str, where: str) -> dict[str, Any]:
-    """Parse one YAML mapping; SpaceError names the line that is not YAML."""
+def read_yaml(data: bytes, where: str) -> dict[str, Any]:
+    """Parse one YAML mapping; SpaceError names the line that is not YAML, or the byte that is not UTF-8."""
     try:
-        document = yaml.safe_load(text)
+        document = yaml.safe_load(data)
     except yaml.YAMLError as error:
         raise SpaceError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what makes values raises anything: `2024-99-99`, `!!timestamp x`, `[` a thousand times
+        raise SpaceError(f"{where} is not YAML: {type(error).__name__}: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
         raise SpaceError(f"{where}: expected a mapping of keys to values, found {type(document).__name__}")
     return document
@@ -42,7 +47,7 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         near = difflib.get_close_matches(path[-1], known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"
         place = f" in '{'.'.join(path[:-1])}'" if path[:-1] else ""
-        return f"unknown key '{path[-1]}'{place}; {hint}"
+        return f"unknown key '{path[-1][:_KEY_CHARS]}'{place}; {hint}"
     if first["type"] == "missing":
         return f"key '{'.'.join(path)}' is missing"
     return f"'{'.'.join(path)}': {first['msg']}"

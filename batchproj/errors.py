@@ -9,6 +9,7 @@
     │   └── TooFewPairs                too few to train a projector of a modality on
     ├── TryLater              exit 75  locked, or storage is away: the same command may work later
     ├── TooManyBad            exit 3   paused: too many items have one reason; what is done is kept
+    ├── DamagedFile           exit 1   a file of the collection is not what was written
     └── ItemFault             (none)   one item cannot be embedded: a quarantine row, never a stop
 
 A message says what was wrong, what was expected and what to do, in one line.
@@ -61,6 +62,10 @@ class TooManyBad(BatchprojError):
     """A run was paused, as too many of its last items are in quarantine for one reason; nothing was made visible."""
 
     exit_code = 3
+
+
+class DamagedFile(BatchprojError):
+    """A file of the collection is not what was written."""
 
 
 class ItemFault(BatchprojError):

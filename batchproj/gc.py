@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from batchproj.collection import layout, ledger
 from batchproj.collection.lease import Lease, head
 from batchproj.collection.snapshot import Snapshot, read_snapshot
-from batchproj.errors import BatchprojError, CollectionError, TryLater, UsageError
+from batchproj.errors import BatchprojError, CollectionError, DamagedFile, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.index import VectorTable, live_snapshot
 from batchproj.objectstore import Folder
@@ -183,7 +183,7 @@ class _Collector:
     def _read(self, run: str) -> Snapshot:
         try:
             return read_snapshot(self._folder, run)
-        except (FileNotFoundError, ValidationError) as error:
+        except (FileNotFoundError, DamagedFile) as error:
             raise BatchprojError(
                 f"{layout.snapshot(run)} is damaged, so what it refers to is not known; nothing was removed; "
                 "keep fewer runs, so that it goes too"

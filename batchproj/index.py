@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
 from batchproj.collection import layout
 from batchproj.collection.commit import Changes
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import read_rows
-from batchproj.errors import BatchprojError, CollectionError
+from batchproj.errors import BatchprojError, CollectionError, DamagedFile
 from batchproj.failpoint import failpoint
 from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Folder
@@ -267,7 +266,7 @@ def live_snapshot(folder: Folder) -> Snapshot | None:
 def _snapshot(folder: Folder, run: str) -> Snapshot:
     try:
         return read_snapshot(folder, run)
-    except (FileNotFoundError, ValidationError) as error:
+    except (FileNotFoundError, DamagedFile) as error:
         what = "missing" if isinstance(error, FileNotFoundError) else "damaged"
         raise CollectionError(
             f"{layout.snapshot(run)} of {folder.uri} is {what}; go back with: batchproj rollback {folder.uri}, "

@@ -71,7 +71,7 @@ def load_recipe(path: str | None) -> Recipe:
     canonical(path)  # refuses one with secrets, which the name's part may hold as well
     parent, _, name = path.rpartition("/")
     try:
-        text = Folder(parent or ("/" if path.startswith("/") else ".")).read(name).decode()
+        data = Folder(parent or ("/" if path.startswith("/") else ".")).read(name)
     except FileNotFoundError:
         raise SpaceError(f"no recipe at {path}; expected a YAML file") from None
-    return validate(Recipe, read_yaml(text, f"recipe {path}"), f"recipe {path}")
+    return validate(Recipe, read_yaml(data, f"recipe {path}"), f"recipe {path}")

@@ -161,14 +161,14 @@ def open_space(reference: str) -> SpaceFolder:
     else:
         folder, name = Folder(reference), "space.yaml"
     try:
-        text = folder.read(name).decode()
+        data = folder.read(name)
     except (FileNotFoundError, NotADirectoryError):
         shipped = ", ".join(shipped_spaces())
         raise SpaceError(
             f"no space '{reference}': expected a shipped one ({shipped}), a folder with space.yaml, or a YAML file"
         ) from None
     where = f"space {reference}"
-    space = validate(Space, read_yaml(text, where), where)
+    space = validate(Space, read_yaml(data, where), where)
     if not space.members():
         raise SpaceError(f"{where}: no modality; add at least one of {', '.join(Modality)}")
     if "name" not in space.model_fields_set:

@@ -336,3 +336,14 @@ def test_a_cut_long_sound_gives_its_first_windows_before_the_fault():
     with pytest.raises(ItemFault) as raised:
         list(segments)
     assert raised.value.reason is Reason.TRUNCATED
+
+
+def test_a_title_that_is_not_utf8_is_no_fault_of_the_sound():
+    file = io.BytesIO()
+    with av.open(file, "w", format="ipod") as container:
+        container.metadata["title"] = "Frosch und Krote"
+        stream: Any = container.add_stream("aac", rate=48_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(1.0, 48_000)[None], format="fltp", layout="mono")
+        frame.sample_rate = 48_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert heard(file.getvalue().replace(b"Krote", b"Kr\xf6te"))

@@ -312,3 +312,18 @@ def test_extreme_ratio_is_refused_before_it_is_resized():
     assert refused.reason is Reason.TOO_LARGE
     assert "4480000 x 224" in refused.detail
     assert pixels(line, ImageSpec(224, 224, 224, "squash"), wide).max() == 0
+
+
+def test_a_gif_s_frame_beyond_its_canvas_is_too_large_and_not_corrupt():
+    """Pillow lets it grow the canvas as the file is opened, and refuses it by its own limit."""
+    gif = encoded(Image.new("P", (8, 8)), "GIF")
+    frame = gif.index(struct.pack("<cHHHH", b",", 0, 0, 8, 8)) + 5
+    refused = fault(gif[:frame] + struct.pack("<HH", 60_000, 60_000) + gif[frame + 4 :])
+    assert refused.reason is Reason.TOO_LARGE
+
+
+def test_a_detail_says_more_than_a_number():
+    """Pillow looks for the tag with the palette."""
+    tiff = encoded(Image.fromarray(smooth(8, 8)).quantize(4), "TIFF")
+    palette = tiff.index(struct.pack("<HH", 320, 3))
+    assert fault(tiff[:palette] + b"\xff\x7f" + tiff[palette + 2 :]).detail == "Pillow: KeyError 320"

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import soundfile
 from films import film, only_sound, seconds_of
@@ -121,6 +123,22 @@ def test_a_container_is_looked_into_there() -> None:
     assert decoder.look(only_sound()) is Modality.AUDIO
     with pytest.raises(ItemFault, match="corrupt"):
         decoder.look(b"\x1a\x45\xdf\xa3" + bytes(2_000))
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("stereo", 2), ("7.1", 8), ("hexadecagonal", 16)])
+def test_sound_of_many_channels_is_the_mean_of_them(layout: str, channels: int) -> None:
+    """In Matroska, which libsndfile does not open; PyAV reads past the planes of a frame of eight or more."""
+    levels = np.linspace(-0.5, 0.7, channels, dtype=np.float32)
+    samples = np.tile(levels, 4_000)[None]
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream: Any = container.add_stream("pcm_f32le", rate=16_000, layout=layout)
+        frame: Any = av.AudioFrame.from_ndarray(samples, format="flt", layout=layout)
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    (piece,) = DecoderProcess(work(Modality.AUDIO)).pieces(file.getvalue())
+    (segment,) = piece.segments
+    np.testing.assert_allclose(segment.data, np.full(4_000, levels.mean()), atol=1e-6)
 
 
 def test_one_process_for_many_items() -> None:

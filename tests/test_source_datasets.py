@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def test_a_struct_that_has_only_a_path_names_an_object_below_the_roots(tmp_path:
     assert [text.partition(":")[0] for text in quarantined(tmp_path / "c", report).values()] == ["outside_roots"]
 
 
-@pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", ""])
+@pytest.mark.parametrize("name", ["../x.arrow", "/etc/passwd", "", "x" * 5_000])
 def test_a_dataset_names_no_files_outside_itself(name: str, tmp_path: Path) -> None:
     save(Folder(str(tmp_path)), "", [pictures(0, 1)])
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
@@ -113,6 +114,49 @@ def test_a_truncated_arrow_file_is_one_line(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(SourceError, match="is no sound Arrow stream"):
         listed(tmp_path)
+
+
+def test_values_that_lie_outside_their_arrow_file_are_not_looked_for(tmp_path: Path) -> None:
+    """pyarrow goes where the offsets lead: backwards is an error of Python's, far away its end."""
+    rows = [{"text": "ab"}, {"text": "cd"}, {"text": "ef"}]
+    save(Folder(str(tmp_path)), "", [rows])
+    file = tmp_path / "data-00000-of-00001.arrow"
+    sound, offsets = file.read_bytes(), struct.pack("<4i", 0, 2, 4, 6)
+    assert sound.count(offsets) == 1
+    for wrong in ((0, 4, 2, 6), (0, 2, 4, 1 << 30)):
+        file.write_bytes(sound.replace(offsets, struct.pack("<4i", *wrong)))
+        with pytest.raises(SourceError, match=r"is no sound Arrow stream: [^\n]+; save it again"):
+            listed(tmp_path)
+
+
+def test_a_nested_string_that_is_not_utf8_is_a_matter_of_its_row(tmp_path: Path) -> None:
+    kept = [{"image": {"bytes": picture(n), "path": name}} for n, name in enumerate(("a.png", "bX.png", "c.png"))]
+    save(Folder(str(tmp_path)), "", [kept])
+    file = tmp_path / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes().replace(b"bX.png", b"b\xff.png"))
+    assert [parse_place(row["place"]).kind for row in listed(tmp_path)] == ["arrow", "fault", "arrow"]
+
+
+def one_file(folder: Path, pattern: str) -> Path:
+    (found,) = folder.glob(pattern)
+    return found
+
+
+def test_a_damaged_lance_table_ends_its_reader_alone(tmp_path: Path) -> None:
+    """Lance aborts its process over an error text with a NUL in it, and panics or raises over others."""
+    lance.write_dataset(pa.table({"text": ["a", "b"]}), tmp_path / "t.lance")
+    data, manifest = one_file(tmp_path, "t.lance/data/*.lance"), one_file(tmp_path, "t.lance/_versions/*.manifest")
+    sound = {file: file.read_bytes() for file in (data, manifest)}
+    for file, changed, said in (
+        (data, sound[data].replace(b"/lance.encodings", b"/\0ance.encodings"), "Lance ends with SIGABRT"),
+        (manifest, b"\xff\xff\xff\x7f" + sound[manifest][4:], "out of range"),
+        (manifest, sound[manifest][:-4] + b"LANX", "magic number"),
+    ):
+        file.write_bytes(changed)
+        with pytest.raises(SourceError, match=rf"t\.lance[^\n]*: [^\n]*{said}"):
+            listed(tmp_path / "t.lance")
+        file.write_bytes(sound[file])
+    assert len(listed(tmp_path / "t.lance")) == 2
 
 
 def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:

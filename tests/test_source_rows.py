@@ -21,7 +21,7 @@ import pytest
 from conftest import write_picture
 from in_process import OPTIONS, command, run, without_ray
 from runs import live_rows
-from table_files import KINDS, Row, listed, live, quarantined, rows, words, write
+from table_files import KINDS, Row, encoded, listed, live, quarantined, rows, words, write
 
 import batchproj
 from batchproj import objectstore
@@ -412,3 +412,17 @@ def test_a_large_table_on_a_server_that_knows_no_ranges_is_one_line(tmp_path: Pa
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing."""
+
+
+def test_a_damaged_parquet_file_is_one_line(tmp_path: Path) -> None:
+    """Arrow says it in two."""
+    data = encoded("parquet", [{"text": words(n)} for n in range(9)])
+    (tmp_path / "t.parquet").write_bytes(data[:4] + b"\xff" * 40 + data[44:])
+    with pytest.raises(SourceError, match=r"t\.parquet is no sound Parquet file: [^\n]+; write it again"):
+        listed(tmp_path / "t.parquet")
+
+
+def test_names_of_columns_are_shown_as_far_as_a_line_has_room(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text('"two\nlines",' + "x" * 5_000 + "\n1,2\n")
+    with pytest.raises(SourceError, match=r"its columns are two lines, x{100,300}$"):
+        listed(tmp_path / "t.csv")

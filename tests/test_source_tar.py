@@ -15,7 +15,7 @@ import pytest
 from conftest import WORDS
 from in_process import quiet, run, without_ray
 from runs import live_rows
-from table_files import picture, quarantined
+from table_files import listed, picture, quarantined
 
 import batchproj
 from batchproj.errors import SourceError
@@ -292,3 +292,13 @@ def test_shards_in_a_bucket_are_read_by_ranges(s3_bucket: str, tmp_path: Path, t
     report = run(source, collection, tiny_space)
     assert (report.embedded, report.copied, report.deleted) == (2, 3, 2)
     assert "0004.png" not in by_name(collection)
+
+
+def test_a_member_larger_than_any_file_ends_its_shard_too_early(tmp_path: Path) -> None:
+    header = bytearray(tarfile.TarInfo("a.txt").tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\x80\0\0\0\x7f" + b"\xff" * 7  # its size, base 256
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "t.tar").write_bytes(bytes(header) + bytes(1024))
+    (row,) = listed(tmp_path / "t.tar")
+    assert "is no whole tar" in row["place"]

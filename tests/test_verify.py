@@ -17,9 +17,9 @@ from in_process import OPTIONS, once, quiet, resolved, run, vectors, without_ray
 
 import batchproj
 from batchproj import retry
-from batchproj.collection.snapshot import Snapshot
+from batchproj.collection.snapshot import Snapshot, read_snapshot
 from batchproj.embed import Watch
-from batchproj.errors import BatchprojError, CollectionError, SpaceError, TryLater, UsageError
+from batchproj.errors import BatchprojError, CollectionError, DamagedFile, SpaceError, TryLater, UsageError
 from batchproj.explain import explain
 from batchproj.forget import forget
 from batchproj.gc import gc
@@ -306,6 +306,12 @@ def test_damaged_features_are_named_and_not_projected_again(
     with pytest.raises(BatchprojError, match=r"features/.* is damaged; run: batchproj verify .* --repair"):
         run(corpus, two_runs, other)
     assert snapshot(two_runs).run == "000002"
+
+
+def test_a_damaged_snapshot_is_one_line(tmp_path: Path) -> None:
+    Folder(str(tmp_path)).write("snapshots/000001.json", b'{"run": 1}')
+    with pytest.raises(DamagedFile, match=r"^snapshots/000001.json is damaged; run: batchproj verify \S+$"):
+        read_snapshot(Folder(str(tmp_path)), "000001")
 
 
 def test_without_its_snapshot_a_run_can_only_be_left(two_runs: Path, corpus: Path, tiny_space: Path) -> None:

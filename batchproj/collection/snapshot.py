@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchproj.collection import layout
 from batchproj.decode.limits import Limits
+from batchproj.errors import DamagedFile
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -77,7 +78,11 @@ class Snapshot(BaseModel):
 
 
 def read_snapshot(folder: Folder, run: str) -> Snapshot:
-    return Snapshot.model_validate_json(folder.read(layout.snapshot(run)))
+    """Raises FileNotFoundError if there is none, DamagedFile if it is damaged."""
+    try:
+        return Snapshot.model_validate_json(folder.read(layout.snapshot(run)))
+    except ValidationError as error:
+        raise DamagedFile(f"{layout.snapshot(run)} is damaged; run: batchproj verify {folder.uri}") from error
 
 
 def write_snapshot(folder: Folder, snapshot: Snapshot) -> None:

@@ -168,14 +168,14 @@ def _from_pyav(data: bytes, name: str, rate: int, limits: Limits) -> Iterator[Sa
 
 def _pyav_blocks(container: InputContainer, rate: int) -> Iterator[Samples]:
     """Blocks (N, C), one per frame of the first sound stream."""
-    to_float = av.AudioResampler(format="fltp")
+    to_float = av.AudioResampler(format="flt")  # not a plane a channel: PyAV reads past the eighth
     with refusals_as_faults("PyAV"):
         for frame in container.decode(audio=0):
             if frame.sample_rate != rate:
                 detail = f"sample rate changes from {rate} to {frame.sample_rate} Hz on the way"
                 raise ItemFault(Reason.CORRUPT, detail)
-            for planes in to_float.resample(frame):
-                yield planes.to_ndarray().astype(np.float32, copy=False).T
+            for block in to_float.resample(frame):
+                yield block.to_ndarray().astype(np.float32, copy=False).reshape(-1, block.layout.nb_channels)
 
 
 def _mono(blocks: Iterable[Samples], from_rate: int, to_rate: int, limits: Limits) -> Iterator[Samples]:

@@ -61,10 +61,12 @@ def open_container(data: bytes, name: str) -> InputContainer:
     """Open with this demuxer and no other; the caller closes.
 
     The name is never left to FFmpeg to guess: among its formats are playlists, whose bytes could
-    make it open other files and URLs; and should a demuxer try that, it is refused. Raises what PyAV
-    raises.
+    make it open other files and URLs; and should a demuxer try that, it is refused. Titles and other tags
+    need not be UTF-8: nobody reads them. Raises what PyAV raises.
     """
-    opened: InputContainer = av.open(io.BytesIO(data), mode="r", format=name, io_open=_refuse)
+    opened: InputContainer = av.open(
+        io.BytesIO(data), mode="r", format=name, io_open=_refuse, metadata_errors="replace"
+    )
     return opened
 
 

@@ -63,6 +63,8 @@ def refusals_as_faults(library: str) -> Iterator[None]:
         cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
         # strerror: PyAV's own text adds an error number and a call of FFmpeg's.
         text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if text.isdigit():  # a key that was not found, or a status
+            text = f"{type(error.__cause__ or error).__name__} {text}"
         raise ItemFault(Reason.TRUNCATED if cut else Reason.CORRUPT, one_line(f"{library}: {text}")) from error
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +28,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from batchproj.decode import turns
-from batchproj.decode.faults import refusals_as_faults
+from batchproj.decode.faults import one_line, refusals_as_faults
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
 from batchproj.media import ImageSpec, Segment
@@ -84,7 +86,7 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
         _reduce(image, spec, limits)
     check_pixels(image.size, limits.image_pixels, "picture")
     turns.wait_if_large(image.size)
-    with refusals_as_faults("Pillow"):
+    with _refusals_of_pillow():
         image.load()
     turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
     upright = image.transpose(_TURNS[turn]) if turn in _TURNS else image
@@ -128,7 +130,7 @@ def _open(data: bytes, limits: Limits) -> ImageFile:
         if data.startswith(magic):
             if reader is TiffImageFile:
                 _check_tiff_directory(data)
-            with refusals_as_faults("Pillow"):
+            with _refusals_of_pillow():
                 return reader(io.BytesIO(data), "")
     raise ItemFault(Reason.CORRUPT, "not a PNG, JPEG, WebP, GIF, BMP or TIFF file")
 
@@ -150,8 +152,18 @@ def _open_webp(data: bytes, limits: Limits) -> ImageFile:
         size = (int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF)
     check_pixels(size, limits.image_pixels, "picture")
     turns.wait_if_large(size)
-    with refusals_as_faults("Pillow"):
+    with _refusals_of_pillow():
         return WebPImageFile(io.BytesIO(data), "")
+
+
+@contextmanager
+def _refusals_of_pillow() -> Iterator[None]:
+    """Pillow's refusals as faults; GIF and TIFF it measures by itself, before we can."""
+    with refusals_as_faults("Pillow"):
+        try:
+            yield
+        except Image.DecompressionBombError as error:
+            raise ItemFault(Reason.TOO_LARGE, one_line(f"Pillow: {error}")) from error
 
 
 def _check_tiff_directory(data: bytes) -> None:

@@ -115,7 +115,7 @@ def parse_config(fields: dict[str, Any], where: str) -> EncoderConfig:
     if kind not in kinds():
         near = difflib.get_close_matches(kind, kinds(), n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
-        raise SpaceError(f"{where}: no encoder kind '{kind}'; {hint}present are {', '.join(kinds())}")
+        raise SpaceError(f"{where}: no encoder kind '{kind[:100]}'; {hint}present are {', '.join(kinds())}")
     module = importlib.import_module(f"{__name__}.{kind}")
     config: EncoderConfig = validate(module.Config, fields, where)
     return config

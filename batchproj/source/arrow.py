@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchproj.errors import SourceError
 from batchproj.objectstore import Folder, Listed, head
 from batchproj.source.pinned import open_buffered
-from batchproj.source.record import UNREADABLE, Record, pick, values_of
+from batchproj.source.record import UNREADABLE, Record, pick, said, values_of
 
 INFO, STATE, SPLITS = "dataset_info.json", "state.json", "dataset_dict.json"
 
@@ -34,9 +34,9 @@ def files(folder: Folder) -> list[Listed]:
             splits = [str(split) for split in json.loads(folder.read(SPLITS))["splits"]]
             return [listed for split in splits for listed in _files(folder, f"{split}/")]
         return _files(folder, "")
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise SourceError(
-            f"{folder.uri} is no whole dataset: {type(error).__name__} {error}; save it again with save_to_disk"
+            f"{folder.uri} is no whole dataset: {type(error).__name__} {said(error)}; save it again with save_to_disk"
         ) from error
 
 
@@ -61,8 +61,8 @@ def records(table: Listed) -> Iterator[Record]:
                 for at, values in enumerate(values_of(batch)):
                     number += 1
                     yield Record(number, (begun, at), values)
-    except UNREADABLE as error:
-        raise SourceError(f"{table.uri} is no sound Arrow stream: {str(error)[:200]}; save it again") from error
+    except (*UNREADABLE, MemoryError) as error:  # the latter by sizes that it states and does not have
+        raise SourceError(f"{table.uri} is no sound Arrow stream: {said(error)}; save it again") from error
 
 
 def read_block(uri: str, begun: int, wanted: Sequence[tuple[int, int]]) -> list[Any]:

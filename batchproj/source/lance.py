@@ -1,41 +1,58 @@
-"""Lance tables as input; `at` of a row is the table's version and its number in that, from 0 on."""
+"""Lance tables as input; `at` of a row is the table's version and its number in that, from 0 on.
+
+    python -P -m batchproj.source.lance SOCKET
+
+That is the process which lists a table. Lance may abort its process over a damaged one, by an error text with a NUL
+in it or a size that no machine has, and no exception tells of that. What was listed can be read, for its files never
+change.
+
+    asked      {"uri", "version", "patience_s"}
+    answered   {"listed": [rows, version]} where no version is asked for;
+               else {"batch": true} and an Arrow stream of one batch, for each, and {"end": true};
+               or {"error": [its class, its text]}
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from batchproj.errors import SourceError
+import pyarrow as pa
+
+from batchproj.errors import BatchprojError, SourceError, TryLater, UsageError
 from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Listed
-from batchproj.retry import retrying
-from batchproj.source.record import UNREADABLE, Record, pick, values_of
+from batchproj.retry import configure, patience_s, retrying
+from batchproj.source.record import UNREADABLE, Record, pick, said, values_of
 
 BATCH_ROWS = 256
+_PROGRAM = "batchproj.source.lance"
+_ERRORS = {each.__name__: each for each in (TryLater, UsageError, SourceError)}
 
 
 def listed(uri: str) -> Listed:
     """The newest version of a table; raises SourceError if there is none."""
-    try:
-        dataset = _opened(uri, None)
-    except UNREADABLE as error:
-        raise SourceError(f"no Lance table at {uri}: {str(error)[:120]}") from error
-    made = dataset.versions()[-1]["timestamp"]  # a table that was made anew counts its versions from 1 again
-    return Listed(uri, uri.rpartition("/")[2], dataset.count_rows(), f"{dataset.version} of {made.isoformat()}")
+    (answer,) = _answers(uri, None)
+    rows, version = answer["listed"]
+    return Listed(uri, uri.rpartition("/")[2], rows, version)
 
 
 def records(table: Listed) -> Iterator[Record]:
     """Raises SourceError if it is damaged."""
     version = int(table.version.split()[0])
     number = 0
-    try:
-        with lance_faults(table.uri):
-            for batch in _opened(table.uri, version).to_batches(batch_size=BATCH_ROWS, scan_in_order=True):
-                for values in values_of(batch):
-                    number += 1
-                    yield Record(number, (version, number - 1), values)
-    except UNREADABLE as error:
-        raise SourceError(f"{table.uri} cannot be read: {str(error)[:200]}") from error
+    with _damage(f"{table.uri} cannot be read"):
+        for answer in _answers(table.uri, version):
+            for values in values_of(answer["batch"]):
+                number += 1
+                yield Record(number, (version, number - 1), values)
 
 
 def read_block(uri: str, version: int, wanted: Sequence[tuple[int, int]]) -> list[Any]:
@@ -49,9 +66,97 @@ def read_block(uri: str, version: int, wanted: Sequence[tuple[int, int]]) -> lis
     return pick(taken.to_batches(), [(position[row], names[column]) for row, column in wanted])
 
 
+@contextmanager
+def _damage(what: str) -> Iterator[None]:
+    """What Lance raises for a damaged table as SourceError: RuntimeError too, and panics, which are no Exception."""
+    try:
+        yield
+    except (*UNREADABLE, RuntimeError, MemoryError) as error:
+        raise SourceError(f"{what}: {said(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of pyo3, which lets nobody import it
+            raise
+        raise SourceError(f"{what}: {said(error)}") from error
+
+
 def _opened(uri: str, version: int | None) -> Any:
     import lance
 
     path = uri.removeprefix("file://")
     with lance_faults(uri):
         return retrying(lambda: lance.dataset(path, version=version, storage_options=storage_options()), uri)
+
+
+# --- the process that lists --------------------------------------------------------------------
+
+
+def _answers(uri: str, version: int | None) -> Iterator[dict[str, Any]]:
+    ours, theirs = Pipe()
+    asked = json.dumps({"uri": uri, "version": version, "patience_s": patience_s()})
+    path = os.pathsep.join(path for path in sys.path if path)
+    with ours:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,  # Lance tells there where in its code it gave up
+        )
+        theirs.close()
+        try:
+            ours.send_bytes(asked.encode())
+            while "end" not in (answer := json.loads(ours.recv_bytes())):
+                if "error" in answer:
+                    name, text = answer["error"]
+                    raise _ERRORS.get(name, BatchprojError)(text)
+                if "batch" in answer:
+                    (answer["batch"],) = pa.ipc.open_stream(ours.recv_bytes())
+                yield answer
+        except (EOFError, ConnectionError):
+            status = process.wait()
+            how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
+            raise SourceError(
+                f"{uri} cannot be read: it is damaged, and Lance ends with {how}; write it again"
+            ) from None
+        finally:
+            process.kill()
+            process.wait()
+
+
+def main(socket: int) -> None:
+    """List, and answer as told above."""
+    connection: Connection[Any, Any] = Connection(socket)
+    asked = json.loads(connection.recv_bytes())
+    configure(asked["patience_s"])
+    uri, version = asked["uri"], asked["version"]
+    try:
+        for batch in [_told(uri)] if version is None else _batches(uri, version):
+            connection.send_bytes(json.dumps({"batch": True} if isinstance(batch, bytes) else batch).encode())
+            if isinstance(batch, bytes):
+                connection.send_bytes(batch)
+        last: dict[str, Any] = {"end": True}
+    except BatchprojError as error:
+        last = {"error": [type(error).__name__, str(error)]}
+    connection.send_bytes(json.dumps(last).encode())
+
+
+def _told(uri: str) -> dict[str, Any]:
+    with _damage(f"no Lance table at {uri}"):
+        dataset = _opened(uri, None)
+    with _damage(f"{uri} cannot be read"):
+        made = dataset.versions()[-1]["timestamp"]  # a table that was made anew counts its versions from 1 again
+        return {"listed": [dataset.count_rows(), f"{dataset.version} of {made.isoformat()}"]}
+
+
+def _batches(uri: str, version: int) -> Iterator[bytes]:
+    with _damage(f"{uri} cannot be read"), lance_faults(uri):
+        for batch in _opened(uri, version).to_batches(batch_size=BATCH_ROWS, scan_in_order=True):
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.schema) as writer:
+                writer.write_batch(batch)
+            yield bytes(sink.getvalue())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
+    os._exit(0)  # threads of Lance abort a process now and then as it takes itself apart

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from batchproj.errors import SourceError
 from batchproj.objectstore import Listed, head
 from batchproj.source.pinned import PinnedFile
-from batchproj.source.record import UNREADABLE, Record, pick, values_of
+from batchproj.source.record import UNREADABLE, Record, pick, said, values_of
 
 BATCH_ROWS = 256
 """Rows that are decoded at once: payloads may be megabytes each."""
@@ -34,8 +34,8 @@ def records(table: Listed) -> Iterator[Record]:
                         number += 1
                         yield Record(number, (group, at), values)
                         at += 1
-    except UNREADABLE as error:
-        raise SourceError(f"{table.uri} is no sound Parquet file: {str(error)[:200]}; write it again") from error
+    except (*UNREADABLE, MemoryError) as error:  # the latter by sizes that it states and does not have
+        raise SourceError(f"{table.uri} is no sound Parquet file: {said(error)}; write it again") from error
 
 
 def read_block(uri: str, group: int, wanted: Sequence[tuple[int, int]]) -> list[Any]:

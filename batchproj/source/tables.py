@@ -45,6 +45,9 @@ PAGE_BYTES = 8 * 2**20
 _NAMES = {"text": "row.txt", "bytes": "row"}
 """In the place of a file name: what a payload promises, if nothing else names it."""
 
+_NAMES_CHARS = 300
+"""So many are shown of the names of columns, which may be anything."""
+
 _NAME_CHARS = 100
 """So many are kept of a name, from its end: the extension alone promises something."""
 
@@ -129,7 +132,7 @@ class _Columns:
     def end(self) -> None:
         """Raises SourceError if rows were seen and none with a column to embed."""
         if self._unfit and not self._found:
-            columns = ", ".join(self._seen) or "none"
+            columns = " ".join(", ".join(self._seen).split())[:_NAMES_CHARS] or "none"
             raise SourceError(f"{self._uri} has no column uri, text or bytes to embed; its columns are {columns}")
 
 

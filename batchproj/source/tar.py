@@ -86,7 +86,7 @@ def list_members(shard: Listed) -> list[pa.RecordBatch]:
                 found.faults[""] = ItemFault(Reason.UNSUPPORTED_FORMAT, detail)
             else:
                 _read_headers(found, file, shard)
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter two of numbers beyond any file
         found.faults[""] = ItemFault(Reason.TRUNCATED, f"{shard.uri} is no whole tar: {error}")
     except ItemFault as fault:
         raise TryLater(f"{shard.uri} was overwritten while it was listed; run the same command again") from fault
