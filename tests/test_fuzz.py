@@ -160,9 +160,9 @@ def check_media(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[int] = []
     start = process._start
 
-    def start_and_note(work: Any) -> Any:
+    def start_and_note(*told: Any) -> Any:
         started.append(1)
-        return start(work)
+        return start(*told)
 
     monkeypatch.setattr(process, "_start", start_and_note)
     decoders = Decoders()
