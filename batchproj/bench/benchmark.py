@@ -26,6 +26,7 @@ from batchproj.bench.parity import Parity, compare
 from batchproj.bench.rounds import Round, run_rounds, start_process
 from batchproj.bench.workloads import Corpus, Workload, expected_ids
 from batchproj.errors import BatchprojError, UsageError
+from batchproj.schema import Modality
 
 _PACKAGES = ("torch", "transformers", "timm", "ctranslate2", "ray", "daft", "sentence-transformers", "pillow")
 
@@ -33,17 +34,18 @@ Say = Callable[[str], None]
 
 
 class Result(BaseModel):
-    """One workload: figures by contender, and all that was measured."""
+    """One workload: figures by contender, and all that was measured; or why it was not (`missing`)."""
 
     workload: str
     about: str
     modality: str
     items: int
-    flops: int | None
-    contenders: dict[str, Figures]
-    valid: int
-    void: int
-    rounds: list[dict[str, Any]]
+    missing: str | None = None
+    flops: int | None = None
+    contenders: dict[str, Figures] = {}
+    valid: int = 0
+    void: int = 0
+    rounds: list[dict[str, Any]] = []
 
 
 class Document(BaseModel):
@@ -66,10 +68,13 @@ class Settings(BaseModel):
     price: float | None = None
 
 
-def benchmark(chosen: list[Workload], contenders: list[Contender], settings: Settings, out: Path, say: Say) -> Document:
-    """Measure; what every process made is left in `out`/<workload>/<contender> until its next run.
+def benchmark(
+    chosen: list[Workload], contenders: list[Contender], settings: Settings, out: Path, say: Say
+) -> Iterator[Document]:
+    """Measure; the document after each workload, for it takes hours.
 
-    Raises BatchprojError if the reference or the ceiling cannot be run: nothing can be said without them.
+    What every process made is left in `out`/<workload>/<contender> until its next run. A workload whose reference or
+    ceiling cannot be run is left out, and so is a contender that fails.
     """
     document = Document(
         version=batchproj.__version__,
@@ -81,12 +86,21 @@ def benchmark(chosen: list[Workload], contenders: list[Contender], settings: Set
         results=[],
     )
     for workload in chosen:
-        document.results.append(_measure(workload, contenders, settings, out, say))
-    return document
+        items = min(workload.items, settings.items or workload.items)
+        result = Result(workload=workload.name, about=workload.about, modality=workload.modality, items=items)
+        try:
+            measured = _measure(workload, items, contenders, settings, out, say)
+            document.results.append(result.model_copy(update=measured))
+        except BatchprojError as error:
+            say(f"{workload.name} is left out: {error}")
+            document.results.append(result.model_copy(update={"missing": str(error)}))
+        yield document
 
 
-def _measure(workload: Workload, contenders: list[Contender], settings: Settings, out: Path, say: Say) -> Result:
-    items = min(workload.items, settings.items or workload.items)
+def _measure(
+    workload: Workload, items: int, contenders: list[Contender], settings: Settings, out: Path, say: Say
+) -> dict[str, Any]:
+    """What there is to say of a workload: fields of its Result."""
     say(f"{workload.name}: preparing {items:,} items ({workload.about})")
     make = cached.prepare if workload.is_reprojection else workloads.prepare
     corpus = make(workload, items, workloads.cache_folder())
@@ -95,7 +109,7 @@ def _measure(workload: Workload, contenders: list[Contender], settings: Settings
         bench = _Bench(corpus, source, out / workload.name, say)
         fit = bench.fit(contenders, found)
         flops = bench.flops()
-        rounds = run_rounds(
+        rounds, failed = run_rounds(
             fit,
             settings.rounds,
             bench.start,
@@ -103,20 +117,17 @@ def _measure(workload: Workload, contenders: list[Contender], settings: Settings
             lambda number, each: say(_line(workload, number, each, items)),
         )
     needs = Needs(items=items, flops=flops, price=settings.price)
-    for contender in fit:
-        cosine = found[contender.name].cosine
-        found[contender.name] = figures(rounds, contender.name, needs).model_copy(update={"cosine": cosine})
-    return Result(
-        workload=workload.name,
-        about=workload.about,
-        modality=workload.modality,
-        items=items,
-        flops=flops,
-        contenders={contender.name: found[contender.name] for contender in contenders},
-        valid=sum(not each.void for each in rounds),
-        void=sum(each.void for each in rounds),
-        rounds=raw(rounds),
-    )
+    for name in (contender.name for contender in fit):
+        cosine = found[name].cosine
+        found[name] = Figures(missing=failed[name]) if name in failed else figures(rounds, name, needs)
+        found[name] = found[name].model_copy(update={"cosine": cosine})
+    return {
+        "flops": flops,
+        "contenders": {contender.name: found[contender.name] for contender in contenders},
+        "valid": sum(not each.void for each in rounds),
+        "void": sum(each.void for each in rounds),
+        "rounds": raw(rounds),
+    }
 
 
 @contextlib.contextmanager
@@ -176,22 +187,29 @@ class _Bench:
         return fit
 
     def _parity(self, contender: Contender) -> Parity:
-        if reason := contender.why_not(self._corpus.workload):
+        workload = self._corpus.workload
+        if reason := contender.why_not(workload):
             return Parity(None, reason)
-        reference = self._reference(contender.window)
-        try:
-            self.start(contender)
-        except BatchprojError as error:
-            return Parity(None, str(error))
-        features = self._out / contender.name / FEATURES
-        return compare(features, reference, expected_ids(self._corpus.manifest), self._corpus.workload.modality)
+        window = contender.window if workload.modality is Modality.AUDIO else "padded"  # nothing else has one
+        features = reference = self._reference(window)
+        if contender != self._by:
+            features = self._out / contender.name / FEATURES
+            try:
+                self.start(contender)
+            except BatchprojError as error:
+                return Parity(None, str(error))
+        return compare(features, reference, expected_ids(self._corpus.manifest), workload.modality)
+
+    @property
+    def _by(self) -> Contender:
+        """Who makes the reference: the usual loop, in fp32; of what is projected again, the loop by hand."""
+        return CONTENDERS[CEILING if self._corpus.workload.is_reprojection else DEFAULT]
 
     def _reference(self, window: Window) -> Path:
-        """Features in fp32 by the usual loop, of the same preprocessing; what is projected again is the loop's."""
-        workload = self._corpus.workload
+        """Features in fp32, of the same preprocessing."""
         if window not in self._references:
-            self._say(f"{workload.name}: the reference in fp32")
-            by = CONTENDERS[CEILING if workload.is_reprojection else DEFAULT]
+            self._say(f"{self._corpus.workload.name}: the reference in fp32")
+            by = self._by
             job = self.job(f"reference-{window}", window)
             start_process(by, job)
             self._references[window] = job.out / FEATURES

@@ -57,8 +57,8 @@ class Needs(BaseModel):
     """What a workload is: items, FLOPs of all of them if they are known, the price of an hour of the machine."""
 
     items: int
-    flops: int | None
-    price: float | None
+    flops: int | None = None
+    price: float | None = None
 
 
 def figures(rounds: list[Round], name: str, needs: Needs) -> Figures:

@@ -20,7 +20,7 @@ from pathlib import Path
 from batchproj.bench import machine
 from batchproj.bench.calibration import Calibration
 from batchproj.bench.contender import OUTCOME, Job, Outcome
-from batchproj.bench.contenders import Contender
+from batchproj.bench.contenders import CEILING, Contender
 from batchproj.errors import BatchprojError
 
 MOVES = 0.10
@@ -78,20 +78,34 @@ def run_rounds(
     start: Start,
     calibrate: Callable[[], Calibration],
     on_round: OnRound,
-) -> list[Round]:
-    """Rounds in the order they were run, void ones among them; `rounds` valid ones if the machine is quiet enough."""
+) -> tuple[list[Round], dict[str, str]]:
+    """Rounds in the order they were run, void ones among them; `rounds` valid ones if the machine is quiet enough.
+
+    With them, why contenders failed that did not get through every round: they are in none. BatchprojError if the
+    ceiling fails.
+    """
     done: list[Round] = []
+    failed: dict[str, str] = {}
     while sum(not each.void for each in done) < rounds and len(done) < 2 * rounds:
-        turn = len(done) % len(contenders)
-        order = contenders[turn:] + contenders[:turn]
+        left = [contender for contender in contenders if contender.name not in failed]
+        turn = len(done) % len(left)
+        order = left[turn:] + left[:turn]
         current = Round([contender.name for contender in order])
         for contender in order:
             current.calibrations[contender.name] = calibrate()
-            current.runs[contender.name] = start(contender)
+            try:
+                current.runs[contender.name] = start(contender)
+            except BatchprojError as error:
+                if contender.name == CEILING:
+                    raise
+                failed[contender.name] = str(error)
         done.append(current)
         mark_void(done)
         on_round(len(done), current)
-    return done
+    for each in done:
+        for name in failed:
+            each.runs.pop(name, None)
+    return done, failed
 
 
 def mark_void(rounds: list[Round]) -> None:

@@ -55,6 +55,9 @@ def notes(document: Document) -> list[str]:
     """What the columns mean, why who is left out, and which figures are worth nothing."""
     lines = [f"{title}: {meaning}" for title, meaning in _HEAD if meaning]
     for result in document.results:
+        if result.missing is not None:
+            lines.append(f"{result.workload}: left out: {result.missing}")
+            continue
         for name, one in result.contenders.items():
             if one.missing is not None:
                 lines.append(f"{result.workload}, {name}: left out: {one.missing}")

@@ -41,10 +41,13 @@ def bench(
     taking_part = known.chosen(contenders.split(",") if contenders else [])
     settings = Settings(rounds=rounds, items=items, price=price)
     with console(verbose) as stream:
-        document = benchmark(wanted, taking_part, settings, out, lambda line: print(line, file=stream, flush=True))
-        file = save(document, out)
-        drawn = file.with_suffix(".svg")
-        drawn.write_bytes(picture(document))
+        for document in benchmark(
+            wanted, taking_part, settings, out, lambda line: print(line, file=stream, flush=True)
+        ):
+            file = save(document, out)
+        drawn = picture(document)
+        if drawn is not None:
+            file.with_suffix(".svg").write_bytes(drawn)
     if as_json:
         print_json(document.model_dump(mode="json"))
         return
@@ -55,7 +58,8 @@ def bench(
     Console().print(table(document))
     for line in notes(document):
         say(f"  {line}")
-    print(f"All that was measured is in {file}; the picture is {drawn}.")
+    beside = "its picture beside it" if drawn else "for a picture: pip install 'batchproj[bench]'"
+    print(f"All that was measured is in {file}, {beside}.")
     print(
         "Next: batchproj bench --rounds 9 on a machine with nothing else to do; ratios of two machines do not compare."
     )
