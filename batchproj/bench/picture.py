@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
 
-from batchproj.bench.benchmark import Document
+from batchproj.bench.benchmark import Document, Result
 from batchproj.bench.contenders import CEILING
+
+_INCHES_WIDE = 9.0
+_BAR = 0.28
+"""Inches a bar takes, with its share of the space between."""
 
 
 def picture(document: Document) -> bytes | None:
-    """Bars by workload; who is left out has none. None without pygal: it is not worth losing the figures."""
+    """Bars by workload, with the range of the rounds; who is left out has none.
+
+    None without matplotlib: a picture is not worth losing the figures.
+    """
     try:
-        import pygal
+        from matplotlib.figure import Figure
     except ImportError:
         return None
-    names = {name: None for result in document.results for name in result.contenders if name != CEILING}
-    chart: Any = pygal.HorizontalBar(
-        js=[],  # it would fetch a script from elsewhere
-        title=f"Steady speed, {CEILING} = 1 (medians of rounds)",
-        legend_at_bottom=True,
-        print_values=True,
-        value_formatter=lambda value: f"{value:.2f}",
-        width=900,
-        height=160 + 26 * len(names) * len(document.results),
-    )
-    chart.x_labels = [f"{result.workload}{'' if result.valid else ' (void)'}" for result in document.results]
-    for name in names:
-        chart.add(name, [_speed(result.contenders.get(name)) for result in document.results])
-    rendered: bytes = chart.render()
-    return rendered
+    shown = [result for result in document.results if any(one.speed for one in result.contenders.values())]
+    figure = Figure((_INCHES_WIDE, 1 + sum(_BAR * (len(_bars(result)) + 1) + 0.3 for result in shown)), layout="tight")
+    panels = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
+    for panel, result in zip(panels, shown, strict=False):
+        bars = _bars(result)[::-1]
+        medians = [median for _, median, _, _ in bars]
+        spread = [[m - low for _, m, low, _ in bars], [high - m for _, m, _, high in bars]]
+        drawn = panel.barh([name for name, *_ in bars], medians, xerr=spread, ecolor="#555555", color="#1f6fb2")
+        panel.bar_label(drawn, [f"{median:.2f}" for median in medians], padding=4)
+        panel.axvline(1, color="#c2571a", linewidth=1)
+        panel.set_title(f"{result.workload}{'' if result.valid else ' (void rounds only)'}", loc="left", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xlabel(f"steady speed, {CEILING} = 1: median and range of rounds")
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
 
 
-def _speed(one: Any) -> float | None:
-    return None if one is None or one.speed is None else one.speed.median
+def _bars(result: Result) -> list[tuple[str, float, float, float]]:
+    """Name, median, least and greatest ratio of those that were timed."""
+    ratios = {name: one.speed for name, one in result.contenders.items() if name != CEILING}
+    return [(name, ratio.median, ratio.low, ratio.high) for name, ratio in ratios.items() if ratio is not None]
