@@ -180,10 +180,12 @@ class _Bench:
             found[contender.name] = Figures(missing=parity.problem, cosine=parity.cosine)
             if parity.problem is None:
                 fit.append(contender)
+                said = f"has the right vectors, least cosine {parity.cosine:.4f}"
             else:
-                self._say(f"{self._corpus.workload.name}: {contender.name} is left out: {parity.problem}")
-                if contender.name == CEILING:
-                    raise BatchprojError(f"{CEILING} is what all are compared with, and is left out: {parity.problem}")
+                said = f"is left out: {parity.problem}"
+            self._say(f"{self._corpus.workload.name}: {contender.name} {said}")
+            if parity.problem is not None and contender.name == CEILING:
+                raise BatchprojError(f"{CEILING} is what all are compared with, and is left out: {parity.problem}")
         return fit
 
     def _parity(self, contender: Contender) -> Parity:
