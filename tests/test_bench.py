@@ -246,9 +246,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         monkeypatch.setattr(module, "start_process", start)
         monkeypatch.setattr(module, "calibrate", calibration)
         settings = Settings(rounds=2, items=8)
-        documents = list(
-            benchmark([WORKLOADS["text-short"]], chosen(names), settings, tmp_path / "out", lambda _: None)
-        )
+        documents = list(benchmark([WORKLOADS["text-short"]], chosen(names), settings, lambda _: None))
         assert [started.count(name) for name in (wrong, lost) if name] == [1] * bool(wrong) + [1] * bool(lost)
         return documents[-1]
 
@@ -338,7 +336,9 @@ def test_the_whole_of_it_on_a_few_items(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1_800)
 def test_every_workload_can_be_made_and_gone_through(tmp_path: Path) -> None:
-    names = ["image-camera", "audio-short", "small-objects", "reproject"]
+    names = ["image-camera", "audio-short", "small-objects"]
     results = bench(tmp_path, *names, "--items", "8", "--contenders", "bare-best")
     assert [each["workload"] for each in results] == names
-    assert [each["items"] for each in results] == [8] * 4
+    assert [each["items"] for each in results] == [8] * 3
+    (result,) = bench(tmp_path, "reproject", "--items", "300", "--contenders", "batchproj")
+    assert result["contenders"]["batchproj"]["cosine"] > 0.9999

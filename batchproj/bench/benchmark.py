@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
@@ -68,13 +69,10 @@ class Settings(BaseModel):
     price: float | None = None
 
 
-def benchmark(
-    chosen: list[Workload], contenders: list[Contender], settings: Settings, out: Path, say: Say
-) -> Iterator[Document]:
+def benchmark(chosen: list[Workload], contenders: list[Contender], settings: Settings, say: Say) -> Iterator[Document]:
     """Measure; the document after each workload, for it takes hours.
 
-    What every process made is left in `out`/<workload>/<contender> until its next run. A workload whose reference or
-    ceiling cannot be run is left out, and so is a contender that fails.
+    A workload whose reference or ceiling cannot be run is left out, and so is a contender that fails.
     """
     document = Document(
         version=batchproj.__version__,
@@ -85,11 +83,14 @@ def benchmark(
         price=settings.price,
         results=[],
     )
+    cache = workloads.cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
     for workload in chosen:
         items = min(workload.items, settings.items or workload.items)
         result = Result(workload=workload.name, about=workload.about, modality=workload.modality, items=items)
         try:
-            measured = _measure(workload, items, contenders, settings, out, say)
+            with tempfile.TemporaryDirectory(prefix="work-", dir=cache) as work:
+                measured = _measure(workload, items, contenders, settings, Path(work), say)
             document.results.append(result.model_copy(update=measured))
         except BatchprojError as error:
             say(f"{workload.name} is left out: {error}")
@@ -98,7 +99,7 @@ def benchmark(
 
 
 def _measure(
-    workload: Workload, items: int, contenders: list[Contender], settings: Settings, out: Path, say: Say
+    workload: Workload, items: int, contenders: list[Contender], settings: Settings, work: Path, say: Say
 ) -> dict[str, Any]:
     """What there is to say of a workload: fields of its Result."""
     say(f"{workload.name}: preparing {items:,} items ({workload.about})")
@@ -106,7 +107,7 @@ def _measure(
     corpus = make(workload, items, workloads.cache_folder())
     found: dict[str, Figures] = {}
     with _source(corpus) as source:
-        bench = _Bench(corpus, source, out / workload.name, say)
+        bench = _Bench(corpus, source, work, say)
         fit = bench.fit(contenders, found)
         flops = bench.flops()
         rounds, failed = run_rounds(
@@ -151,8 +152,8 @@ def _source(corpus: Corpus) -> Iterator[str]:
 class _Bench:
     """One workload at the place that contenders read it from."""
 
-    def __init__(self, corpus: Corpus, source: str, out: Path, say: Say) -> None:
-        self._corpus, self._source, self._out, self._say = corpus, source, out, say
+    def __init__(self, corpus: Corpus, source: str, work: Path, say: Say) -> None:
+        self._corpus, self._source, self._work, self._say = corpus, source, work, say
         self._references: dict[Window, Path] = {}
 
     def job(self, name: str, window: Window) -> Job:
@@ -162,7 +163,7 @@ class _Bench:
             modality=workload.modality,
             source=self._source,
             manifest=self._corpus.manifest,
-            out=(self._out / name).absolute(),
+            out=self._work / name,
             cores=machine.cores(),
             window=window,
             collection=folder / "collection" if workload.is_reprojection else None,
@@ -195,7 +196,7 @@ class _Bench:
         window = contender.window if workload.modality is Modality.AUDIO else "padded"  # nothing else has one
         features = reference = self._reference(window)
         if contender != self._by:
-            features = self._out / contender.name / FEATURES
+            features = self._work / contender.name / FEATURES
             try:
                 self.start(contender)
             except BatchprojError as error:
@@ -221,7 +222,7 @@ class _Bench:
         """FLOPs of the workload, counted in a process of its own; None for what has no model."""
         if self._corpus.workload.is_reprojection:
             return None
-        file = self._out / "job.json"
+        file = self._work / "job.json"
         file.write_text(self.job("flops", "real").model_dump_json())
         command = [sys.executable, "-m", "batchproj.bench.flops", str(file)]
         done = subprocess.run(

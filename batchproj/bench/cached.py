@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,48 +25,43 @@ DIM = 384
 
 
 def prepare(workload: Workload, items: int, cache: Path) -> Corpus:
-    """The same as `workloads.prepare`, of a collection: embedding 100,000 short texts takes minutes, once."""
+    """The same as `workloads.prepare`, of a collection: embedding 100,000 short texts takes minutes, once.
+
+    It is made where it stays, the manifest last: rows of a table are other items at another place.
+    """
     made = Corpus(workload, items, cache / f"{workload.name}-{items}-v{VERSION}")
-    if made.folder.exists():
+    if made.manifest.exists():
         return made
-    new = made.folder.with_suffix(f".{os.getpid()}")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
+    folder = made.folder
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     texts = [f"number {number}" for number in range(items)]  # short: it is not the encoder that is measured
-    pq.write_table(pa.table({"id": [str(number) for number in range(items)], "text": texts}), new / "items.parquet")
+    pq.write_table(pa.table({"id": [str(number) for number in range(items)], "text": texts}), folder / "items.parquet")
     for seed, name in enumerate(("before", "after")):
-        _space(new / name, seed)
-    _embed(new)
-    rows = [{"id": name, "bytes": 0, "segments": 1, "seconds": None} for name in _ids(new / "collection")]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), new / "manifest.parquet")
-    new.rename(made.folder)
+        _space(folder / name, seed)
+    _embed(folder)
+    rows = [{"id": name, "bytes": 0, "segments": 1, "seconds": None} for name in _ids(folder / "collection")]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / "manifest.parquet")
     return made
 
 
 def _space(folder: Path, seed: int) -> None:
     """builtin's text encoder with a projector of random weights."""
+    import torch
     import yaml
-    from safetensors.numpy import load_file, save_file
 
     from batchproj.project import parse_config
 
     folder.mkdir()
     file = folder / "text.safetensors"
-    parse_config({"kind": "linear", "in_dim": DIM, "out_dim": DIM}).build().save(file)
-    weights, told = load_file(file), _metadata(file)
-    rng = np.random.default_rng(seed)
-    fresh = {name: rng.standard_normal(value.shape).astype(np.float32) for name, value in weights.items()}
-    save_file(fresh, file, told)
+    projector = parse_config({"kind": "linear", "in_dim": DIM, "out_dim": DIM}).build()
+    with torch.no_grad():
+        for weights in projector.parameters():
+            weights.normal_(generator=torch.Generator().manual_seed(seed))
+    projector.save(file)
     text = open_space("builtin").space.members()[Modality.TEXT]
     member: dict[str, Any] = {"encoder": text.encoder, "projector": {"kind": "linear", "weights": file.name}}
     (folder / "space.yaml").write_text(yaml.safe_dump({"name": folder.name, "dim": DIM, "text": member}))
-
-
-def _metadata(file: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="np") as opened:
-        return dict(opened.metadata() or {})
 
 
 def _embed(folder: Path) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from batchproj.cli.console import JsonFlag, VerboseFlag, app, console, print_json, say
 
-OutOption = Annotated[Path, typer.Option(help="Folder for the dated JSON, the picture, and what contenders make.")]
+OutOption = Annotated[Path, typer.Option(help="Folder for the dated JSON and the picture.")]
 
 
 @app.command(epilog="Example: batchproj bench text-short image-small --items 500 --price 0.4")
@@ -41,9 +41,7 @@ def bench(
     taking_part = known.chosen(contenders.split(",") if contenders else [])
     settings = Settings(rounds=rounds, items=items, price=price)
     with console(verbose) as stream:
-        for document in benchmark(
-            wanted, taking_part, settings, out, lambda line: print(line, file=stream, flush=True)
-        ):
+        for document in benchmark(wanted, taking_part, settings, lambda line: print(line, file=stream, flush=True)):
             file = save(document, out)
         drawn = picture(document)
         if drawn is not None:

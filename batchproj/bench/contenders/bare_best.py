@@ -228,7 +228,9 @@ def _cached(job: Job) -> None:
     assert job.collection is not None, job
     assert job.space is not None, job
     weights = load_file(job.space.parent / "text.safetensors")
-    matrix, bias = weights["weight"], weights["bias"]
+    # (x - mean) / scale is folded into the matrix
+    matrix = weights["map.weight"] / weights["scale"]
+    bias = weights["map.bias"] - matrix @ weights["mean"]
     ready, watch = time.time(), Stopwatch()
     ids: list[str] = []
     vectors = []
