@@ -59,7 +59,10 @@ class Job(BaseModel):
 
 class Outcome(BaseModel):
     """`ready`, Unix time: the model is loaded and its first item about to be processed; `done`: the last feature is
-    written. Seconds are those of the thread that waits for its input, computes, and writes, where it can tell;
+    written. Frameworks read, and some decode, while their models load: the steady part of a job of few items
+    flatters them, the whole does not.
+
+    Seconds are those of the thread that waits for its input, computes, and writes, where it can tell;
     `real_tokens` of the input went through the model as `padded_tokens`.
     """
 
