@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_DIR ?= demo
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: setup demo test test-long check builtin clean
+.PHONY: setup demo test test-long check builtin bench clean
 
 setup: $(STAMP)
 
@@ -35,6 +36,11 @@ check: $(STAMP)
 # trains the projectors that come with the package again
 builtin: $(STAMP)
 	$(BIN)/python jobs/train_builtin.py $(DEMO_DIR)/builtin
+
+# hours, and nothing else should run: Ray Data, Daft and others beside this and two loops by hand
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/batchproj bench $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV)

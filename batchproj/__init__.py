@@ -16,7 +16,7 @@ Data flows top to bottom:
     texts, agreement, bridge_report, bridge    texts in two encoders, an adapter between them, what it is worth
     gate, breaker                          whether a space may take the place of the live one; when a run is paused
     embed, search, train, adapter, evaluate    what people do
-    demo, cli                              how they do it
+    demo, bench, cli                       how they do it, and how fast it is
 """
 
 from __future__ import annotations

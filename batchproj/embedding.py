@@ -6,6 +6,7 @@ becomes an outcome row, nothing more.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -83,7 +84,9 @@ class UnitWorker:
     def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
+        begun = time.monotonic()
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
+        rows.model_s += time.monotonic() - begun
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:
@@ -114,6 +117,7 @@ class _Rows:
         self._unit = unit
         self._member = member
         self._dim = dim
+        self.model_s = 0.0
         self._encoded = 0
         self._copied = 0
         self._outcomes: list[dict[str, Any]] = []
@@ -182,7 +186,7 @@ class _Rows:
         values = np.concatenate([np.empty((0, self._dim), np.float32), *self._vectors])
         vectors = vector_table(table, values, member.vector_fp if member else "", self._unit.run)
         outcome = pa.Table.from_pylist(self._outcomes, schema=outcome_schema())
-        return Output(vectors, table, outcome, self._encoded, self._copied)
+        return Output(vectors, table, outcome, self._encoded, self._copied, self.model_s)
 
 
 def project_unit(unit: Unit, member: Member, items: pa.Table, cached: pa.Table) -> Output:

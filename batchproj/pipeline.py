@@ -23,7 +23,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -444,11 +444,11 @@ class _EmbedActor:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         tables = _tables(batch)
         failpoint("unit.begun")
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         with _reporting(self._job, self._desk), _remembering():
             output = self._embed(unit, tables)
-        counts = {"encoded": [output.encoded], "copied": [output.copied], "busy_s": [time.monotonic() - started]}
-        return _row(unit, [output.vectors, output.features, output.outcome, pa.table(counts)])
+        work = _Work(output.encoded, output.copied, time.monotonic() - started, output.model_s, began)
+        return _row(unit, [output.vectors, output.features, output.outcome, pa.Table.from_pylist([asdict(work)])])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
         from batchproj.decoding import Fetched
@@ -505,13 +505,13 @@ class _ProjectActor:
         from batchproj.embedding import project_unit  # as in _EmbedActor
 
         assert unit.cached is not None, unit
-        started = time.monotonic()
+        began, started = time.time(), time.monotonic()
         folder = self._job.folder
         inputs = read_inputs(folder, unit)
         cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
         output = project_unit(unit, self._member, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
-        return _written(self._job, unit, output, time.monotonic() - started)
+        return _written(self._job, unit, output, _Work(0, 0, time.monotonic() - started, 0.0, began))
 
 
 class _Writer:
@@ -530,14 +530,26 @@ class _Writer:
         folder = self._job.folder
         if (done := read_receipt(folder, unit)) is not None:  # Ray runs a task again when a node is lost
             return pa.table({"receipt": [done.model_dump_json()]})
-        vectors, features, outcome, counts = _tables(batch)
-        count = counts.to_pylist()[0]
-        output = Output(vectors, features, outcome, count["encoded"], count["copied"])
-        return pa.table({"receipt": [_written(self._job, unit, output, count["busy_s"]).model_dump_json()]})
+        vectors, features, outcome, told = _tables(batch)
+        work = _Work(**told.to_pylist()[0])
+        output = Output(vectors, features, outcome, work.encoded, work.copied, work.model_s)
+        return pa.table({"receipt": [_written(self._job, unit, output, work).model_dump_json()]})
 
 
-def _written(job: Job, unit: Unit, output: Output, busy_s: float) -> Receipt:
+@dataclass(frozen=True)
+class _Work:
+    """What the worker that embedded or projected a unit tells the one that writes it; see `Receipt`."""
+
+    encoded: int
+    copied: int
+    busy_s: float
+    model_s: float
+    began: float
+
+
+def _written(job: Job, unit: Unit, output: Output, work: _Work) -> Receipt:
     """Write a unit's files, its done-record last."""
+    started = time.monotonic()
     cached = None
     if unit.task == "embed" and output.features.num_rows and unit.modality is not None:
         cached = write_features(job.folder, job.members[unit.modality].feature_fp, unit.name, output.features)
@@ -554,7 +566,11 @@ def _written(job: Job, unit: Unit, output: Output, busy_s: float) -> Receipt:
         reasons=dict(reasons),
         deferred=statuses.count("deferred"),
         encoded=output.encoded,
-        busy_s=busy_s,
+        busy_s=work.busy_s,
+        model_s=work.model_s,
+        write_s=time.monotonic() - started,
+        began=work.began,
+        ended=time.time(),
         part=part,
         features=cached,
     )

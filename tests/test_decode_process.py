@@ -285,10 +285,10 @@ def test_a_unit_given_up_leaves_nothing_waiting(poisoned: list[int]) -> None:
     assert ends == [each.item for each in items[:3]]
 
 
-def resident_mib() -> int:
-    """Of the decoders that this process has now, together."""
+def resident_mib(decoding: Decoding) -> int:
+    """Of its decoders together, as they are now."""
     total = 0
-    for pid in (pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()):
+    for pid in [decoder.pid for decoder in decoding._processes if decoder.pid]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
             total += int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
     return total // 1024
@@ -303,7 +303,7 @@ def test_large_pictures_take_turns_for_their_memory_adds_up() -> None:
 
     def look() -> None:
         while not stop.wait(0.01):
-            peak[0] = max(peak[0], resident_mib())
+            peak[0] = max(peak[0], resident_mib(decoding))
 
     looking = threading.Thread(target=look)
     looking.start()

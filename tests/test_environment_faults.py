@@ -148,10 +148,10 @@ def test_a_mount_that_is_empty_when_it_is_read_stops_the_run(
     away = [f"item{number}.png" for number in range(12)]
     read = objectstore._read_version
 
-    def vanished(fs: object, path: str, version: str) -> bytes:
+    def vanished(fs: object, path: str, version: str, *told: bool) -> bytes:
         if Path(path).name in away:
             raise FileNotFoundError(path)
-        return read(fs, path, version)
+        return read(fs, path, version, *told)
 
     with monkeypatch.context() as patched:
         patched.setattr(objectstore, "_read_version", vanished)

@@ -159,10 +159,18 @@ def test_half_an_answer_is_no_answer(s3_bucket: str, proxy: Proxy) -> None:
 def test_a_store_that_hangs_is_asked_again(s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(objectstore._ONE_TRY, "read_timeout", 0.5)
     proxy.delay_s = 2
-    wakes = threading.Timer(1, setattr, [proxy, "delay_s", 0])
-    wakes.start()
+    written = threading.Event()
+
+    def wake_when_asked_again() -> None:
+        while len(proxy.requests) < 2 and not written.wait(0.05):
+            pass
+        proxy.delay_s = 0
+
+    waker = threading.Thread(target=wake_when_asked_again)
+    waker.start()
     Folder(s3_bucket).write("a", b"x")
-    wakes.join()
+    written.set()
+    waker.join()
     assert len(proxy.requests) >= 2
 
 

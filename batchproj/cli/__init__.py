@@ -5,6 +5,7 @@ embedding.py   plan, embed, train, evaluate, demo
 querying.py    search, explain, runs
 inventory.py   encoders
 upkeep.py      quarantine, rollback, verify, gc, forget
+benchmarking.py   bench
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import sys
 import traceback
 from contextlib import suppress
 
-from batchproj.cli import embedding, inventory, querying, upkeep
+from batchproj.cli import benchmarking, embedding, inventory, querying, upkeep
 from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
 from batchproj.errors import BatchprojError
 
-__all__ = ["app", "embedding", "inventory", "main", "querying", "upkeep"]
+__all__ = ["app", "benchmarking", "embedding", "inventory", "main", "querying", "upkeep"]
 
 
 def main() -> None:

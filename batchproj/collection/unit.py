@@ -57,6 +57,9 @@ class Receipt(BaseModel):
     """The done-record: what came of a unit. `copied` items were read, but had cached features.
 
     `reasons` counts the quarantined ones by theirs.
+    `began` and `ended` are Unix times, of a worker with its model loaded taking the unit up and of its files
+    lying there, for measuring alone: no decision rests on a clock. Of the seconds between, `busy_s` are the
+    worker's, `model_s` of these inside the encoder, and `write_s` went into the files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +71,10 @@ class Receipt(BaseModel):
     deferred: int
     encoded: int
     busy_s: float
+    model_s: float = 0
+    write_s: float = 0
+    began: float | None = None
+    ended: float | None = None
     part: Part | None
     features: FeatureFile | None = None
 
@@ -76,7 +83,7 @@ class Receipt(BaseModel):
 class Output:
     """A unit's tables, as they will be written.
 
-    `encoded` segments went through the encoder, `copied` items had cached features.
+    `encoded` segments went through the encoder, in `model_s` seconds; `copied` items had cached features.
     """
 
     vectors: pa.Table
@@ -84,6 +91,7 @@ class Output:
     outcome: pa.Table
     encoded: int
     copied: int = 0
+    model_s: float = 0
 
 
 def unit_name(context: list[Any], inputs: pa.Table) -> str:

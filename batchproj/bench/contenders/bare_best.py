@@ -1,0 +1,271 @@
+"""The ceiling: every trick that is known to pay on this machine, by hand and with no framework.
+
+texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
+          meanwhile), batches of so many tokens
+images    bf16 but for the first stage, batch norms folded, channels last; JPEG decoded at a reduced scale; decoding
+          in threads beside the model; uint8 until the model
+sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model
+cached    one matrix product over the features, file by file
+
+It knows all its input beforehand, holds all features in memory, and what it cannot use ends it: a pipeline that
+comes close to it gives up nothing for being one.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from batchproj.bench import models
+from batchproj.bench.contender import Job, Stopwatch, main, write_features, write_outcome
+from batchproj.bench.reading import names, read, read_many
+from batchproj.bench.workloads import segment_ids
+from batchproj.schema import Modality
+
+FORWARD_TOKENS = 512
+"""Tokens in a batch of texts: more leave the cache of two cores, fewer do not fill them."""
+REMOTE_WINDOW = 2_048
+"""Objects read and sorted at once, while the ones before are encoded."""
+FORWARD_IMAGES = 8
+FORWARD_MEL_FRAMES = 800
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def run(job: Job) -> None:
+    if job.collection is not None:
+        _cached(job)
+    else:
+        {Modality.TEXT: _texts, Modality.IMAGE: _images, Modality.AUDIO: _sounds}[job.modality](job)
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[U], T], inputs: Iterable[U], depth: int) -> Iterator[T]:
+    """What `work` makes of each, in order, never more than `depth` ahead."""
+    waiting: deque[Future[T]] = deque()
+    for each in inputs:
+        waiting.append(pool.submit(work, each))
+        if len(waiting) > depth:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _texts(job: Job) -> None:
+    import torch
+
+    torch.set_num_threads(job.cores)
+    tokenizer, model = models.text_model(dtype=torch.bfloat16, add_pooling_layer=False)
+    fast = tokenizer.backend_tokenizer
+    fast.enable_truncation(models.MAX_TOKENS)
+    fast.no_padding()
+    ready, watch = time.time(), Stopwatch()
+    ids = names(job.source)
+    real = padded = 0
+    features = []
+
+    def tokens(some: list[str]) -> list[list[int]]:
+        texts = [data.decode() for data in read_many(job.source, some)]
+        return [encoding.ids for encoding in fast.encode_batch_fast(texts)]
+
+    size = REMOTE_WINDOW if job.source.startswith("s3://") else len(ids)
+    windows = [ids[start : start + size] for start in range(0, len(ids), size)]
+    with ThreadPoolExecutor(1) as pool:
+        for rows in _ahead(pool, tokens, windows, 1):
+            watch.lap("decode")
+            own = np.empty((len(rows), model.config.hidden_size), np.float32)
+            for batch in _token_batches(sorted(range(len(rows)), key=lambda index: len(rows[index])), rows):
+                ids_BL, mask_BL = _filled([rows[index] for index in batch])
+                padded += ids_BL.numel()
+                with torch.inference_mode():
+                    is_full = len(rows[batch[0]]) == ids_BL.shape[1]
+                    states_BLD = model(input_ids=ids_BL, attention_mask=None if is_full else mask_BL).last_hidden_state
+                    own[batch] = models.mean_pooled(states_BLD, mask_BL).numpy()
+            real += sum(map(len, rows))
+            features.append(own)
+            watch.lap("model")
+    write_features(job, ids, np.concatenate(features))
+    watch.lap("write")
+    write_outcome(job, watch.outcome(ready, real, padded))
+
+
+def _filled(rows: list[list[int]]) -> tuple[Any, Any]:
+    """Ids and mask (B, L); the padding's id is BERT's, 0."""
+    import torch
+
+    ids_BL = np.zeros((len(rows), len(rows[-1])), np.int64)
+    for number, row in enumerate(rows):
+        ids_BL[number, : len(row)] = row
+    return torch.from_numpy(ids_BL), torch.from_numpy((ids_BL > 0).astype(np.int64))
+
+
+def _token_batches(order: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
+    """Rows of `order`, by length, in batches of at most FORWARD_TOKENS, padding included."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * len(rows[index]) > FORWARD_TOKENS:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _images(job: Job) -> None:
+    import torch
+
+    torch.set_num_threads(job.cores)
+    network = models.image_network()
+    config = network.pretrained_cfg
+    edge = config["input_size"][1]
+    resized = int(edge / config["crop_pct"])
+    _halve(network)
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) * 255 for key in ("mean", "std"))
+    ids = names(job.source)
+    ready, watch = time.time(), Stopwatch()
+    features: list[models.Array] = []
+    batch: list[npt.NDArray[np.uint8]] = []
+
+    def forward() -> None:
+        watch.lap("decode")
+        pixels_BCHW = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # channels last in memory
+        with torch.inference_mode():
+            features.append(network((pixels_BCHW.float() - mean) / std).numpy())
+        batch.clear()
+        watch.lap("model")
+
+    with ThreadPoolExecutor(job.cores) as pool:
+        pictures = _ahead(pool, lambda name: _decode(read(job.source, name), resized, edge), ids, 4 * FORWARD_IMAGES)
+        for picture in pictures:
+            batch.append(picture)
+            if len(batch) == FORWARD_IMAGES:
+                forward()
+        if batch:
+            forward()
+    write_features(job, ids, np.concatenate(features))
+    watch.lap("write")
+    write_outcome(job, watch.outcome(ready))
+
+
+def _decode(data: bytes, resized: int, edge: int) -> npt.NDArray[np.uint8]:
+    """Shortest edge to `resized`, then the centre; a JPEG is decoded at 1/2, 1/4, 1/8 while twice that is left."""
+    from PIL import Image
+
+    picture: Any = Image.open(io.BytesIO(data))
+    scale = resized / min(picture.size)
+    width, height = (max(resized, int(side * scale)) for side in picture.size)
+    picture.draft("RGB", (2 * width, 2 * height))
+    picture = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    left, top = round((width - edge) / 2), round((height - edge) / 2)
+    return np.asarray(picture.crop((left, top, left + edge, top + edge)))
+
+
+def _halve(network: Any) -> None:
+    """bf16 from the second stage on, with norms folded while still in fp32: plain bf16 loses too much here."""
+    import torch
+
+    _fold(network)
+    network.to(memory_format=torch.channels_last)
+    for part in (*network.blocks[1:], network.conv_head, network.bn2):
+        part.to(torch.bfloat16)
+    network.blocks[0].register_forward_hook(lambda _part, _inputs, output: output.to(torch.bfloat16))
+    network.bn2.register_forward_hook(lambda _part, _inputs, output: output.float())
+
+
+def _fold(module: Any) -> None:
+    from timm.layers import BatchNormAct2d
+    from torch.nn import Conv2d
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    children = list(module.named_children())
+    for (name, convolution), (norm_name, norm) in pairwise(children):
+        if isinstance(convolution, Conv2d) and isinstance(norm, BatchNormAct2d):
+            setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+            setattr(module, norm_name, norm.act)
+    for _, child in children:
+        _fold(child)
+
+
+def _sounds(job: Job) -> None:
+    import soundfile
+    import torch
+
+    from batchproj.log_mel import LogMel
+
+    torch.set_num_threads(1)  # a spectrogram in each decoding thread
+    model, log_mel = models.whisper(job.cores), LogMel(80)
+    segments = job.segments
+    ready, watch = time.time(), Stopwatch()
+    ids = sorted(names(job.source), key=lambda name: soundfile.info(Path(job.source, name)).frames)
+    waiting: dict[int, list[tuple[str, models.Array, models.Array]]] = {}
+    done_ids: list[str] = []
+    features: list[models.Array] = []
+
+    def decode(name: str) -> list[tuple[str, models.Array, models.Array]]:
+        windows = models.samples(read(job.source, name))
+        own = segment_ids(name, segments[name])
+        return [
+            (one, log_mel(window, models.real_mel_frames(window)), window)
+            for one, window in zip(own, windows, strict=True)
+        ]
+
+    def forward(batch: list[tuple[str, models.Array, models.Array]]) -> None:
+        watch.lap("decode")
+        frames_BTD = models.whisper_frames(model, np.stack([mel for _, mel, _ in batch]))
+        features.append(models.mean_and_spread(frames_BTD, [window for _, _, window in batch]))
+        done_ids.extend(name for name, _, _ in batch)
+        watch.lap("model")
+
+    with ThreadPoolExecutor(job.cores) as pool:
+        for found in _ahead(pool, decode, ids, 4 * job.cores):
+            for clip in found:
+                length = clip[1].shape[1]
+                waiting.setdefault(length, []).append(clip)
+                if (len(waiting[length]) + 1) * length > FORWARD_MEL_FRAMES:
+                    forward(waiting.pop(length))
+        for batch in waiting.values():
+            forward(batch)
+    write_features(job, done_ids, np.concatenate(features))
+    watch.lap("write")
+    write_outcome(job, watch.outcome(ready))
+
+
+def _cached(job: Job) -> None:
+    """A linear projection of every cached feature, straight from the collection's Parquet files."""
+    import pyarrow.parquet as pq
+    from safetensors.numpy import load_file
+
+    assert job.collection is not None, job
+    assert job.space is not None, job
+    weights = load_file(job.space.parent / "text.safetensors")
+    # (x - mean) / scale is folded into the matrix
+    matrix = weights["map.weight"] / weights["scale"]
+    bias = weights["map.bias"] - matrix @ weights["mean"]
+    ready, watch = time.time(), Stopwatch()
+    ids: list[str] = []
+    vectors = []
+    for file in sorted(job.collection.glob("features/*/*.parquet")):
+        table = pq.read_table(file, columns=["id", "feature"])
+        column = table["feature"].combine_chunks()
+        features_ND = column.flatten().to_numpy().reshape(len(column), -1).astype(np.float32)
+        ids += table["id"].to_pylist()
+        watch.lap("decode")
+        projected_NK = features_ND @ matrix.T + bias
+        vectors.append(projected_NK / np.linalg.norm(projected_NK, axis=1, keepdims=True))
+        watch.lap("model")
+    write_features(job, ids, np.concatenate(vectors))
+    watch.lap("write")
+    write_outcome(job, watch.outcome(ready))
+
+
+if __name__ == "__main__":
+    main(run)
