@@ -21,10 +21,14 @@ Data flows top to bottom:
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from batchproj.search import Collection
+
+# read when transformers is imported: with the package `kernels` it would fetch compiled code for some models
+os.environ.setdefault("USE_HUB_KERNELS", "NO")
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "open"]

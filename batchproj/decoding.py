@@ -5,7 +5,7 @@ Texts are read by the threads here; whatever a library parses goes to decoder pr
 
 from __future__ import annotations
 
-import tempfile
+import os
 import threading
 import weakref
 from collections import deque
@@ -102,7 +102,7 @@ class Decoded:
 
 class Decoding:
     """Decodes units of one modality; `modality` and `spec` are None where there is no encoder: then it only finds out
-    what items are. Keeps its processes from unit to unit."""
+    what items are. Keeps its processes from unit to unit, of which it does one at a time."""
 
     def __init__(
         self,
@@ -116,14 +116,9 @@ class Decoding:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
-        turns = tempfile.TemporaryFile()  # noqa: SIM115 - closed with this object
+        turns = os.fdopen(os.memfd_create("turns"), "wb")  # a folder of temporary files may be one that takes no locks
         weakref.finalize(self, turns.close)
         self._processes = [DecoderProcess(work, turns) for _ in range(threads)]
-
-    def close(self) -> None:
-        """End its processes."""
-        for process in self._processes:
-            process.close()
 
     def ahead(self, items: list[Fetched], known: pa.Table | None) -> Iterator[Decoded]:
         """Pieces of items, in order, never more than a few ahead of the one who asks.
@@ -212,7 +207,8 @@ class _Queue:
     def pass_by(self, number: int) -> None:
         """This item waits no longer."""
         with self._changed:
-            self._passed.add(number)
+            if number >= self._turn:
+                self._passed.add(number)
             while self._turn in self._passed:
                 self._passed.remove(self._turn)
                 self._turn += 1

@@ -65,6 +65,11 @@ def refuse_foreign_code(folder: Path) -> None:
                 f"{folder}/config.json asks for the attention code {asked!r}, which may be fetched from the hub and "
                 "run: take the field out, transformers' own is used then"
             )
+    if "quantization_config" in config:
+        raise SpaceError(
+            f"the weights in {folder} are quantised, which takes code of other packages or of the hub: take the model "
+            "in full precision"
+        )
 
 
 def _attention_asked_for(config: dict[str, Any]) -> Iterator[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -65,6 +66,13 @@ class Hit:
         return {name: value for name, value in asdict(self).items() if name != "metadata"}
 
 
+class _OfThread(threading.local):
+    """What one thread decodes its queries with: a `Decoding` does one at a time."""
+
+    def __init__(self) -> None:
+        self.decodings: dict[Modality, Decoding] = {}
+
+
 class Collection:
     """A collection as it was when opened: the run that was live then, whatever happens beside it."""
 
@@ -74,7 +82,7 @@ class Collection:
         self._threads = threads
         self._embedders: dict[Modality, Embedder] = {}
         self._bridges: dict[str, Embedder] = {}
-        self._decodings: dict[Modality, Decoding] = {}
+        self._of_thread = _OfThread()
         found = open_live(self._folder)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
@@ -198,12 +206,13 @@ class Collection:
         if modality is Modality.TEXT:
             yield from (piece.segments for piece in decode_pieces(value.encode(), modality, embedder.spec, Limits()))
             return
-        if modality not in self._decodings:
+        decodings = self._of_thread.decodings
+        if modality not in decodings:
             told = (modality, embedder.spec, frozenset(Modality), Limits(), 1, PIECE)
-            self._decodings[modality] = Decoding(*told)
+            decodings[modality] = Decoding(*told)
         data, name = _read_query(value, modality)
         query = Fetched("query", value, None, "", data, "query", name)
-        for decoded in self._decodings[modality].ahead([query], None):
+        for decoded in decodings[modality].ahead([query], None):
             if decoded.fault is not None:
                 raise decoded.fault
             if (found := decoded.item.modality) is not modality:

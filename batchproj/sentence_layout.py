@@ -94,13 +94,20 @@ def read_layout(folder: Path, pooling: Pooling | None) -> SentenceLayout | None:
     if kinds[:2] != ["Transformer", "Pooling"] or set(inner) - {"Dense"}:
         expected = "Transformer, Pooling, Dense, Normalize"
         raise SpaceError(f"{folder} is made of {', '.join(kinds)}: {expected} were expected")
-    paths = [folder / str(module.get("path")) for module in modules]
+    paths = [_inside(folder, str(module.get("path"))) for module in modules]
     return SentenceLayout(
         pooling or _pooling(paths[1] / "config.json"),
         tuple(_dense(path) for path in paths[2 : 2 + len(inner)]),
         normalize,
         read_json(paths[1] / "config.json").get("include_prompt", True) is not False,
     )
+
+
+def _inside(folder: Path, named: str) -> Path:
+    """A folder of the model's: what lies elsewhere is in no digest and in no fingerprint."""
+    if Path(named).is_absolute() or ".." in Path(named).parts:
+        raise SpaceError(f"{folder}/modules.json names '{named}', which is not in the model's folder: put it there")
+    return folder / named
 
 
 def stated_prompts(folder: Path) -> dict[str, str]:

@@ -13,10 +13,9 @@ import pytest
 import soundfile
 from films import film, seconds_of
 from PIL import Image
-from whole_item import decode
+from whole_item import decode, sniff
 
 from batchproj.decode.limits import Limits
-from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, TextSpec, VideoSpec
 from batchproj.schema import Modality, Reason

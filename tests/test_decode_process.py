@@ -143,10 +143,25 @@ def test_sound_of_many_channels_is_the_mean_of_them(layout: str, channels: int) 
 
 def test_one_process_for_many_items() -> None:
     decoder = DecoderProcess(work(Modality.IMAGE))
-    assert decoder.pid is None
-    pids = {decoder.pid for _ in range(3) for _ in decoder.pieces(PNG)}
+    assert decoder._child is None
+    pids = {pid_of(decoder) for _ in range(3) for _ in decoder.pieces(PNG)}
     assert len(pids) == 1
     assert pids != {os.getpid()}
+
+
+def pid_of(decoder: DecoderProcess) -> int:
+    assert decoder._child is not None
+    return decoder._child.process.pid
+
+
+def test_the_rest_of_an_answer_that_somebody_keeps_is_given_to_nobody_else() -> None:
+    """As the traceback of an interrupted query keeps it."""
+    decoder = DecoderProcess(work(Modality.AUDIO, piece=PieceSize(segments=1)))
+    kept = decoder.pieces(wave(30))
+    next(kept)
+    assert outcome(decoder.pieces(wave(2))) == outcome(decode_pieces(wave(2), Modality.AUDIO, AUDIO, Limits()))
+    kept.close()
+    assert outcome(decoder.pieces(wave(1))) == outcome(decode_pieces(wave(1), Modality.AUDIO, AUDIO, Limits()))
 
 
 def test_nothing_is_left_of_items_that_nobody_wants_the_rest_of() -> None:
@@ -225,7 +240,7 @@ process.PROGRAM = "poisoned_child"
 from test_decode_process import *
 decoder = DecoderProcess(work(Modality.IMAGE, Limits(decode_s=0.2)))
 list(decoder.pieces(PNG))
-print(decoder.pid, flush=True)
+print(pid_of(decoder), flush=True)
 list(decoder.pieces(PNG + b"!hang"))
 """
 
@@ -288,7 +303,7 @@ def test_a_unit_given_up_leaves_nothing_waiting(poisoned: list[int]) -> None:
 def resident_mib(decoding: Decoding) -> int:
     """Of its decoders together, as they are now."""
     total = 0
-    for pid in [decoder.pid for decoder in decoding._processes if decoder.pid]:
+    for pid in [pid_of(decoder) for decoder in decoding._processes if decoder._child]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, IndexError):
             total += int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
     return total // 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,16 @@ def test_a_picture_finds_the_place_in_the_video(corpus: Path, collection: Path) 
         assert len(hits) == 6
         assert (hits[0]["pair"], hits[0]["segment"], hits[0]["start"], hits[0]["end"]) == (f"{name}/{name}", 1, 4, 8)
         assert hits[0]["score"] > 0.99
+
+
+def test_many_threads_may_ask_one_collection(corpus: Path, collection: Path) -> None:
+    opened = batchproj.open(str(collection))
+    opened.embedder(Modality.IMAGE)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [name for _ in range(6) for name in PLACES]
+        queries = [corpus / name / f"{name}.png" for name in asked]
+        found = list(pool.map(lambda query: opened.search(image=query, modality="video", k=1)[0].pair, queries))
+    assert found == [f"{name}/{name}" for name in asked]
 
 
 def test_a_video_finds_what_is_like_it(corpus: Path, collection: Path, tmp_path: Path) -> None:

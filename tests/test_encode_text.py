@@ -183,6 +183,10 @@ def test_sentence_transformers_files_decide_and_fields_override(tiny: Path, tmp_
     with pytest.raises(SpaceError, match="is not one of mean, cls, lasttoken: set pooling"):
         described()
     assert described(pooling="mean")["pooling"] == "mean"
+    for elsewhere in ("../1_Pooling", "/1_Pooling"):
+        (folder / "modules.json").write_text(json.dumps([modules[0], {**modules[1], "path": elsewhere}]))
+        with pytest.raises(SpaceError, match=f"names '{elsewhere}', which is not in the model's folder"):
+            described()
     modules[2]["type"] = "sentence_transformers.models.CNN"
     (folder / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(SpaceError, match="made of Transformer, Pooling, CNN"):

@@ -73,10 +73,6 @@ class Decoders:
         piece = PieceSize(segments=16)
         self._of = {each: Decoding(each, SPECS[each], everything, LIMITS, 2, piece) for each in Modality}
 
-    def close(self) -> None:
-        for decoding in self._of.values():
-            decoding.close()
-
     def outcomes(self, files: dict[str, tuple[str, bytes]]) -> dict[str, Outcome]:
         """By the items' ids; every item gets exactly one."""
         found: dict[str, Outcome] = {}
@@ -177,7 +173,6 @@ def check_media(numbers: range, monkeypatch: pytest.MonkeyPatch) -> None:
         differing = {n: (files[n][0], found[n], again[n]) for n in files if found[n] != again[n]}
         assert not differing, differing
         deadly += sum(bool(each.fault and _DEADLY.search(each.fault[1])) for each in found.values())
-    decoders.close()
     assert deadly <= 1 + len(numbers) / 500
     assert len(started) <= 2 * len(Modality) + 2 * 2 * deadly  # each item kills two, and was tried twice
     assert len(started) >= 2 * 3  # nothing of it was decoded here
@@ -233,6 +228,5 @@ def test_most_kinds_survive_some_damage_and_none_survives_all() -> None:
     files = {str(number): case(number) for number in range(6 * len(names))}
     embedded = {files[item][0] for item, each in decoders.outcomes(files).items() if each.fault is None}
     untouched = decoders.outcomes({name: (name, data) for name, data in media().items()})
-    decoders.close()
     assert len(embedded) > len(names) / 2
     assert {name for name, each in untouched.items() if each.fault} == {"page.jpg", "drawing.svg", "only_sound.mp4"}

@@ -17,11 +17,10 @@ import soundfile
 from hostile import RATE, archive, drawn, png, saved, zeros_png
 from long_item import peak_mib
 from PIL import Image
-from whole_item import decode
+from whole_item import decode, sniff
 
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
-from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, ImageSpec
 from batchproj.recipe import Recipe

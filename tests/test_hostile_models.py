@@ -209,6 +209,16 @@ def test_attention_code_of_the_hub_is_not_fetched(saved: Callable[[str, Path], P
     load("clip", folder)
 
 
+def test_compiled_code_of_the_hub_is_not_fetched(saved: Callable[[str, Path], Path], tmp_path: Path) -> None:
+    from transformers.integrations import hub_kernels
+
+    assert not hub_kernels._kernels_enabled
+    folder = saved("clip", tmp_path / "m")
+    changed(folder / "config.json", quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(SpaceError, match="quantised"):
+        load("clip", folder)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [

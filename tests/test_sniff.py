@@ -13,10 +13,10 @@ import pytest
 import soundfile
 from av.stream import Disposition
 from PIL import Image
+from whole_item import sniff
 
 from batchproj.decode.container import demuxer
 from batchproj.decode.extensions import hint
-from batchproj.decode.sniff import sniff
 from batchproj.errors import ItemFault
 from batchproj.schema import Modality, Reason
 

@@ -66,12 +66,8 @@ class DecoderProcess:
         """`turns` is a file that it shares with the processes beside it, if there are any; see `decode.turns`."""
         self._work, self._turns = work, turns
         self._child: _Child | None = None
+        self._is_asked = False
         self._end: weakref.finalize[..., DecoderProcess] | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """Of the process, if there is one now."""
-        return self._child.process.pid if self._child else None
 
     def look(self, data: bytes) -> Modality:
         """What `look_inside` finds in a container, and the faults it raises; with DECODER_CRASHED."""
@@ -87,7 +83,7 @@ class DecoderProcess:
         """End the process; another one is started if there is more to do."""
         if self._end is not None:
             self._end()
-        self._child = None
+        self._child, self._is_asked = None, False
 
     def _started(self) -> _Child:
         if self._child is None:
@@ -110,8 +106,10 @@ class DecoderProcess:
                     raise ItemFault(died.reason, str(died)) from None
 
     def _ask(self, job: bytes, data: bytes) -> Iterator[dict[str, Any]]:
+        if self._is_asked:  # somebody keeps the rest of another answer, which he must not be given instead
+            self.close()
         child = self._started()
-        finished = False
+        self._is_asked, finished = True, False
         try:
             child.connection.send_bytes(job)
             child.connection.send_bytes(data)
@@ -133,8 +131,10 @@ class DecoderProcess:
             self.close()
             raise _Died(_cause(status, self._work, len(data))) from None
         finally:
-            if not finished and self._child is child:
-                self.close()  # in the middle of an answer, of which nobody wants the rest
+            if self._child is child:
+                self._is_asked = False
+                if not finished:
+                    self.close()  # in the middle of an answer, of which nobody wants the rest
 
 
 def _start(work: Work, turns: IO[bytes] | None) -> _Child:

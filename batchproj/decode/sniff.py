@@ -74,7 +74,7 @@ _OURS = frozenset(
 )
 
 
-def sniff(data: bytes, name: str) -> Modality:
+def from_outside(data: bytes, name: str) -> Modality | None:
     """Modality of the content; `data` is the whole file.
 
     Content wins over the name: a PNG called `.txt` is an image. The name decides only what content
@@ -82,14 +82,10 @@ def sniff(data: bytes, name: str) -> Modality:
     are neither text nor known are CORRUPT under a medium's name, TEXT under a text's (decode then
     says which byte is wrong), UNKNOWN_TYPE otherwise.
 
-    Raises ItemFault: EMPTY, UNKNOWN_TYPE, WRONG_TYPE, UNSUPPORTED_FORMAT, INVALID_UTF8 (UTF-16),
-    CORRUPT or TRUNCATED (a container that does not open).
+    None is for a container that must be opened: `look_inside`, which a decoder process does.
+
+    Raises ItemFault: EMPTY, UNKNOWN_TYPE, WRONG_TYPE, UNSUPPORTED_FORMAT, INVALID_UTF8 (UTF-16), CORRUPT.
     """
-    return from_outside(data, name) or look_inside(data)
-
-
-def from_outside(data: bytes, name: str) -> Modality | None:
-    """The same, by our own look at the bytes alone; None for a container that must be opened."""
     if not data:
         raise ItemFault(Reason.EMPTY, "0 bytes")
     expected = hint(name)

@@ -7,6 +7,9 @@ shared, as outside a decoder process, nobody waits.
 from __future__ import annotations
 
 import fcntl
+import signal
+
+from batchproj.errors import BatchprojError
 
 LARGE_PIXELS = 16_000_000
 
@@ -20,9 +23,17 @@ def share(file: int | None = None) -> None:
 
 
 def wait_if_large(size: tuple[int, int]) -> None:
-    """Before pixels of so large a picture are allocated; the turn is kept until `end`."""
-    if _shared is not None and size[0] * size[1] > LARGE_PIXELS:
+    """Before pixels of so large a picture are allocated; the turn is kept until `end`, and to wait takes none of the
+    item's time. Raises BatchprojError where files cannot be locked."""
+    if _shared is None or size[0] * size[1] <= LARGE_PIXELS:
+        return
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
         fcntl.lockf(_shared, fcntl.LOCK_EX)
+    except OSError as error:
+        raise BatchprojError(f"decoders cannot take turns, as a file cannot be locked here: {error}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
 
 
 def end() -> None:
