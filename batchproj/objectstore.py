@@ -247,8 +247,10 @@ def _list_local(root: str) -> Iterator[list[_Row]]:
                     continue
                 try:
                     info = entry.stat()
-                except FileNotFoundError:
-                    continue  # removed meanwhile, or a link to nothing
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP):
+                        raise
+                    continue  # removed meanwhile, or a link to nothing, or to itself
                 if stat_mode.S_ISREG(info.st_mode):  # no sockets, pipes, devices or links to folders
                     page.append((entry.path, info.st_size, f"{info.st_size}-{info.st_mtime_ns}"))
                 if len(page) >= LIST_PAGE:

@@ -300,6 +300,11 @@ def test_baseline_jpeg_may_exceed_the_limit_that_others_obey():
     assert fault(encoded(Image.fromarray(smooth(321, 240)), "JPEG"), limits).reason is Reason.TOO_LARGE
 
 
+def test_the_limit_is_of_the_picture_and_not_of_what_it_is_resized_to():
+    tiny = encoded(Image.new("L", (8, 8)), "PNG")
+    assert pixels(tiny, ImageSpec(224, 224, 224), Limits(image_pixels=64)).shape == (224, 224, 3)
+
+
 def test_extreme_ratio_is_refused_before_it_is_resized():
     line = encoded(Image.new("L", (20_000, 1)), "PNG")
     refused = fault(line)

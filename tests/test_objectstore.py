@@ -122,6 +122,8 @@ def test_local_listing_skips_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "nothing.txt").symlink_to("missing.txt")
+    (tmp_path / "itself.txt").symlink_to("itself.txt")
     assert keys(str(tmp_path)) == ["a.txt"]
 
 

@@ -145,5 +145,6 @@ def parse_reason(name: str, option: str) -> Any:
     from batchproj.schema import Reason
 
     if name not in list(Reason):
-        raise typer.BadParameter(f"no '{name}'; expected one of {', '.join(Reason)}", param_hint=option)
+        known = ", ".join((*(["all"] if option == "--retry-quarantined" else []), *Reason))
+        raise typer.BadParameter(f"no '{name}'; expected one of {known}", param_hint=option)
     return Reason(name)

@@ -53,6 +53,7 @@ _DRAFT_REDUNDANCY = 2
 At 1 the final resize would see pixels already averaged by the DCT's box filter; from 2 on its own
 filter does the last halving, and a 1600 px photograph comes out within 1 grey level on average.
 """
+_RESIZED_PIXELS = 64_000_000
 _ORIENTATION_TAG = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,7 +82,7 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
     image = _open(data, limits)
     full = image.size
     check_ratio(full, limits, "picture")
-    check_resized(full, spec, limits)
+    check_resized(full, spec)
     if isinstance(image, JpegImageFile):
         _reduce(image, spec, limits)
     check_pixels(image.size, limits.image_pixels, "picture")
@@ -99,9 +100,9 @@ def fitted(picture: Image.Image, full: tuple[int, int], spec: ImageSpec) -> npt.
     return np.array(_centre(resized, spec))
 
 
-def check_resized(full: tuple[int, int], spec: ImageSpec, limits: Limits) -> None:
+def check_resized(full: tuple[int, int], spec: ImageSpec) -> None:
     """Raise TOO_LARGE where a picture is so narrow that it would be resized, before the crop, to too many pixels."""
-    check_pixels(_resized_size(full, spec), limits.image_pixels, "resized picture")
+    check_pixels(_resized_size(full, spec), _RESIZED_PIXELS, "resized picture")
 
 
 def check_ratio(size: tuple[int, int], limits: Limits, what: str) -> None:

@@ -82,7 +82,7 @@ def _picture(frame: VideoFrame, aspect: float, spec: ImageSpec, limits: Limits) 
     if turn in _SWAPS_EDGES:
         full = full[::-1]
     check_ratio(full, limits, "video frame")
-    check_resized(full, spec, limits)
+    check_resized(full, spec)
     image = Image.fromarray(rgb(frame))
     return fitted(image if turn is None else image.transpose(turn), full, spec)
 
