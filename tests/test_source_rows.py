@@ -129,6 +129,9 @@ def test_other_roots_are_declared_by_the_recipe(tmp_path: Path, tiny_space: Path
     refused = command("embed", source, tmp_path / "c")
     assert refused.returncode == 2
     assert "1 rows name objects that are gone or below no root of the recipe" in " ".join(refused.stderr.split())
+    write(source, [{"uri": "https://h/0.png?sig=x"}])  # what was no secret to an older version may be one now
+    refused = command("embed", source, tmp_path / "c", "--recipe", recipe)
+    assert (refused.returncode, "or are bad_row now" in " ".join(refused.stderr.split())) == (2, True)
     assert live_rows(tmp_path / "c").num_rows == 1
     report = run(source, tmp_path / "c", tiny_space, Options(OPTIONS.recipe, allow_mass_delete=True))
     assert (report.quarantined, report.rows) == (1, 0)
