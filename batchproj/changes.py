@@ -150,4 +150,5 @@ def mass_delete(counts: Counts, live: Snapshot | None) -> str | None:
         vanished += f", {counts.sound_tracks:,} sound tracks among them (a recipe with sound_tracks lists those)"
     if counts.faulty:
         vanished += f", and {counts.faulty:,} rows name objects that are gone or below no root of the recipe"
+        vanished += ", or are bad_row now"
     return f"{vanished}; nothing was deleted; if that is meant, run again with --allow-mass-delete"

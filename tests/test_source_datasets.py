@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lance
 import pyarrow as pa
@@ -16,10 +18,11 @@ from runs import live_rows
 from table_files import listed, picture, quarantined, words
 
 from batchproj.embed import Options
-from batchproj.errors import SourceError
+from batchproj.errors import BatchprojError, SourceError, TryLater
 from batchproj.explain import explain
 from batchproj.objectstore import Folder
 from batchproj.source import arrow, reading
+from batchproj.source import lance as source_lance
 from batchproj.source.place import parse_place
 from batchproj.verify import verify
 
@@ -157,6 +160,43 @@ def test_a_damaged_lance_table_ends_its_reader_alone(tmp_path: Path) -> None:
             listed(tmp_path / "t.lance")
         file.write_bytes(sound[file])
     assert len(listed(tmp_path / "t.lance")) == 2
+
+
+@pytest.mark.parametrize(
+    ("ended", "raised", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", TryLater, "was ended by SIGKILL, perhaps for want of memory; run"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", TryLater, "was ended by SIGTERM; run"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", SourceError, "it is damaged, and Lance ends with SIGSEGV; write it"),
+        ("import no_such_module", BatchprojError, "exit code 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("print('x' * 100_000, file=sys.stderr); sys.exit(3)", BatchprojError, "exit code 3: x{200}$"),
+    ],
+)
+def test_a_table_is_called_damaged_only_if_it_is(
+    ended: str, raised: type[BatchprojError], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lister_that_ends.py").write_text(f"import os, signal, sys\n{ended}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(source_lance, "_PROGRAM", "lister_that_ends")
+    with pytest.raises(BatchprojError, match=f"t.lance.*{said}") as found:
+        source_lance.listed("file:///t.lance")
+    assert type(found.value) is raised
+
+
+def test_who_stops_half_way_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+    start = subprocess.Popen
+
+    def noted(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
+        begun.append(start(*given, **named))
+        return begun[-1]
+
+    monkeypatch.setattr(source_lance.subprocess, "Popen", noted)
+    lance.write_dataset(pa.table({"text": ["w" * 1_000] * 5_000}), tmp_path / "t.lance")
+    rows = source_lance.records(source_lance.listed(f"file://{tmp_path}/t.lance"))
+    next(rows)
+    rows.close()  # type: ignore[attr-defined]
+    assert [process.returncode is None for process in begun] == [False, False]
 
 
 def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:

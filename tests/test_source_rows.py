@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from batchproj import objectstore
 from batchproj.embed import Options
 from batchproj.errors import ItemFault, SourceError, UsageError
 from batchproj.explain import explain
+from batchproj.schema import Reason
 from batchproj.source import csv, jsonl, pinned, reading
 from batchproj.source.listing import Seal, list_items
 from batchproj.source.roots import Roots
@@ -106,6 +108,56 @@ def test_a_link_that_is_put_in_the_way_after_the_listing_is_not_followed(swapped
     assert str(read) == "changed: a link is in its path since it was listed"
 
 
+@pytest.mark.parametrize("name", ["a/" * 500_000, "https://h/" + "?" * 500_000, "x" * 8_193])
+def test_a_name_that_no_object_has_is_refused_unseen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchproj.source.roots.masked", None)
+    monkeypatch.setattr("batchproj.source.roots.has_credentials", None)
+    with pytest.raises(ItemFault) as found:
+        Roots("file:///t", (), "file:///c").resolve(name)
+    assert found.value.reason is Reason.BAD_ROW
+    assert found.value.detail == f"the uri has {len(name):,} characters, expected at most 8,192"
+
+
+def test_what_is_wrong_with_a_row_is_told_in_few_words(tmp_path: Path) -> None:
+    long = ["n" * 8_000, "n/" * 4_000, "../" + "n" * 8_000, "s3://a:b@" + "n" * 8_000, "/" + "n" * 200_000]
+    lines = [json.dumps({"uri": uri}) for uri in long]
+    twice = json.dumps("n" * 10_000)
+    lines.append(f"{{{twice}: 1, {twice}: 2}}")
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    faults = reading.read_items(listed(tmp_path / "t.jsonl"), 1000, 2)
+    for fault in faults:
+        assert isinstance(fault, ItemFault)
+        assert len(fault.detail) <= 300
+    ends = [str(fault)[-25:] for fault in faults]
+    assert [end.rpartition(" ")[2] for end in ends[2:]] == ["it", "out", "8,192", "twice"]
+
+
+def test_real_paths_are_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network's file system each costs as many requests as a path has parts."""
+    for number in range(4):
+        (tmp_path / f"s/{number}.txt").parent.mkdir(exist_ok=True)
+        (tmp_path / f"s/{number}.txt").write_text("w1")
+    write(tmp_path / "s/t.csv", [{"uri": f"{number}.txt"} for number in range(4)])
+    asked: Counter[str] = Counter()
+    real = os.path.realpath
+
+    def counted(path: str) -> str:
+        asked[path] += 1
+        return real(path)
+
+    monkeypatch.setattr("batchproj.source.roots.os.path.realpath", counted)
+    assert len(listed(tmp_path / "s/t.csv")) == 4
+    assert set(asked.values()) == {1}
+
+
+def test_a_key_that_is_there_twice_is_found_at_once() -> None:
+    pairs = [(str(number), 0) for number in range(300_000)]
+    begun = time.process_time()
+    with pytest.raises(ValueError, match="key '299999' is there twice"):
+        jsonl._unambiguous([*pairs, pairs[-1]])
+    assert time.process_time() - begun < 5
+
+
 def test_links_inside_the_roots_are_followed(tmp_path: Path) -> None:
     (tmp_path / "disk/real").mkdir(parents=True)
     (tmp_path / "disk/real/o.txt").write_text("w1")
@@ -129,6 +181,9 @@ def test_other_roots_are_declared_by_the_recipe(tmp_path: Path, tiny_space: Path
     refused = command("embed", source, tmp_path / "c")
     assert refused.returncode == 2
     assert "1 rows name objects that are gone or below no root of the recipe" in " ".join(refused.stderr.split())
+    write(source, [{"uri": "https://h/0.png?sig=x"}])  # what was no secret to an older version may be one now
+    refused = command("embed", source, tmp_path / "c", "--recipe", recipe)
+    assert (refused.returncode, "or are bad_row now" in " ".join(refused.stderr.split())) == (2, True)
     assert live_rows(tmp_path / "c").num_rows == 1
     report = run(source, tmp_path / "c", tiny_space, Options(OPTIONS.recipe, allow_mass_delete=True))
     assert (report.quarantined, report.rows) == (1, 0)
@@ -240,7 +295,7 @@ def test_a_row_in_quarantine_takes_its_new_metadata_along(tmp_path: Path, tiny_s
 
 
 def test_the_whole_disk_may_be_a_root() -> None:
-    assert Roots("s3://b/t", ["/"], "file:///c").resolve("/etc/hosts") == "file:///etc/hosts"
+    assert Roots("s3://b/t", ["/"], "file:///c").resolve("/etc/hosts").uri == "file:///etc/hosts"
     with pytest.raises(ItemFault):
         Roots("s3://b/t", ["/"], "file:///c").resolve("s3://other/x")
 

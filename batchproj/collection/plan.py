@@ -80,14 +80,15 @@ CREATE TABLE gone AS SELECT item, size, source_version, status FROM manifest ANT
 
 LISTED = "m.item, m.uri, m.key, m.pair, m.size, m.source_version, m.metadata, m.place"
 
+_LOST_REASONS = (Reason.MISSING, Reason.OUTSIDE_ROOTS, Reason.BAD_ROW)
+
 _LOST = f"""
 SELECT (SELECT count(*) FROM gone),
     (SELECT count(*) FROM gone JOIN manifest m USING (item) WHERE EXISTS (FROM forgotten) AND {_FORGOTTEN}),
     (SELECT count(*) FROM gone JOIN manifest m USING (item) WHERE starts_with(m.place, '["{SOUND_TRACK}",')),
     (SELECT count(*) FROM plan p JOIN manifest m USING (item)
     WHERE p.action = 'changed' AND m.status = 'embedded'
-        AND (starts_with(p.place, '{beginning(Reason.MISSING)}')
-            OR starts_with(p.place, '{beginning(Reason.OUTSIDE_ROOTS)}')))
+        AND ({" OR ".join(f"starts_with(p.place, '{beginning(reason)}')" for reason in _LOST_REASONS)}))
 """
 
 TRANSIENT = (Reason.FORBIDDEN, Reason.CHANGED)
@@ -148,7 +149,7 @@ class Counts:
     `encode` are unchanged ones under a new encoder, `retry` quarantined ones that may have another outcome now, or
     were asked for. Of the `deleted`, `moved` counts those whose size and version a new object has, `forgotten` those
     that a marker keeps out, `sound_tracks` those that are sound tracks. `faulty` are those of the `changed` that are
-    embedded and whose row in a table now names nothing that is there or may be opened.
+    embedded and whose row in a table now is bad, or names nothing that is there or may be opened.
     """
 
     new: int = 0

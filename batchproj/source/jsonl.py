@@ -48,8 +48,9 @@ def _parsed(line: bytes, number: int) -> dict[str, Any] | ItemFault:
 
 def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Of two values under one key every reader takes another one."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    found: dict[str, Any] = {}
+    for name, each in pairs:
+        if name in found:
+            raise ValueError(f"key {name!r} is there twice")
+        found[name] = each
     return found

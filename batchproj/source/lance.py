@@ -19,10 +19,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -34,6 +35,10 @@ from batchproj.source.record import UNREADABLE, Record, pick, said, values_of
 
 BATCH_ROWS = 256
 _PROGRAM = "batchproj.source.lance"
+_DAMAGE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
+"""What a process dies of by itself."""
+
+_LAST_BYTES = 4_096
 _ERRORS = {each.__name__: each for each in (TryLater, UsageError, SourceError)}
 
 
@@ -48,8 +53,8 @@ def records(table: Listed) -> Iterator[Record]:
     """Raises SourceError if it is damaged."""
     version = int(table.version.split()[0])
     number = 0
-    with _damage(f"{table.uri} cannot be read"):
-        for answer in _answers(table.uri, version):
+    with _damage(f"{table.uri} cannot be read"), closing(_answers(table.uri, version)) as answers:
+        for answer in answers:
             for values in values_of(answer["batch"]):
                 number += 1
                 yield Record(number, (version, number - 1), values)
@@ -90,37 +95,61 @@ def _opened(uri: str, version: int | None) -> Any:
 # --- the process that lists --------------------------------------------------------------------
 
 
-def _answers(uri: str, version: int | None) -> Iterator[dict[str, Any]]:
-    ours, theirs = Pipe()
+def _answers(uri: str, version: int | None) -> Generator[dict[str, Any]]:
+    """Raises SourceError if the table ends the process, TryLater if somebody else did, BatchprojError if it is broken.
+
+    The process is gone when this generator is, exhausted or closed.
+    """
     asked = json.dumps({"uri": uri, "version": version, "patience_s": patience_s()})
-    path = os.pathsep.join(path for path in sys.path if path)
-    with ours:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
-            env={**os.environ, "PYTHONPATH": path},
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # Lance tells there where in its code it gave up
-        )
-        theirs.close()
+    with _lister() as (process, connection, told):
         try:
-            ours.send_bytes(asked.encode())
-            while "end" not in (answer := json.loads(ours.recv_bytes())):
+            connection.send_bytes(asked.encode())
+            while "end" not in (answer := json.loads(connection.recv_bytes())):
                 if "error" in answer:
                     name, text = answer["error"]
                     raise _ERRORS.get(name, BatchprojError)(text)
                 if "batch" in answer:
-                    (answer["batch"],) = pa.ipc.open_stream(ours.recv_bytes())
+                    (answer["batch"],) = pa.ipc.open_stream(connection.recv_bytes())
                 yield answer
         except (EOFError, ConnectionError):
-            status = process.wait()
-            how = signal.Signals(-status).name if status < 0 else f"exit code {status}"
-            raise SourceError(
-                f"{uri} cannot be read: it is damaged, and Lance ends with {how}; write it again"
-            ) from None
+            raise _death(uri, process.wait(), told) from None
+
+
+@contextmanager
+def _lister() -> Iterator[tuple[subprocess.Popen[bytes], Connection[Any, Any], IO[bytes]]]:
+    """The process, the connection to it, and what it wrote to its stderr."""
+    with ExitStack() as held:
+        try:
+            told = held.enter_context(tempfile.TemporaryFile())
+            ours, theirs = map(held.enter_context, Pipe())
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", _PROGRAM, str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stderr=told,
+            )
+        except OSError as error:
+            raise TryLater(f"cannot start the process that lists: {error}; run the same command again") from error
+        theirs.close()
+        try:
+            yield process, ours, told
         finally:
             process.kill()
             process.wait()
+
+
+def _death(uri: str, status: int, told: IO[bytes]) -> BatchprojError:
+    """What to raise for a process that ended with this status in place of an answer."""
+    if status >= 0:
+        told.seek(max(0, told.seek(0, os.SEEK_END) - _LAST_BYTES))
+        last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
+        return BatchprojError(f"the process that lists {uri} ended with exit code {status}: {last[:200]}")
+    name = signal.Signals(-status).name
+    if -status in _DAMAGE:
+        return SourceError(f"{uri} cannot be read: it is damaged, and Lance ends with {name}; write it again")
+    hint = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
+    return TryLater(f"the process that lists {uri} was ended by {name}{hint}; run the same command again")
 
 
 def main(socket: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from batchproj.credentials import has_credentials, masked
@@ -12,7 +13,20 @@ from batchproj.errors import ItemFault
 from batchproj.objectstore import canonical
 from batchproj.schema import Reason
 
+URI_CHARS = 8_192
+"""No store has longer names: S3's end at 1,024 bytes, paths at 4,096. A longer `uri` of a row is not looked into."""
+
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")
+
+
+class Target(NamedTuple):
+    """What a row names: `real` is where links on the way of a local `uri` lead, None without any.
+
+    What may be opened is `real` if there is one, over no further link: that is what was checked.
+    """
+
+    uri: str
+    real: str | None
 
 
 class Roots:
@@ -27,13 +41,18 @@ class Roots:
         roots = (folder, *map(canonical, declared))
         self._roots = [root if root == "file:///" else f"{root.rstrip('/')}/" for root in roots]
         self._exclude = exclude.rstrip("/") + "/"
+        # the operator's own folders, so asked for once; what a row names is followed anew each time
+        self._real_roots = tuple(_real_folder(root) for root in self._roots if _is_local(root))
+        self._real_exclude = _real_folder(self._exclude) if _is_local(self._exclude) else None
 
-    def resolve(self, value: str) -> str:
+    def resolve(self, value: str) -> Target:
         """The canonical URI of what a row names, relative to the table's folder if it has no scheme.
 
-        Raises ItemFault OUTSIDE_ROOTS for whatever is not plainly below a root, whether it is there or not, and
-        BAD_ROW for a URL with a password, a token or a signature in it.
+        Raises ItemFault OUTSIDE_ROOTS for whatever is not plainly below a root, whether it is there or not or links
+        lead out, and BAD_ROW for a URL that is too long or has a password, a token or a signature in it.
         """
+        if len(value) > URI_CHARS:
+            raise ItemFault(Reason.BAD_ROW, f"the uri has {len(value):,} characters, expected at most {URI_CHARS:,}")
         uri = self._absolute(value)
         if has_credentials(uri):
             why = "has credentials in it, which would be kept in every table: take them out"
@@ -48,18 +67,11 @@ class Roots:
             raise _refused(value, f"it is not below {below}; declare `roots` in the recipe if it may be")
         if uri.startswith(self._exclude):
             raise _refused(value, "it is a part of the collection itself")
-        self.followed(uri)
-        return uri
+        return Target(uri, self._followed(uri) if _is_local(uri) else None)
 
-    def followed(self, uri: str) -> str | None:
-        """The URI of the file itself, where links on the way of a local one lead; None without any.
-
-        Raises ItemFault OUTSIDE_ROOTS where they lead out: what it gives may be opened, over no further link.
-        """
-        if not _is_local(uri):
-            return None
+    def _followed(self, uri: str) -> str | None:
         real = f"file://{_real(uri)}"
-        if not self._holds(real):
+        if not real.startswith(self._real_roots) or (self._real_exclude and real.startswith(self._real_exclude)):
             raise _refused(uri, "a link leads out of the roots")
         return None if real == uri else real
 
@@ -73,12 +85,6 @@ class Roots:
         scheme, rest = value.split("://", 1)
         return f"{'file' if scheme == 'local' else scheme.lower()}://{rest}"
 
-    def _holds(self, real: str) -> bool:
-        """Whether the URI of a local file, without links, is below a root and not in the collection."""
-        places = [f"file://{_real(root).rstrip('/')}/" for root in self._roots if _is_local(root)]
-        inside = f"file://{_real(self._exclude)}/" if _is_local(self._exclude) else None
-        return real.startswith(tuple(places)) and not (inside and real.startswith(inside))
-
 
 def _is_local(uri: str) -> bool:
     return uri.startswith("file://")
@@ -86,6 +92,11 @@ def _is_local(uri: str) -> bool:
 
 def _real(uri: str) -> str:
     return os.path.realpath(uri.removeprefix("file://"))
+
+
+def _real_folder(uri: str) -> str:
+    """How the URIs of what is in a local folder begin, without links."""
+    return f"file://{_real(uri).rstrip('/')}/"
 
 
 def _refused(value: str, why: str) -> ItemFault:

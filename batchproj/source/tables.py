@@ -48,6 +48,9 @@ _NAMES = {"text": "row.txt", "bytes": "row"}
 _NAMES_CHARS = 300
 """So many are shown of the names of columns, which may be anything."""
 
+_DETAIL_CHARS = 300
+"""So many are kept of what is wrong with a row."""
+
 _NAME_CHARS = 100
 """So many are kept of a name, from its end: the extension alone promises something."""
 
@@ -165,6 +168,9 @@ def _row(table: Table, record: Record) -> _Row:
 
 def _faulty(address: str, key: str, fault: ItemFault) -> _Row:
     version = _digest(str(fault))
+    if len(fault.detail) > _DETAIL_CHARS:  # a name in it is of any length; what is wrong stands before or behind it
+        half = _DETAIL_CHARS // 2
+        fault = ItemFault(fault.reason, f"{fault.detail[: half - 1]}…{fault.detail[-half:]}")
     return _Row(item_id(address), address, key, None, 0, version, None, fault_place(fault))
 
 
@@ -175,8 +181,7 @@ def _sound(table: Table, record: Record, values: dict[str, Any], address: str, k
     pair = None if pair is None else _plain_text("pair", pair)
     item = item_id(address)
     if form == "uri":
-        target = table.roots.resolve(value)
-        real = table.roots.followed(target)
+        target, real = table.roots.resolve(value)
         place = Place(OBJECT, (address,) if real is None else (address, real))
         pair = pair if "pair" in values else pair_key(target.removeprefix(f"{table.roots.folder}/"))
         return _Row(item, target, key, pair, 0, "", metadata, place, target)
