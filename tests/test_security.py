@@ -109,7 +109,15 @@ def test_a_row_opens_nothing_outside_its_roots(places: tuple[Path, Path], name: 
 
 def test_a_row_opens_what_is_below_its_root(places: tuple[Path, Path]) -> None:
     root, _ = places
-    for value in ("ok.txt", "sub/ok.txt", "round/sub/ok.txt", f"file://{root}/ok.txt", f"{root}/ok.txt"):
+    for value in (
+        "ok.txt",
+        "sub/ok.txt",
+        "./sub/ok.txt",
+        ".//./ok.txt",
+        "round/sub/ok.txt",
+        f"file://{root}/ok.txt",
+        f"{root}/ok.txt",
+    ):
         assert opened(value, root) == b"ok"
 
 

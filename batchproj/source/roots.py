@@ -16,6 +16,7 @@ from batchproj.schema import Reason
 URI_CHARS = 8_192
 """No store has longer names: S3's end at 1,024 bytes, paths at 4,096. A longer `uri` of a row is not looked into."""
 
+_HERE = re.compile(r"\A(\./+)+")
 _CONTROL = re.compile(r"[\0-\x1f\x7f]")
 
 
@@ -81,7 +82,8 @@ class Roots:
         if "://" in value and "::" in value.split("://", 1)[0]:
             raise _refused(value, "chained URLs are not opened")
         if "://" not in value:
-            return f"file://{value}" if value.startswith("/") else f"{self.folder}/{value}"
+            below = _HERE.sub("", value)
+            return f"file://{value}" if value.startswith("/") else f"{self.folder}/{below}"
         scheme, rest = value.split("://", 1)
         return f"{'file' if scheme == 'local' else scheme.lower()}://{rest}"
 
