@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from batchproj.forget import forget
 from batchproj.objectstore import Folder
 from batchproj.quarantine import quarantined
 from batchproj.recipe import Recipe, Units
-from batchproj.schema import ABOUT, Reason, quarantine_schema
+from batchproj.schema import ABOUT, About, Reason, quarantine_schema
 from batchproj.verify import verify
 
 
@@ -90,6 +91,13 @@ def test_attempts_count_the_runs_that_tried_this_version(
 def test_every_reason_is_explained() -> None:
     assert set(ABOUT) == set(Reason)
     assert all(about.meaning and about.remedy for about in ABOUT.values())
+
+
+def test_the_readme_explains_every_reason_in_the_same_words() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", readme.partition("## What cannot be used")[2], re.MULTILINE)
+    explained = {name: About(meaning, remedy) for name, meaning, remedy in rows if name in set(Reason)}
+    assert explained == ABOUT
 
 
 @pytest.fixture
