@@ -209,6 +209,17 @@ def test_what_is_asked_for_is_tried_again_and_costs_no_commit_in_vain(
     assert "no 'corupt'; expected one of empty, unknown_type" in " ".join(wrong.stderr.replace("│", "").split())
 
 
+def test_what_a_run_of_an_earlier_version_could_not_decode_is_tried_again_once(
+    with_bad_files: Path, tmp_path: Path, tiny_space: Path, reads: Counter[str]
+) -> None:
+    live = read_snapshot(Folder(str(with_bad_files)), "000001")
+    write_snapshot(Folder(str(with_bad_files)), live.model_copy(update={"decoders": {}}))
+    done = run(tmp_path / "s", with_bad_files, tiny_space)
+    assert (done.run, done.quarantined, len(reads)) == ("000002", 4, 4)
+    again = run(tmp_path / "s", with_bad_files, tiny_space)
+    assert (again.run, again.commit, reads.total()) == ("000002", None, 4)
+
+
 def test_another_decoder_tries_what_this_one_could_not_decode_once(
     with_bad_files: Path, tmp_path: Path, tiny_space: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
