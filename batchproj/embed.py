@@ -198,6 +198,7 @@ def _unchanged(counts: Counts, live: Snapshot | None, started: float) -> Report:
         unchanged=counts.unchanged,
         quarantined=counts.quarantined + counts.retry,
         rows=live.rows,
+        tried=counts.retry,
     )
     return report.model_copy(update={"seconds": _since(started)})
 

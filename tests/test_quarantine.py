@@ -197,6 +197,13 @@ def test_what_is_asked_for_is_tried_again_and_costs_no_commit_in_vain(
 
     done = json.loads(command("embed", *arguments).stdout)
     assert (done["quarantined"], done["unchanged"], done["commit"], len(reads)) == (4, 1, None, 4)
+    assert "tried" not in done
+
+    told = [arguments[0], arguments[1]]
+    in_vain = command("embed", *told, "--retry-quarantined", "invalid_utf8").stdout
+    assert in_vain.startswith("Tried 2 quarantined items again, in vain; run 000001 stays live.")
+    nothing = command("embed", *told).stdout
+    assert nothing.startswith("Nothing to do: 1 items unchanged, run 000001 stays live.")
 
     words(tmp_path / "s", latin2="w3")  # a run that has something to show counts what it tried in vain
     done = json.loads(command("embed", *arguments).stdout)
