@@ -40,7 +40,7 @@ class Report(BaseModel):
     encode_calls: dict[str, int] = {}
     items_per_s: dict[str, float] = {}
     commit: int | None = None
-    tried: int = Field(0, exclude=True)
+    tried: int = Field(default=0, exclude=True)
 
 
 class Difference(BaseModel):
