@@ -85,6 +85,10 @@ ABOUT = {
 NOT_BAD = frozenset({Reason.NO_SOUND_TRACK})
 """Of items with which nothing is wrong: they do not count as bad, whatever their number."""
 
+UNSUPPORTED = frozenset({Reason.NO_ENCODER, Reason.UNKNOWN_TYPE, Reason.UNSUPPORTED_FORMAT})
+"""Of what a source holds beside what can be embedded, such as zips: nothing goes wrong where they are many, so no run
+is paused for them; they do count as bad when it is done."""
+
 
 def listing_schema() -> pa.Schema:
     """One row per listed item, as the source yields them."""
