@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from itertools import chain, islice
 import pyarrow as pa
 
 from batchproj import retry
-from batchproj.breaker import Breaker, paused
+from batchproj.breaker import Breaker, Trip, paused
 from batchproj.changes import (
     check_places,
     check_sound_tracks,
@@ -98,7 +98,7 @@ class Options:
     """How a run may go about it; none of it changes a vector.
 
     What is in quarantine for one of the reasons `retry_quarantined` is tried again. `max_bad` is the share of the
-    last thousand finished items that may have one and the same reason; with more the run is paused.
+    last thousand finished items, and of all so far, that may have one and the same reason; with more the run is paused.
     `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
     files of features, as in the collection, whose items are done again; `rebuild` writes the table
     anew from the parts. With either of these the run is a repair, which does nothing else: the source
@@ -198,6 +198,7 @@ def _unchanged(counts: Counts, live: Snapshot | None, started: float) -> Report:
         unchanged=counts.unchanged,
         quarantined=counts.quarantined + counts.retry,
         rows=live.rows,
+        tried=counts.retry,
     )
     return report.model_copy(update={"seconds": _since(started)})
 
@@ -290,17 +291,23 @@ def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> Non
         )
     if forbidden > MASS_FORBIDDEN * run.counts.listed:
         _drop_records(run.job.folder, receipts)
-        raise UsageError(
-            f"{forbidden:,} of {read:,} objects may be listed but not read; nothing was made visible; "
-            "check the rights of these credentials"
-        )
+        raise _unreadable(Reason.FORBIDDEN, f"{forbidden:,} of {read:,}")
     may_go = options.allow_mass_delete or options.is_repair  # what a repair reads had been lost before
     if gone > MASS_GONE * run.counts.listed and not may_go:
         _drop_records(run.job.folder, receipts)
-        raise TryLater(
-            f"{gone:,} of {read:,} objects were listed and are gone: is the source's mount away? nothing was made "
-            "visible; run the same command again, if that is meant with --allow-mass-delete"
+        raise _unreadable(Reason.CHANGED, f"{gone:,} of {read:,}")
+
+
+def _unreadable(reason: Reason, how_many: str, unless: str = "") -> BatchprojError:
+    if reason is Reason.FORBIDDEN:
+        return UsageError(
+            f"{how_many} objects may be listed but not read; nothing was made visible; "
+            f"check the rights of these credentials{unless}"
         )
+    return TryLater(
+        f"{how_many} objects were listed and are gone: is the source's mount away? nothing was made "
+        "visible; run the same command again, if that is meant with --allow-mass-delete"
+    )
 
 
 def _check_encoders(run: _Run, receipts: list[Receipt]) -> None:
@@ -316,10 +323,11 @@ def _check_encoders(run: _Run, receipts: list[Receipt]) -> None:
 def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], int]:
     """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced.
 
-    Raises TooManyBad if the units that are done, by this attempt or an earlier one, have too many items of one reason.
+    Raises TooManyBad if the units that are done, by this attempt or an earlier one, have too many items of one reason;
+    UsageError or TryLater, as the check of all of them would, where hardly anything can be read.
     """
     job, limits = run.job, run.job.recipe.units
-    breaker = Breaker(options.max_bad)
+    breaker = Breaker(options.max_bad, _expected(options))
     cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
     pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
     receipts: list[Receipt] = []
@@ -327,8 +335,8 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
     with ExitStack() as stack:
         for _ in range(ROUNDS):
             done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
-            for receipt in done:
-                _check_bad(breaker, job.folder, receipt, receipts + done)
+            if trip := breaker.add(done):
+                raise _stopped(job.folder, trip, receipts + done)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
                 watch.step("starting workers")
@@ -338,7 +346,8 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
-                    _check_bad(breaker, job.folder, receipt, receipts + done)
+                    if trip := breaker.add([receipt]):
+                        raise _stopped(job.folder, trip, receipts + done)
                 replaced += teller.replaced
             commit.record(run.plan, job.folder, done)
             receipts += done
@@ -346,13 +355,20 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
     return receipts, replaced
 
 
-def _check_bad(breaker: Breaker, folder: Folder, receipt: Receipt, done: list[Receipt]) -> None:
-    if (trip := breaker.add(receipt)) is None:
-        return
-    error = paused(folder, trip)
-    if trip.reason in TRANSIENT:  # the next attempt at this run shall try these again
-        _drop_records(folder, [each for each in done if each.reasons.get(trip.reason)])
-    raise error
+def _expected(options: Options) -> Collection[Reason]:
+    """Reasons that may be as many as they are: a repair asks, when it is done, whether what it read is lost."""
+    if options.is_repair:
+        return TRANSIENT
+    return [Reason.CHANGED] if options.allow_mass_delete else []
+
+
+def _stopped(folder: Folder, trip: Trip, done: list[Receipt]) -> BatchprojError:
+    if trip.reason not in TRANSIENT:
+        return paused(folder, trip)
+    # the next attempt at this run shall try these again
+    _drop_records(folder, [each for each in done if each.reasons.keys() & TRANSIENT])
+    unless = ", or let them be with a higher --max-bad, 100% for any number"
+    return _unreadable(trip.reason, f"{trip.count:,} of the last {trip.items:,}", unless)
 
 
 class _Teller:
@@ -376,14 +392,15 @@ def _divide(
 ) -> tuple[list[Receipt], list[Unit]]:
     """Which units are done, by an earlier attempt at this run, and which are to do.
 
-    Those that have put items into quarantine for one of the reasons `retried` are done again.
+    Those that have put items into quarantine for one of the reasons `retried` are done again, and those that could read
+    hardly anything: workers end what they are at when a mount is lost and the run has stopped, and no encoding is lost.
     """
     started = set(folder.names(layout.units(run)))
 
     def prepare(pair: tuple[Unit, pa.Table]) -> Receipt | Unit:
         unit, inputs = pair
         receipt = read_receipt(folder, unit) if unit.name in started else None
-        if receipt is not None and receipt.reasons.keys() & retried:
+        if receipt is not None and (receipt.reasons.keys() & retried or _is_unread(receipt)):
             _drop_records(folder, [receipt])
             receipt = None
         if receipt is None:
@@ -397,6 +414,11 @@ def _divide(
             found += pool.map(prepare, chunk)
     done = [entry for entry in found if isinstance(entry, Receipt)]
     return done, [entry for entry in found if isinstance(entry, Unit)]
+
+
+def _is_unread(receipt: Receipt) -> bool:
+    """Whether more than half of a unit could not be read, which may be otherwise now."""
+    return sum(receipt.reasons.get(reason, 0) for reason in TRANSIENT) > receipt.unit.items / 2
 
 
 def _items_by_modality(units: list[Unit]) -> dict[str, int]:

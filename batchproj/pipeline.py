@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchproj import retry
 from batchproj.collection import layout
@@ -45,7 +46,7 @@ from batchproj.collection.unit import (
 )
 from batchproj.errors import BatchprojError, ItemFault, SpaceError, TryLater, UsageError
 from batchproj.failpoint import failpoint
-from batchproj.objectstore import Folder
+from batchproj.objectstore import GONE, Folder
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
@@ -558,12 +559,14 @@ def _written(job: Job, unit: Unit, output: Output, work: _Work) -> Receipt:
     failpoint("unit.part")
     statuses = output.outcome["status"].to_pylist()
     reasons = Counter(reason for reason in output.outcome["reason"].to_pylist() if reason is not None)
+    changed = output.outcome.filter(pc.equal(output.outcome["reason"], str(Reason.CHANGED)))
     receipt = Receipt(
         unit=unit,
         embedded=statuses.count("embedded") - output.copied,
         copied=output.copied,
         quarantined=statuses.count("quarantined"),
         reasons=dict(reasons),
+        gone=sum(detail.endswith(GONE) for detail in changed["detail"].to_pylist()),
         deferred=statuses.count("deferred"),
         encoded=output.encoded,
         busy_s=work.busy_s,

@@ -60,11 +60,15 @@ ABOUT = {
     Reason.UNSUPPORTED_FORMAT: About("a known format that is not opened, such as PSD or SVG", "convert it"),
     Reason.TRUNCATED: About("the file ends before its content does", "upload or download it again"),
     Reason.CORRUPT: About("the decoder refused it", "replace it by a sound copy"),
-    Reason.TOO_LARGE: About("more pixels, seconds or bytes than allowed", "raise `limits` in the recipe, or shrink it"),
+    Reason.TOO_LARGE: About(
+        "more pixels, seconds, bytes or memory than allowed", "raise `limits` in the recipe, or shrink it"
+    ),
     Reason.BLANK_TEXT: About("nothing but white space", "nothing, or leave it out"),
     Reason.INVALID_UTF8: About("text that is not UTF-8; the detail has the place", "save it as UTF-8"),
     Reason.NO_SAMPLES: About("sound of length 0", "record or convert it again"),
-    Reason.NO_SOUND_TRACK: About("a film without sound, where that is embedded too", "nothing: no bad item"),
+    Reason.NO_SOUND_TRACK: About(
+        "a film without sound, where that is embedded too", "nothing: no bad item, `--max-bad` does not count it"
+    ),
     Reason.SILENT: About("sound in which nothing is to be heard", "leave out `skip_silence` in the space to embed it"),
     Reason.NOT_FINITE: About("NaN or infinity in samples, features or vector", "replace it; if many, try dtype fp32"),
     Reason.NO_ENCODER: About("the space has no encoder for this kind", "add one to the space"),
@@ -74,14 +78,16 @@ ABOUT = {
     Reason.BAD_ROW: About("a row that names or holds no item; the detail says why", "mend the row"),
     Reason.OUTSIDE_ROOTS: About("a row names an object that its table may not open", "declare `roots` in the recipe"),
     Reason.MISSING: About("a row names an object that is not there", "upload the object, or mend the row"),
-    Reason.DECODER_CRASHED: About(
-        "it killed its decoder twice, or took too long or too much memory", "replace it; it may be hostile"
-    ),
+    Reason.DECODER_CRASHED: About("it killed its decoder twice, or took too long", "replace it; it may be hostile"),
 }
 """The one place for it: `batchproj quarantine` shows it, the README repeats it."""
 
 NOT_BAD = frozenset({Reason.NO_SOUND_TRACK})
 """Of items with which nothing is wrong: they do not count as bad, whatever their number."""
+
+UNSUPPORTED = frozenset({Reason.NO_ENCODER, Reason.UNKNOWN_TYPE, Reason.UNSUPPORTED_FORMAT})
+"""Of what a source holds beside what can be embedded, such as zips: nothing goes wrong where they are many, so no run
+is paused for them; they do count as bad when it is done."""
 
 
 def listing_schema() -> pa.Schema:

@@ -272,7 +272,8 @@ KNOWN_NOW = {"pillow": "2"}
     ("live", "members", "expected"),
     [
         ({"decoders": KNOWN_NOW}, {}, set()),
-        ({"decoders": {}}, {}, set()),  # of an older collection, which does not say
+        # an older collection does not say, and its decoders may have been wrong
+        ({"decoders": {}}, {}, {"cut.png", "page.png", "noise"}),
         ({"decoders": {"pillow": "1"}}, {}, {"cut.png", "page.png", "noise"}),
         ({"decoders": KNOWN_NOW}, {Modality.IMAGE: OTHER_IMAGE}, {"cut.png", "page.png", "noise"}),
         ({"decoders": KNOWN_NOW}, {Modality.VIDEO: VIDEO}, {"film.mp4", "noise"}),
@@ -289,7 +290,8 @@ def test_what_may_have_another_outcome_is_tried_again(
 
 def test_what_is_asked_for_is_tried_again_and_a_repair_tries_nothing(tmp_path: Path) -> None:
     members = {Modality.TEXT: TEXT, Modality.IMAGE: IMAGE}
-    asked = tried_again(tmp_path / "m.parquet", live_run(), members, retry=[Reason.TRUNCATED, Reason.NO_ENCODER])
+    live = live_run(decoders=KNOWN_NOW)
+    asked = tried_again(tmp_path / "m.parquet", live, members, retry=[Reason.TRUNCATED, Reason.NO_ENCODER])
     assert asked == {"cut.png", "film.mp4", "away.txt"}
     assert tried_again(tmp_path / "m.parquet", live_run(), members, retry=list(Reason)) == {row["key"] for row in BAD}
     assert tried_again(tmp_path / "m.parquet", live_run(decoders={"pillow": "1"}), members, retry=None) == set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from batchproj.forget import forget
 from batchproj.objectstore import Folder
 from batchproj.quarantine import quarantined
 from batchproj.recipe import Recipe, Units
-from batchproj.schema import ABOUT, Reason, quarantine_schema
+from batchproj.schema import ABOUT, About, Reason, quarantine_schema
 from batchproj.verify import verify
 
 
@@ -90,6 +91,13 @@ def test_attempts_count_the_runs_that_tried_this_version(
 def test_every_reason_is_explained() -> None:
     assert set(ABOUT) == set(Reason)
     assert all(about.meaning and about.remedy for about in ABOUT.values())
+
+
+def test_the_readme_explains_every_reason_in_the_same_words() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \| (.+) \|$", readme.partition("## What cannot be used")[2], re.MULTILINE)
+    explained = {name: About(meaning, remedy) for name, meaning, remedy in rows if name in set(Reason)}
+    assert explained == ABOUT
 
 
 @pytest.fixture
@@ -189,6 +197,13 @@ def test_what_is_asked_for_is_tried_again_and_costs_no_commit_in_vain(
 
     done = json.loads(command("embed", *arguments).stdout)
     assert (done["quarantined"], done["unchanged"], done["commit"], len(reads)) == (4, 1, None, 4)
+    assert "tried" not in done
+
+    told = [arguments[0], arguments[1]]
+    in_vain = command("embed", *told, "--retry-quarantined", "invalid_utf8").stdout
+    assert in_vain.startswith("Tried 2 quarantined items again, in vain; run 000001 stays live.")
+    nothing = command("embed", *told).stdout
+    assert nothing.startswith("Nothing to do: 1 items unchanged, run 000001 stays live.")
 
     words(tmp_path / "s", latin2="w3")  # a run that has something to show counts what it tried in vain
     done = json.loads(command("embed", *arguments).stdout)
@@ -199,6 +214,17 @@ def test_what_is_asked_for_is_tried_again_and_costs_no_commit_in_vain(
     wrong = command("embed", *arguments, "corupt")
     assert wrong.returncode == 2
     assert "no 'corupt'; expected one of all, empty, unknown_type" in " ".join(wrong.stderr.replace("│", "").split())
+
+
+def test_what_a_run_of_an_earlier_version_could_not_decode_is_tried_again_once(
+    with_bad_files: Path, tmp_path: Path, tiny_space: Path, reads: Counter[str]
+) -> None:
+    live = read_snapshot(Folder(str(with_bad_files)), "000001")
+    write_snapshot(Folder(str(with_bad_files)), live.model_copy(update={"decoders": {}}))
+    done = run(tmp_path / "s", with_bad_files, tiny_space)
+    assert (done.run, done.quarantined, len(reads)) == ("000002", 4, 4)
+    again = run(tmp_path / "s", with_bad_files, tiny_space)
+    assert (again.run, again.commit, reads.total()) == ("000002", None, 4)
 
 
 def test_another_decoder_tries_what_this_one_could_not_decode_once(

@@ -213,7 +213,10 @@ def _not_bad(report: Any, collection: str) -> int:
 
 
 def _print_report(report: Any, collection: str) -> None:
-    if report.commit is None:
+    if report.commit is None and report.tried:
+        items = "quarantined item" if report.tried == 1 else "quarantined items"
+        print(f"Tried {report.tried:,} {items} again, in vain; run {report.run} stays live.")
+    elif report.commit is None:
         print(f"Nothing to do: {report.unchanged:,} items unchanged, run {report.run} stays live.")
     else:
         print(

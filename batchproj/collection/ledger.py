@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchproj.collection import layout
 from batchproj.collection.snapshot import Fingerprints
@@ -23,7 +23,8 @@ class Report(BaseModel):
     Counts are the run's, over all attempts at it. `items` were listed, `copied` were read but had
     cached features, `rows` are live, `encode_calls` counts the segments that went through an
     encoder, `items_per_s` is per worker while it had work, `commit` the live version of the Lance
-    table, None if nothing had to change.
+    table, None if nothing had to change: then `tried`, which is for the console alone, counts what was in
+    quarantine and was tried again in vain.
     """
 
     run: str
@@ -39,6 +40,7 @@ class Report(BaseModel):
     encode_calls: dict[str, int] = {}
     items_per_s: dict[str, float] = {}
     commit: int | None = None
+    tried: int = Field(default=0, exclude=True)
 
 
 class Difference(BaseModel):

@@ -300,7 +300,7 @@ class Plan:
         if live is not None and live.limits != self._limits:
             reasons.add(Reason.TOO_LARGE)
         yield f"m.reason IN ({_listed(reasons)})"
-        if live is not None and live.decoders and live.decoders != self._decoders:
+        if live is not None and live.decoders != (self._decoders or {}):  # older runs do not say: once more
             yield f"m.stage = 'decode' AND m.reason <> '{Reason.NO_ENCODER}'"
         if live is not None and (others := live.other_encoders(self._members)):
             # of any other item the manifest says by which encoder it was judged

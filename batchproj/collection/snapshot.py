@@ -72,9 +72,12 @@ class Snapshot(BaseModel):
         return {modality for modality in {*mine, *theirs} if mine.get(modality) != theirs.get(modality)}
 
     def judges_as(self, other: Snapshot) -> bool:
-        """Whether an object that this run has quarantined would be by the other one too, as far as is known."""
-        same_decoders = not self.decoders or self.decoders == other.decoders
-        return same_decoders and self.limits == other.limits and not self.other_encoders(other.fingerprints)
+        """Whether an object that this run has quarantined would be by the other one too; untold decoders differ."""
+        return (
+            self.decoders == other.decoders
+            and self.limits == other.limits
+            and not self.other_encoders(other.fingerprints)
+        )
 
 
 def read_snapshot(folder: Folder, run: str) -> Snapshot:

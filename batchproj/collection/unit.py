@@ -56,7 +56,7 @@ class Unit(BaseModel):
 class Receipt(BaseModel):
     """The done-record: what came of a unit. `copied` items were read, but had cached features.
 
-    `reasons` counts the quarantined ones by theirs.
+    `reasons` counts the quarantined ones by theirs; of those that are `changed`, `gone` were not there any more.
     `began` and `ended` are Unix times, of a worker with its model loaded taking the unit up and of its files
     lying there, for measuring alone: no decision rests on a clock. Of the seconds between, `busy_s` are the
     worker's, `model_s` of these inside the encoder, and `write_s` went into the files.
@@ -68,6 +68,7 @@ class Receipt(BaseModel):
     copied: int = 0
     quarantined: int
     reasons: dict[str, int] = {}
+    gone: int = 0
     deferred: int
     encoded: int
     busy_s: float
