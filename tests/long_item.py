@@ -1,6 +1,8 @@
 """A process of its own: embed one item as a worker does, and say what memory it took.
 
-python long_item.py SPACE MODALITY FILE ROWS   ->   {"peak_mib", "before_mib"} on stdout, and the rows in Parquet
+python long_item.py SPACE MODALITY FILE ROWS
+
+gives {"peak_mib", "before_mib", "decoders_mib"} on stdout, and the rows in Parquet.
 """
 
 from __future__ import annotations
@@ -30,11 +32,15 @@ def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Tabl
     return pq.read_table(rows), json.loads(done.stdout)
 
 
-def peak_mib() -> int:
-    """The most memory that this process and its decoders have had, unlike `ru_maxrss` not that of its parent."""
-    decoders = [pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()]
-    statuses = [Path(f"/proc/{pid}/status").read_text() for pid in ("self", *decoders)]
-    return sum(int(status.partition("VmHWM:")[2].split()[0]) for status in statuses) // 1024
+def peak_mib(pid: str = "self") -> int:
+    """The most memory that a process has had, unlike `ru_maxrss` not that of its parent."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) // 1024
+
+
+def decoders_mib() -> int:
+    """The same of this process's children together."""
+    return sum(peak_mib(pid) for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split())
 
 
 def main(space_uri: str, name: str, file: str, rows: str) -> None:
@@ -47,7 +53,7 @@ def main(space_uri: str, name: str, file: str, rows: str) -> None:
     vectors = worker.embed(unit, [item], None, lambda _: None).vectors
     peak = peak_mib()
     pq.write_table(vectors, rows)
-    print(json.dumps({"peak_mib": peak, "before_mib": before}))
+    print(json.dumps({"peak_mib": peak, "before_mib": before, "decoders_mib": decoders_mib()}))
 
 
 if __name__ == "__main__":
