@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path: 
     process = subprocess.Popen(
         [sys.executable, str(script)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: any((tmp_path / "a/shards").glob("run-*/checkpoint*")) or process.poll() is not None, 120)
+    wait_for(lambda: any((tmp_path / "a/shards").glob("run-*/checkpoint*")) or process.poll() is not None, 300)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
