@@ -182,6 +182,7 @@ def _halve(network: Any) -> None:
 
 
 def _fold(module: Any) -> None:
+    """Batch norms into the convolutions before them; by itself, for the ceiling must not change with our encoder."""
     from timm.layers import BatchNormAct2d
     from torch.nn import Conv2d
     from torch.nn.utils.fusion import fuse_conv_bn_eval
