@@ -21,7 +21,7 @@ LAYERS = [
     ["fetching", "agreement", "cutting", "lance_store"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
-    ["standardised_weights"],
+    ["standardised_weights", "packed_texts"],
     ["clap_mel", "kaldi_fbank", "sentence_layout"],
     ["torch_runtime", "projector", "features"],
     ["token_projector"],
