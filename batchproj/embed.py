@@ -19,9 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -36,6 +37,7 @@ from batchproj.changes import (
     mass_delete,
 )
 from batchproj.collection import commit, layout, ledger, manifest
+from batchproj.collection.efficiency import efficiency
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.plan import TRANSIENT, Counts, Plan
@@ -53,6 +55,7 @@ from batchproj.recipe import Recipe
 from batchproj.schema import Reason
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
+from batchproj.timeline import require_writable, write_timeline
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
@@ -99,6 +102,7 @@ class Options:
 
     What is in quarantine for one of the reasons `retry_quarantined` is tried again. `max_bad` is the share of the
     last thousand finished items, and of all so far, that may have one and the same reason; with more the run is paused.
+    `profile` is a file for a timeline of the run.
     `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
     files of features, as in the collection, whose items are done again; `rebuild` writes the table
     anew from the parts. With either of these the run is a repair, which does nothing else: the source
@@ -112,6 +116,7 @@ class Options:
     verbose: bool = False
     retry_quarantined: frozenset[Reason] = frozenset()
     max_bad: float = 1.0
+    profile: Path | None = None
     redo: tuple[str, ...] = ()
     rebuild: bool = False
 
@@ -140,6 +145,8 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
     """
     started = time.monotonic()
     space.refuse_if_bridge()
+    if options.profile is not None:
+        require_writable(options.profile)
     retry.configure(options.recipe.retry_s)
     with retry.watch_pauses(watch.step):
         return _embed(source, Folder(collection), space, options, watch, started)
@@ -212,7 +219,13 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     folder = run.job.folder
     entry = _begin(run)
     run.lease.working_on = run.target.run
-    receipts, restarts = _execute(run, watch, options)
+    executed = _Executed()
+    try:
+        _execute(run, watch, options, executed)
+    finally:
+        if options.profile is not None:
+            write_timeline(executed.fresh, options.profile)
+    receipts = executed.receipts
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
@@ -227,8 +240,10 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     report = _account(run.counts, receipts, run.target.run)
     table = VectorTable(folder)
     snapshot, version = _commit(run, table, receipts, options)
-    report = report.model_copy(update={"rows": snapshot.rows, "seconds": _since(started), "commit": version})
-    entry = entry.model_copy(update={**report.model_dump(), "restarts": entry.restarts + restarts})
+    found = {"rows": snapshot.rows, "commit": version, "efficiency": efficiency(executed.fresh)}
+    report = report.model_copy(update={**found, "seconds": _since(started)})
+    told = {**report.model_dump(), "efficiency": report.efficiency}
+    entry = entry.model_copy(update={**told, "restarts": entry.restarts + executed.replaced})
     ledger.write_entry(folder, entry)
     failpoint("commit.ledger")
     finish(folder, run.lease, entry, version)
@@ -320,8 +335,17 @@ def _check_encoders(run: _Run, receipts: list[Receipt]) -> None:
         )
 
 
-def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], int]:
-    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced.
+@dataclass
+class _Executed:
+    """Receipts of all units, `fresh` ones of this attempt, and how many workers were replaced."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    fresh: list[Receipt] = field(default_factory=list)
+    replaced: int = 0
+
+
+def _execute(run: _Run, watch: Watch, options: Options, executed: _Executed) -> None:
+    """Do every unit that is not done yet.
 
     Raises TooManyBad if the units that are done, by this attempt or an earlier one, have too many items of one reason;
     UsageError or TryLater, as the check of all of them would, where hardly anything can be read.
@@ -330,8 +354,7 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
     breaker = Breaker(options.max_bad, _expected(options))
     cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
     pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
-    receipts: list[Receipt] = []
-    replaced = 0
+    receipts = executed.receipts
     with ExitStack() as stack:
         for _ in range(ROUNDS):
             done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
@@ -346,13 +369,13 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
+                    executed.fresh.append(receipt)
                     if trip := breaker.add([receipt]):
                         raise _stopped(job.folder, trip, receipts + done)
-                replaced += teller.replaced
+                executed.replaced += teller.replaced
             commit.record(run.plan, job.folder, done)
             receipts += done
             pending = chain(cut("embed", run.plan.deferred()))
-    return receipts, replaced
 
 
 def _expected(options: Options) -> Collection[Reason]:

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import math
 import os
+import platform
 import re
 import signal
 import struct
@@ -23,7 +24,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +36,8 @@ from batchproj.collection.cache import known_features
 from batchproj.collection.unit import (
     Output,
     Receipt,
+    Span,
+    Stage,
     Task,
     Unit,
     finish,
@@ -51,9 +54,12 @@ from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
 from batchproj.space import Member
+from batchproj.stall import Doing, Stalled, StallWatch
 
 READ_CPUS = 0.1
 WRITE_CPUS = 0.1
+MEASURED_UNITS = 4
+"""From so many units a worker on, it takes a second to see what its encoder does alone."""
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
 
@@ -68,11 +74,15 @@ DESK_S = 3.0
 @dataclass(frozen=True)
 class News:
     """How the workers get on: items done so far by modality, workers that died and were replaced
-    so far, and what they have to say since the last time."""
+    so far, and what they have to say since the last time. `signs` of life there were so far, and `doing` is what
+    processes are at, by the desk's clock, which says `now`."""
 
     done: dict[str, int]
     replaced: int
     lines: list[str]
+    signs: int
+    doing: list[Doing]
+    now: float
 
 
 OnNews = Callable[[News], None]
@@ -175,11 +185,51 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
     branches = [_branch(job, pool, group, desk, list(groups)) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
-        with polling(desk.news, on_news):
+        with _noticing(job.recipe.stall_s, on_news) as watched, polling(desk.news, watched):
             for row in results.iter_rows():
                 yield Receipt.model_validate_json(row["receipt"])
+    except Stalled:
+        raise
     except Exception as error:
         raise failure(desk) or error from error
+
+
+@contextlib.contextmanager
+def _noticing(patience_s: float, on_news: OnNews) -> Iterator[OnNews]:
+    """Passes news on, and ends the body with Stalled when there was no sign of life for too long.
+
+    The body waits inside Ray: only a signal gets there, and only into the main thread.
+    """
+    watch, stalled = StallWatch(patience_s), threading.Event()
+    found: list[Stalled] = []
+
+    def look(news: News) -> None:
+        on_news(news)
+        if watch.look(news.signs) and not stalled.is_set():
+            found.append(watch.reason(news.doing, news.now, _room()))
+            stalled.set()
+            if main is not None:
+                signal.pthread_kill(main, signal.SIGUSR1)
+
+    def end(*_: object) -> None:
+        raise found[0]
+
+    main = threading.get_ident() if threading.current_thread() is threading.main_thread() else None
+    before = None if main is None else signal.signal(signal.SIGUSR1, end)
+    try:
+        yield look
+    finally:
+        if main is not None:
+            signal.signal(signal.SIGUSR1, before)
+
+
+def _room() -> str:
+    """What may keep workers from starting."""
+    import ray
+
+    has, free = ray.cluster_resources(), ray.available_resources()
+    told = ", ".join(f"{name} {free.get(name, 0):g} of {has[name]:g} free" for name in ("CPU", "GPU") if name in has)
+    return f"no worker is at anything ({told}): they may want more than there is, or be waiting for machines to start"
 
 
 _Pool = tuple[Task, Modality | None]
@@ -220,7 +270,7 @@ def _branch(job: Job, pool: _Pool, units: list[Unit], desk: Any, pools: list[_Po
     read = source.map_batches(_Reader(job, desk), num_cpus=READ_CPUS, **whole_units)
     embedded = read.map_batches(
         _EmbedActor,
-        fn_constructor_args=(job, modality, threads, size, desk),
+        fn_constructor_args=(job, modality, threads, size, len(units) >= MEASURED_UNITS * size, desk),
         compute=ray.data.ActorPoolStrategy(size=size),
         num_cpus=cpus,
         num_gpus=settings.gpus or None,
@@ -309,15 +359,28 @@ class _Desk:
         self._spare: dict[tuple[str, str | None], int] = {}
         self._lines: list[str] = []
         self._failure: BatchprojError | None = None
+        self._signs = 0
+        self._doing: dict[str, tuple[str, float]] = {}
 
     def started(self, task: str, modality: str | None, pool: int) -> None:
         """One more worker than a pool of that size has replaces one that died."""
+        self._signs += 1
         self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
 
+    def at(self, where: str, what: str | None) -> None:
+        """A process has begun something, or is done with it."""
+        self._signs += 1
+        if what is None:
+            self._doing.pop(where, None)
+        else:
+            self._doing[where] = (what, time.monotonic())
+
     def add(self, modality: str, items: int) -> None:
+        self._signs += 1
         self._done[modality] = self._done.get(modality, 0) + items
 
     def say(self, line: str) -> None:
+        self._signs += 1
         self._lines.append(line)
 
     def fail(self, error: BatchprojError) -> None:
@@ -328,19 +391,45 @@ class _Desk:
 
     def news(self) -> News:
         lines, self._lines = self._lines, []
-        return News(dict(self._done), sum(max(0, spare) for spare in self._spare.values()), lines)
+        doing = [Doing(where, what, since) for where, (what, since) in self._doing.items()]
+        replaced = sum(max(0, spare) for spare in self._spare.values())
+        return News(dict(self._done), replaced, lines, self._signs, doing, time.monotonic())
 
 
 @contextlib.contextmanager
-def _reporting(job: Job, desk: Any) -> Iterator[None]:
-    """In a worker process: the run's patience with the store, and a line to the desk while it is tried."""
+def _reporting(job: Job, desk: Any, what: str) -> Iterator[None]:
+    """In a worker process, at `what`: the run's patience with the store, and a line to the desk while it is tried."""
     retry.configure(job.recipe.retry_s)
+    where = _here()
+    desk.at.remote(where, what)
     with retry.watch_pauses(lambda line: desk.say.remote(line)):
         try:
             yield
         except BatchprojError as error:
             desk.fail.remote(error)  # on its way through Ray it would lose its type
             raise
+        finally:
+            desk.at.remote(where, None)
+
+
+def _here() -> str:
+    """This process: host:pid."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Started when something begins."""
+
+    began: float
+    started: float
+
+    @classmethod
+    def start(cls) -> _Clock:
+        return cls(time.time(), time.monotonic())
+
+    def span(self, stage: Stage) -> Span:
+        return Span(stage=stage, where=_here(), began=self.began, seconds=time.monotonic() - self.started)
 
 
 @contextlib.contextmanager
@@ -384,6 +473,10 @@ def failure(desk: Any) -> BatchprojError | None:
     return None
 
 
+_READ = "read"
+"""Key of the metadata that tells who read a unit and when."""
+
+
 class _Reader:
     """Task: a unit's inputs and the bytes of its items."""
 
@@ -392,14 +485,16 @@ class _Reader:
         self._desk = desk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        with _reporting(self._job, self._desk):
-            return self._read_unit(batch)
-
-    def _read_unit(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        with _reporting(self._job, self._desk, f"reading unit {unit.name} ({unit.items} items)"):
+            return self._read_unit(unit)
+
+    def _read_unit(self, unit: Unit) -> pa.Table:
+        clock = _Clock.start()
         items = self._with_bytes(read_inputs(self._job.folder, unit))
         known = self._known(unit, items)
-        return _row(unit, [items.drop_columns("known"), *([known] if known is not None else [])])
+        items = items.drop_columns("known").replace_schema_metadata({_READ: clock.span("read").model_dump_json()})
+        return _row(unit, [items, *([known] if known is not None else [])])
 
     def _with_bytes(self, inputs: pa.Table) -> pa.Table:
         recipe = self._job.recipe
@@ -429,12 +524,15 @@ class _Reader:
 class _EmbedActor:
     """Actor: loads one modality's encoder once, then embeds unit after unit."""
 
-    def __init__(self, job: Job, modality: Modality | None, threads: int, pool: int, desk: Any) -> None:
+    def __init__(
+        self, job: Job, modality: Modality | None, threads: int, pool: int, to_measure: bool, desk: Any
+    ) -> None:
         self._job = job
+        self._to_measure = to_measure
         self._desk = desk
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
-        with _reporting(job, desk), _loading(member):
+        with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
             # only here: the processes that read and write must not wait for models' and codecs' imports
             from batchproj.embedding import UnitWorker
 
@@ -444,12 +542,19 @@ class _EmbedActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         tables = _tables(batch)
-        failpoint("unit.begun")
-        began, started = time.time(), time.monotonic()
-        with _reporting(self._job, self._desk), _remembering():
+        clock = _Clock.start()
+        doing = f"embedding unit {unit.name} ({unit.items} items)"
+        with _reporting(self._job, self._desk, doing), _remembering():
+            failpoint("unit.begun")
             output = self._embed(unit, tables)
-        work = _Work(output.encoded, output.copied, time.monotonic() - started, output.model_s, began)
-        return _row(unit, [output.vectors, output.features, output.outcome, pa.Table.from_pylist([asdict(work)])])
+        spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
+        ceiling_per_s = None
+        if self._to_measure:
+            clock = _Clock.start()
+            ceiling_per_s = self._worker.measure()
+            spans.append(clock.span("measure"))
+            self._to_measure = ceiling_per_s is None
+        return _row(unit, [output.vectors, output.features, output.outcome, _work(output, spans, ceiling_per_s)])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
         from batchproj.decoding import Fetched
@@ -464,7 +569,7 @@ class _EmbedActor:
             for row in tables[0].to_pylist()
         ]
         known = tables[1] if len(tables) > 1 else None
-        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done))
+        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), self._to_measure)
         if line := misnamed_line(output.outcome, {item.item: item.uri for item in items}):
             self._desk.say.remote(line)
         return output
@@ -498,7 +603,7 @@ class _ProjectActor:
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         failpoint("unit.begun")
-        with _reporting(self._job, self._desk):
+        with _reporting(self._job, self._desk, f"projecting unit {unit.name} ({unit.items} items)"):
             receipt = read_receipt(self._job.folder, unit) or self._project(unit)
         return pa.table({"receipt": [receipt.model_dump_json()]})
 
@@ -506,13 +611,13 @@ class _ProjectActor:
         from batchproj.embedding import project_unit  # as in _EmbedActor
 
         assert unit.cached is not None, unit
-        began, started = time.time(), time.monotonic()
+        clock = _Clock.start()
         folder = self._job.folder
         inputs = read_inputs(folder, unit)
         cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
         output = project_unit(unit, self._member, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
-        return _written(self._job, unit, output, _Work(0, 0, time.monotonic() - started, 0.0, began))
+        return _written(self._job, unit, output, [clock.span("project")])
 
 
 class _Writer:
@@ -523,34 +628,30 @@ class _Writer:
         self._desk = desk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        with _reporting(self._job, self._desk):
-            return self._write_unit(batch)
-
-    def _write_unit(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
-        folder = self._job.folder
-        if (done := read_receipt(folder, unit)) is not None:  # Ray runs a task again when a node is lost
-            return pa.table({"receipt": [done.model_dump_json()]})
-        vectors, features, outcome, told = _tables(batch)
-        work = _Work(**told.to_pylist()[0])
-        output = Output(vectors, features, outcome, work.encoded, work.copied, work.model_s)
-        return pa.table({"receipt": [_written(self._job, unit, output, work).model_dump_json()]})
+        with _reporting(self._job, self._desk, f"writing unit {unit.name} ({unit.items} items)"):
+            done = read_receipt(self._job.folder, unit)  # Ray runs a task again when a node is lost
+            receipt = done or self._write(unit, _tables(batch))
+        return pa.table({"receipt": [receipt.model_dump_json()]})
+
+    def _write(self, unit: Unit, tables: list[pa.Table]) -> Receipt:
+        vectors, features, outcome, told = tables
+        work = told.to_pylist()[0]
+        spans = [Span.model_validate(span) for span in work.pop("spans")]
+        ceiling_per_s = work.pop("ceiling_per_s")
+        return _written(self._job, unit, Output(vectors, features, outcome, **work), spans, ceiling_per_s)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What the worker that embedded or projected a unit tells the one that writes it; see `Receipt`."""
-
-    encoded: int
-    copied: int
-    busy_s: float
-    model_s: float
-    began: float
+def _work(output: Output, spans: list[Span], ceiling_per_s: float | None) -> pa.Table:
+    """What the worker that embedded a unit tells the one that writes it, beside the tables."""
+    told: dict[str, Any] = {"encoded": output.encoded, "copied": output.copied, "model_s": output.model_s}
+    told |= {"ceiling_per_s": ceiling_per_s, "spans": [span.model_dump() for span in spans]}
+    return pa.Table.from_pylist([told])
 
 
-def _written(job: Job, unit: Unit, output: Output, work: _Work) -> Receipt:
+def _written(job: Job, unit: Unit, output: Output, spans: list[Span], ceiling_per_s: float | None = None) -> Receipt:
     """Write a unit's files, its done-record last."""
-    started = time.monotonic()
+    clock = _Clock.start()
     cached = None
     if unit.task == "embed" and output.features.num_rows and unit.modality is not None:
         cached = write_features(job.folder, job.members[unit.modality].feature_fp, unit.name, output.features)
@@ -569,11 +670,10 @@ def _written(job: Job, unit: Unit, output: Output, work: _Work) -> Receipt:
         gone=sum(detail.endswith(GONE) for detail in changed["detail"].to_pylist()),
         deferred=statuses.count("deferred"),
         encoded=output.encoded,
-        busy_s=work.busy_s,
-        model_s=work.model_s,
-        write_s=time.monotonic() - started,
-        began=work.began,
-        ended=time.time(),
+        busy_s=sum(span.seconds for span in spans if span.stage == unit.task),
+        model_s=output.model_s,
+        spans=(*spans, clock.span("write")),
+        ceiling_per_s=ceiling_per_s,
         part=part,
         features=cached,
     )

@@ -50,7 +50,8 @@ class Recipe(BaseModel):
     `roots` are the folders, beside its own, that a table may name objects in, as paths or URLs.
     `sound_tracks` lists the sound of every object, row or member whose name promises a video as an item of
     its own, `<uri>#audio`, beside the video. Without it such items leave with the next run.
-    `retry_s` is how long a store call is tried again before the run gives up, in seconds.
+    `retry_s` is how long a store call is tried again before the run gives up, in seconds, `stall_s` how long a run
+    goes on in which no worker gets anywhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class Recipe(BaseModel):
     pools: dict[Modality, Pool] = Field(default_factory=dict)
     read_threads: int = Field(default=16, ge=1)
     retry_s: float = Field(default=180, gt=0)
+    stall_s: float = Field(default=600, gt=0)
     roots: tuple[str, ...] = ()
     sound_tracks: bool = False
 

@@ -48,7 +48,7 @@ def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt
         for unit in group:
             batch = work(pa.table({"unit": [unit.model_dump_json()]}))
             yield Receipt.model_validate_json(batch["receipt"][0].as_py())
-    on_news(News({}, 0, []))
+    on_news(News({}, 0, [], 0, [], 0))
 
 
 _Work = Callable[[pa.Table], pa.Table]
@@ -62,7 +62,7 @@ def _projecting(job: Job, modality: Modality | None, desk: Any) -> _Work:
 def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
     key = (job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
     if key not in _actors:
-        _actors[key] = pipeline._EmbedActor(job, modality, threads=2, pool=1, desk=desk)
+        _actors[key] = pipeline._EmbedActor(job, modality, threads=2, pool=1, to_measure=False, desk=desk)
     read, write = pipeline._Reader(job, desk), pipeline._Writer(job, desk)
     return lambda batch: write(_actors[key](read(batch)))
 

@@ -161,6 +161,13 @@ def embed(
     force: Annotated[
         bool, typer.Option("--force", help="Use a space that finds worse than the live one on held-out pairs.")
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a timeline of every unit's stages to this file, for Perfetto or chrome://tracing.",
+            show_default=False,
+        ),
+    ] = None,
     single_writer: SingleWriterFlag = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
@@ -182,6 +189,7 @@ def embed(
             verbose=verbose,
             retry_quarantined=retried,
             max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
+            profile=profile,
         )
         resolved = resolve(open_space(space or usual_space(collection)))
         with RunProgress(stream) as progress:
@@ -224,6 +232,10 @@ def _print_report(report: Any, collection: str) -> None:
             f"{report.reprojected:,} projected again, {report.unchanged:,} unchanged, {report.deleted:,} deleted, "
             f"{report.quarantined:,} in quarantine, {report.rows:,} rows, {report.seconds:,.1f} s."
         )
+    if report.efficiency:
+        from batchproj.collection.efficiency import lines
+
+        print("\n".join(lines(report.efficiency)))
     if report.quarantined:
         from batchproj.collection.ledger import quarantine_reasons
         from batchproj.objectstore import Folder

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchproj.collection import layout
+from batchproj.collection.efficiency import Efficiency
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import read_rows
 from batchproj.errors import BatchprojError
@@ -24,7 +25,7 @@ class Report(BaseModel):
     cached features, `rows` are live, `encode_calls` counts the segments that went through an
     encoder, `items_per_s` is per worker while it had work, `commit` the live version of the Lance
     table, None if nothing had to change: then `tried`, which is for the console alone, counts what was in
-    quarantine and was tried again in vain.
+    quarantine and was tried again in vain. `efficiency`, of the last attempt, is for the console and the ledger.
     """
 
     run: str
@@ -41,6 +42,7 @@ class Report(BaseModel):
     items_per_s: dict[str, float] = {}
     commit: int | None = None
     tried: int = Field(default=0, exclude=True)
+    efficiency: dict[str, Efficiency] = Field(default={}, exclude=True)
 
 
 class Difference(BaseModel):
@@ -72,6 +74,7 @@ class Entry(Report):
     finished: str | None = None
     attempts: int = 1
     restarts: int = 0
+    efficiency: dict[str, Efficiency] = {}
     differences: list[Difference] = []
 
 

@@ -64,15 +64,14 @@ def _receipts(folder: Folder, run: str) -> list[Receipt]:
 
 
 def _outcome(receipts: list[Receipt], tokens: tuple[int, int] | None) -> Outcome:
-    began = [receipt.began for receipt in receipts if receipt.began is not None]
-    ended = [receipt.ended for receipt in receipts if receipt.ended is not None]
+    spans = [span for receipt in receipts for span in receipt.spans]
     real, padded = tokens or (None, None)
     return Outcome(
-        ready=min(began),
-        done=max(ended),
+        ready=min(span.began for span in spans if span.stage in ("embed", "project")),
+        done=max(span.ended for span in spans),
         decode_s=sum(receipt.busy_s - receipt.model_s for receipt in receipts),
         model_s=sum(receipt.model_s for receipt in receipts),
-        write_s=sum(receipt.write_s for receipt in receipts),
+        write_s=sum(span.seconds for span in spans if span.stage == "write"),
         real_tokens=real,
         padded_tokens=padded,
     )
