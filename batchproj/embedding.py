@@ -119,6 +119,8 @@ class UnitWorker:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:
                 decoded.item.copy(decoded.cached)
+            if decoded.twin is not None:
+                decoded.item.repeat(decoded.twin)
             if decoded.fault is not None:
                 decoded.item.stop(decoded.fault)
         complete = [decoded.item for decoded in window if decoded.pieces is None]

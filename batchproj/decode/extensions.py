@@ -37,15 +37,16 @@ _PICTURES = {
 
 def hint(name: str) -> Modality | None:
     """Modality that the file name's extension promises, None for one that promises nothing."""
-    return _HINTS.get(_extension(name))
+    return _HINTS.get(extension(name))
 
 
 def picture_named(name: str) -> str | None:
     """The format of pictures, of those that are opened, that the extension promises."""
-    return _PICTURES.get(_extension(name))
+    return _PICTURES.get(extension(name))
 
 
-def _extension(name: str) -> str:
+def extension(name: str) -> str:
+    """All that is heeded of a name: `jpg` of `a/B.JPG`."""
     return PurePosixPath(name).suffix.removeprefix(".").lower()
 
 
