@@ -31,6 +31,9 @@ from batchproj.media import Segment, Spec, TextSpec
 from batchproj.schema import Modality, Reason
 from batchproj.source.place import is_sound_track, promised_name
 
+TEXTS_AT_ONCE = 32
+"""Texts that one call of a thread reads: handing one over takes longer than reading it (measured)."""
+
 
 @dataclass
 class Fetched:
@@ -123,6 +126,7 @@ class Decoding:
     ) -> None:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
+        self._together = TEXTS_AT_ONCE if isinstance(spec, TextSpec) else 1
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
         turns = os.fdopen(os.memfd_create("turns"), "wb")  # a folder of temporary files may be one that takes no locks
         weakref.finalize(self, turns.close)
@@ -137,25 +141,28 @@ class Decoding:
         wanted = [Item(source) for source in items]
         twins = _twins(wanted)
         queue = _Queue(self._processes)
-        ahead: deque[Future[Decoded]] = deque()
+        ahead: deque[Future[list[Decoded]]] = deque()
         # one more, for the item whose turn it is: all others may be waiting for a process
         with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as first:
             waiting = enumerate(wanted)
             try:
                 while True:
-                    for number, item in islice(waiting, 4 * self._threads + 1 - len(ahead)):
-                        ahead.append(pool.submit(self._begin, queue, number, item, twins.get(number), cached))
+                    while len(ahead) <= 4 * self._threads and (some := list(islice(waiting, self._together))):
+                        ahead.append(pool.submit(self._begin_all, queue, some, twins, cached))
                     if not ahead:
                         return
-                    decoded = ahead.popleft().result()
-                    if decoded.pieces is not None:  # decoded while the model has what comes before it
-                        ahead.appendleft(first.submit(_next_piece, decoded.item, decoded.pieces))
-                    yield decoded
+                    for decoded in ahead.popleft().result():
+                        yield from _to_its_end(decoded, first)
             finally:
                 queue.stop()
                 pool.shutdown(cancel_futures=True)
                 first.shutdown()
                 del ahead  # streams that nobody wants the rest of end their processes
+
+    def _begin_all(
+        self, queue: _Queue, some: list[tuple[int, Item]], twins: dict[int, Item], known: dict[str, pa.Table]
+    ) -> list[Decoded]:
+        return [self._begin(queue, number, item, twins.get(number), known) for number, item in some]
 
     def _begin(self, queue: _Queue, number: int, item: Item, twin: Item | None, known: dict[str, pa.Table]) -> Decoded:
         source, process = item.source, None
@@ -266,6 +273,15 @@ def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
         return {}
     contents = pc.unique(known["content_id"]).to_pylist()
     return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
+
+
+def _to_its_end(decoded: Decoded, pool: ThreadPoolExecutor) -> Iterator[Decoded]:
+    """Piece after piece of an item, the next one decoded while the model has what comes before it."""
+    while decoded.pieces is not None:
+        following = pool.submit(_next_piece, decoded.item, decoded.pieces)
+        yield decoded
+        decoded = following.result()
+    yield decoded
 
 
 def _next_piece(item: Item, pieces: Iterator[Piece]) -> Decoded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import posixpath
 
 from batchproj.schema import Modality
 
@@ -47,7 +47,7 @@ def picture_named(name: str) -> str | None:
 
 def extension(name: str) -> str:
     """All that is heeded of a name: `jpg` of `a/B.JPG`."""
-    return PurePosixPath(name).suffix.removeprefix(".").lower()
+    return posixpath.splitext(name)[1].removeprefix(".").lower()
 
 
 def is_film(name: str) -> bool:
