@@ -49,11 +49,14 @@ from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
 from batchproj.lance_store import lance_faults
+from batchproj.news import News
 from batchproj.objectstore import GONE, Folder, canonical
-from batchproj.pipeline import Job, News, label, ray_session, run_units
+from batchproj.pipeline import ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.schema import Reason
+from batchproj.small_run import is_small, run_here
 from batchproj.space import ResolvedSpace
+from batchproj.stages import Job, label
 from batchproj.switch import finish, next_run, unsettled, writing
 from batchproj.timeline import require_writable, write_timeline
 
@@ -362,10 +365,8 @@ def _execute(run: _Run, watch: Watch, options: Options, executed: _Executed) -> 
                 raise _stopped(job.folder, trip, receipts + done)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
-                watch.step("starting workers")
-                stack.enter_context(ray_session(options.verbose))
                 teller = _Teller(watch)
-                for receipt in run_units(job, todo, teller):
+                for receipt in _run(job, todo, teller, stack, watch, options.verbose):
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
@@ -376,6 +377,17 @@ def _execute(run: _Run, watch: Watch, options: Options, executed: _Executed) -> 
             commit.record(run.plan, job.folder, done)
             receipts += done
             pending = chain(cut("embed", run.plan.deferred()))
+
+
+def _run(
+    job: Job, units: list[Unit], teller: _Teller, stack: ExitStack, watch: Watch, verbose: bool
+) -> Iterator[Receipt]:
+    """By this process, or by workers of a Ray that goes on to the end of `stack`."""
+    if is_small(job, units):
+        return run_here(job, units, teller)
+    watch.step("starting workers")
+    stack.enter_context(ray_session(verbose))
+    return run_units(job, units, teller)
 
 
 def _expected(options: Options) -> Collection[Reason]:

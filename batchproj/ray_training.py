@@ -25,9 +25,10 @@ import torch
 from batchproj import project
 from batchproj.errors import BatchprojError
 from batchproj.fit import Check, Config, TrainingSamples
+from batchproj.news import polling
 from batchproj.objective import no_denormals
 from batchproj.objectstore import Folder
-from batchproj.pipeline import READ_CPUS, failure, node_cpus, polling, reserved_cpus
+from batchproj.pipeline import READ_CPUS, asking, failure, node_cpus, reserved_cpus
 from batchproj.projector import Projector
 from batchproj.streamed_fit import Batch, Objective, StreamedTraining
 from batchproj.training_set import from_bytes, tokens_from_bytes, unit
@@ -99,7 +100,7 @@ def train(
         ),
     )
     try:
-        with _own_interrupts(), polling(desk.look, lambda told: on_check(*told)):
+        with _own_interrupts(), polling(asking(desk.look), lambda told: on_check(*told)):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         said = str(error).strip().splitlines()[-1]
