@@ -27,6 +27,7 @@ import pyarrow as pa
 import batchproj
 from batchproj.bench import corpus
 from batchproj.collection import layout
+from batchproj.collection.snapshot import write_snapshot
 from batchproj.features import fixed_size_list
 from batchproj.index import _upkeep, connect
 from batchproj.objectstore import Folder
@@ -78,7 +79,9 @@ def fill(collection: Path, rows: int) -> float:
     begun = time.perf_counter()
     _upkeep(table, Index())
     seconds = time.perf_counter() - begun
-    Tags(folder).keep("000001", table.version)
+    opened = batchproj.open(str(collection))
+    write_snapshot(folder, opened.snapshot.model_copy(update={"rows": rows}))
+    Tags(folder).keep(opened.run, table.version)
     Tags(folder).point(table.version)
     return seconds
 
