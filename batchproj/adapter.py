@@ -78,6 +78,7 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
         "split": options.split.model_dump(),
         "adapter": {
             "projector": config.kind,
+            "projector_options": config.options,
             "loss": config.loss,
             "texts_train": int((~tested).sum()),
             "texts_test": int(tested.sum()),

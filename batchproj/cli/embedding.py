@@ -245,6 +245,15 @@ def train(
     collection: CollectionArgument,
     out: Annotated[str, typer.Option("--out", help="Folder for the new space, any fsspec URL; replaces one there.")],
     projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
+    projector_options: Annotated[
+        str,
+        typer.Option(
+            metavar="YAML",
+            help="What the kind of projector can be told: '{hidden: [512]}' of mlp; '{queries: 32, layers: 2, "
+            "width: 256}' of cross_attention. An unknown name is answered with all that there are.",
+            show_default=False,
+        ),
+    ] = "{}",
     modality: Annotated[str | None, typer.Option(help="Only image, audio or video; else all that have pairs.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
@@ -282,7 +291,7 @@ def train(
         raise UsageError("--adapter makes a bridge for queries, which no collection can be brought to: no --promote")
     from batchproj import fit
     from batchproj.card import read_card, reverse_file
-    from batchproj.config import validate
+    from batchproj.config import read_yaml, validate
     from batchproj.embed import Watch
     from batchproj.progress import RunProgress
     from batchproj.promote import promote as run_promote
@@ -290,7 +299,8 @@ def train(
     from batchproj.train import TrainOptions
     from batchproj.train import train as run_train
 
-    config = validate(fit.Config, {"seed": seed, "loss": loss}, "train")
+    told = read_yaml(projector_options.encode(), "--projector-options")
+    config = validate(fit.Config, {"seed": seed, "loss": loss, "options": told}, "train")
     options = TrainOptions(
         projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, reverse, verbose
     )
