@@ -61,6 +61,7 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
     new_text, old_text = collection.member(Modality.TEXT), _old_text(old, old_space, collection)
     started = time.monotonic()
     texts, olds = _in_both(collection, new_text, old_text, watch, say)
+    rows_used = len(texts.number)
     tested = texts.held_out(held_out(collection, options.split))
     alike = texts.alike(olds.queries, tested)
     if alike.any():
@@ -80,6 +81,8 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
             "projector": config.kind,
             "projector_options": config.options,
             "loss": config.loss,
+            "rows": texts.of_rows,
+            "rows_used": rows_used,
             "texts_train": int((~tested).sum()),
             "texts_test": int(tested.sum()),
             "texts_alike": int(alike.sum()),
@@ -195,6 +198,8 @@ def _document(out: str, card: dict[str, Any], seconds: float) -> dict[str, Any]:
         "projector": trained["projector"],
         "pairs_train": trained["texts_train"],
         "pairs_test": trained["texts_test"],
+        "rows": trained["rows"],
+        "rows_used": trained["rows_used"],
         **{f"r@{k}": recall(ADAPTER, k) for k in (1, 5, 10)},
         "baseline_r@10": recall(RIDGE, 10),
         "old_r@10": recall(OLD, 10),

@@ -61,7 +61,8 @@ def _markdown(card: dict[str, Any]) -> str:
         f"Adapter `{trained['projector']}`{told_options(trained)}, loss `{trained['loss']}`, {trained['steps']} steps "
         f"on {trained['texts_train']:,} different texts; {trained['texts_test']:,} held out: those whose pair key "
         f"hashes into {split['test_fraction']:.0%} (seed {split['seed']}), linked and equal ones on one side. "
-        f"{trained['texts_alike']:,} more are left out: to one of the encoders they equal a text trained on. All "
+        f"{trained['texts_alike']:,} more are left out: to one of the encoders they equal a text trained on. "
+        f"{_of_rows(trained)} All "
         "figures are of held-out texts as queries. Small print under a figure: its 95 % bootstrap interval, linked "
         "texts drawn together, with replacement.",
         *[f"\n{sentence(each)}" for each in card["caveats"]],
@@ -82,6 +83,16 @@ def _markdown(card: dict[str, Any]) -> str:
         ]
     lines += [f"\n- {sentence(each)}" for each in card["left_out"]]
     return "\n".join([*lines, "", "![Loss and recall over the steps](text.svg)", ""])
+
+
+def _of_rows(trained: dict[str, Any]) -> str:
+    rows, used = trained["rows"], trained["rows_used"]
+    if used == rows:
+        return f"They are all that the collection has: {rows:,} rows have one of them."
+    return (
+        f"They are a part of what the collection has: {used:,} of {rows:,} rows with a text have one of them, the "
+        "texts of the others were not drawn, or the old encoder makes nothing of them."
+    )
 
 
 def _agreement(report: dict[str, Any]) -> list[str]:

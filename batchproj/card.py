@@ -173,8 +173,9 @@ def _section(modality: str, trained: dict[str, Any]) -> list[str]:
         f"## {modality}",
         "",
         f"Projector `{trained['projector']}`{told_options(trained)}, loss `{trained['loss']}`, {trained['steps']} "
-        f"steps on {trained['pairs_train']:,} pairs{_validated(trained)}; {trained['pairs_test']:,} held out, and judged "
-        f"by {trained['groups_judged']:,} keys of these: linked pairs have one, and of very many a share is drawn.",
+        f"steps on {trained['pairs_train']:,} pairs{_validated(trained)}; {trained['pairs_test']:,} held out, and "
+        f"judged by {trained['groups_judged']:,} keys of these: linked pairs have one, and of very many a share is "
+        "drawn.",
         "",
         *said,
         "",

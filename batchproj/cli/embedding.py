@@ -358,7 +358,8 @@ def _train_adapter(collection: str, old_space: str, out: str, options: Any, as_j
         return
     text, card = result["modality"]["text"], read_card(out)
     print(
-        f"text: {text['projector']} on {text['pairs_train']:,} texts; Recall@10 against the full re-embedding "
+        f"text: {text['projector']} on {text['pairs_train']:,} texts; {text['rows_used']:,} of {text['rows']:,} rows "
+        f"used; Recall@10 against the full re-embedding "
         f"{_score(text['r@10'])} on {text['pairs_test']:,} held-out texts (ridge {_score(text['baseline_r@10'])}, "
         f"the old encoder itself {_score(text['old_r@10'])}, chance {_score(text['chance_r@10'])})"
     )
