@@ -21,10 +21,10 @@ from batchproj.errors import UsageError
 from batchproj.features import Features, from_column, gathered
 from batchproj.linking import hash_share, linked
 from batchproj.media import Segment, TextSpec
-from batchproj.pairs import check_finite, each_cached_features, held_out_pairs
+from batchproj.pairs import check_finite, each_cached_features
 from batchproj.schema import Modality
 from batchproj.search import Collection
-from batchproj.space import Member, Split, to_vectors
+from batchproj.space import Member, to_vectors
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -190,12 +190,6 @@ def no_texts(collection: Collection) -> UsageError:
         f"no texts in {collection.uri}: an adapter is trained on the texts of a collection, embedded with the new "
         "encoder"
     )
-
-
-def held_out(collection: Collection, how: Split) -> set[str]:
-    """Pair keys of the test part, as every other training on this collection divides them."""
-    rows = collection.dataset().to_table(columns=["pair", "content_id"], filter=pc.field("pair").is_valid())
-    return held_out_pairs(rows, how)
 
 
 def as_queries(texts: Texts, member: Member, progress: Callable[[int, int], None]) -> Texts:

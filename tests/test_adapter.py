@@ -29,6 +29,7 @@ from batchproj.adapter import train_adapter
 from batchproj.agreement import by_chance, nearest, recalled
 from batchproj.bridge_report import ADAPTER, NEW, OLD
 from batchproj.card import read_card
+from batchproj.disk_links import Links, links_of
 from batchproj.embed import Options, Watch, embed
 from batchproj.errors import CollectionError, SpaceError, UsageError
 from batchproj.estimate import make_plan
@@ -309,6 +310,21 @@ def test_equal_texts_stay_on_one_side(twice: Path) -> None:
     assert len(set(texts.linked()[0])) == 12
 
 
+def test_links_on_disk_are_those_in_memory(new_space: Path, tmp_path: Path) -> None:
+    """Of a few pairs: which are held out, and what they are linked to, here by equal content."""
+    write_twice(tmp_path, "ac")
+    collection = Collection(str(embedded(tmp_path, new_space, "c")))
+    rows = paired_rows(collection)
+    pairs = rows["pair"].to_pylist()
+    asked = {f"c{number}" for number in range(12)}
+    links = links_of(collection, asked, HELD_OUT.split)
+    assert links.held_out == held_out_pairs(rows, HELD_OUT.split) & asked
+    assert 0 < len(links.held_out) < 12
+    assert sorted(links.items[Modality.TEXT]["pair"].to_pylist()) == sorted(pairs)  # the other copies as well
+    few = links_of(collection, ["c3"], HELD_OUT.split).items[Modality.TEXT]
+    assert set(few["pair"].to_pylist()) == {"a3", "c3"}
+
+
 def test_equal_objects_give_equal_adapters_in_whatever_order_they_were_embedded(
     twice: Path, new_space: Path, tiny_space: Path, tmp_path: Path
 ) -> None:
@@ -331,7 +347,9 @@ def test_a_text_that_an_encoder_does_not_tell_from_one_trained_on_is_not_counted
     for name, text in texts.items():
         (tmp_path / f"corpus/{name}.txt").write_text(text)
     collection = embedded(tmp_path, new_space, "c")
-    monkeypatch.setattr(adapter_module, "held_out", lambda *_: {"large", "green", "plain1", "plain2"})
+    nothing = pa.table({name: pa.array([], pa.string()) for name in ("item", "pair", "content_id")})
+    links = Links({"large", "green", "plain1", "plain2"}, dict.fromkeys(Modality, nothing))
+    monkeypatch.setattr(adapter_module, "links_of", lambda *_: links)
     said: list[str] = []
     made = trained(collection, tiny_space, tmp_path / "bridge", say=said.append)["modality"]["text"]
     assert said == ["2 held-out texts equal one that is trained on, to one of the encoders: left out"]

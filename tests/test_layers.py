@@ -36,7 +36,7 @@ LAYERS = [
     ["breaker", "embedding", "tags", "bridge", "balance"],
     ["index"],
     ["pipeline", "search", "changes", "switch"],
-    ["pairs", "calibration"],
+    ["pairs", "calibration", "disk_links"],
     ["training_set", "texts"],
     ["ray_training", "bridge_report"],
     ["many_pairs"],
