@@ -210,8 +210,11 @@ def test_frames_are_given_back_at_once_and_not_by_the_garbage_collector() -> Non
     gc.collect()
     gc.disable()
     try:
-        assert sum(len(np.asarray(segment.data)) for segment in cut(film(seconds_of(3, 25), fps=25), frames=75, seconds=3)) == 75
-        kept = sum(isinstance(each, av.VideoFrame) for each in gc.get_objects())
+        assert (
+            sum(len(np.asarray(segment.data)) for segment in cut(film(seconds_of(3, 25), fps=25), frames=75, seconds=3))
+            == 75
+        )
+        kept = sum(type(each) is av.VideoFrame for each in gc.get_objects())
     finally:
         gc.enable()
     assert kept <= 1

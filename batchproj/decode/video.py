@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from batchproj.decode.complete import shortfall
+from batchproj.decode.content import Content
 from batchproj.decode.film import Film, rgb
 from batchproj.decode.image import check_ratio, check_resized, fitted
 from batchproj.decode.limits import Limits
@@ -38,7 +39,7 @@ _TURNS = {
 _SWAPS_EDGES = frozenset(turn for (a, *_), turn in _TURNS.items() if a == 0)
 
 
-def decode_video(data: bytes, spec: VideoSpec, limits: Limits) -> Iterator[Segment]:
+def decode_video(data: Content, spec: VideoSpec, limits: Limits) -> Iterator[Segment]:
     """Decode a video to (T, height, width, 3) uint8 segments, one after the other, cut as `spec.segments` says.
 
     The T frames are those on show at the middles of T equal shares of a segment, so that frame rate and keyframes
