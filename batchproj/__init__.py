@@ -12,7 +12,7 @@ Data flows top to bottom:
     pipeline                               all units through Ray Data
     changes, switch                        what a source holds now; the one step that readers see
     objective, fit, comparison, report, card    projectors trained in memory, judged, and what is said of them
-    training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
+    disk_links, training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
     texts, agreement, bridge_report, bridge    texts in two encoders, an adapter between them, what it is worth
     gate, breaker                          whether a space may take the place of the live one; when a run is paused
     embed, search, train, adapter, evaluate    what people do

@@ -75,7 +75,8 @@ def train(
     from ray.train.torch import TorchTrainer
 
     filesystem = folder.arrow()
-    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=False), workers))
+    on_gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=on_gpus), workers))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     options = ray.data.ExecutionOptions(
@@ -86,7 +87,7 @@ def train(
         train_loop_config={"run": run, "desk": desk},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
-            use_gpu=ray.cluster_resources().get("GPU", 0) >= workers,
+            use_gpu=on_gpus,
             resources_per_worker={"CPU": cpus},
         ),
         datasets={"train": _samples(folder, shards, desk, READS * workers)},

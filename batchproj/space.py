@@ -394,6 +394,11 @@ def _check_projector(
     projector = project.read_header(weights, where)
     if projector.kind != project.plain_kind(member.projector.kind):
         raise SpaceError(f"{where}: the projector is of kind {projector.kind}, the space says {member.projector.kind}")
+    if projector.is_asked:
+        raise SpaceError(
+            f"{where}: another modality asks this {projector.kind} projector (query_dim), so an item alone has no "
+            "vector by it; use it in Python, by 'cross'"
+        )
     if projector.takes == "tokens" and member.cache == "pooled":
         raise SpaceError(f"{where}: a {projector.kind} projector takes tokens; add 'cache: tokens' beside 'encoder'")
     fitting = [described.dim]

@@ -38,7 +38,7 @@ LAYERS = [
     ["index"],
     ["stages"],
     ["pipeline", "search", "changes", "switch"],
-    ["pairs", "calibration", "small_run"],
+    ["pairs", "calibration", "small_run", "disk_links"],
     ["training_set", "texts"],
     ["ray_training", "bridge_report"],
     ["many_pairs"],

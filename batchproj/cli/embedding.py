@@ -257,6 +257,15 @@ def train(
     collection: CollectionArgument,
     out: Annotated[str, typer.Option("--out", help="Folder for the new space, any fsspec URL; replaces one there.")],
     projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
+    projector_options: Annotated[
+        str,
+        typer.Option(
+            metavar="YAML",
+            help="What the kind of projector can be told: '{hidden: [512]}' of mlp; '{queries: 32, layers: 2, "
+            "width: 256}' of cross_attention. An unknown name is answered with all that there are.",
+            show_default=False,
+        ),
+    ] = "{}",
     modality: Annotated[str | None, typer.Option(help="Only image, audio or video; else all that have pairs.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
@@ -294,7 +303,7 @@ def train(
         raise UsageError("--adapter makes a bridge for queries, which no collection can be brought to: no --promote")
     from batchproj import fit
     from batchproj.card import read_card, reverse_file
-    from batchproj.config import validate
+    from batchproj.config import read_yaml, validate
     from batchproj.embed import Watch
     from batchproj.progress import RunProgress
     from batchproj.promote import promote as run_promote
@@ -302,7 +311,8 @@ def train(
     from batchproj.train import TrainOptions
     from batchproj.train import train as run_train
 
-    config = validate(fit.Config, {"seed": seed, "loss": loss}, "train")
+    told = read_yaml(projector_options.encode(), "--projector-options")
+    config = validate(fit.Config, {"seed": seed, "loss": loss, "options": told}, "train")
     options = TrainOptions(
         projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, reverse, verbose
     )
@@ -360,7 +370,8 @@ def _train_adapter(collection: str, old_space: str, out: str, options: Any, as_j
         return
     text, card = result["modality"]["text"], read_card(out)
     print(
-        f"text: {text['projector']} on {text['pairs_train']:,} texts; Recall@10 against the full re-embedding "
+        f"text: {text['projector']} on {text['pairs_train']:,} texts; {text['rows_used']:,} of {text['rows']:,} rows "
+        f"used; Recall@10 against the full re-embedding "
         f"{_score(text['r@10'])} on {text['pairs_test']:,} held-out texts (ridge {_score(text['baseline_r@10'])}, "
         f"the old encoder itself {_score(text['old_r@10'])}, chance {_score(text['chance_r@10'])})"
     )
