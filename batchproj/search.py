@@ -29,7 +29,7 @@ from batchproj.media import Segment
 from batchproj.objectstore import Folder, filesystem
 from batchproj.schema import Modality, vector_schema
 from batchproj.source.metadata import name_patterns, patterns
-from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve
+from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve, resolve_member
 from batchproj.tags import live_run
 
 MAX_K = 1_000
@@ -233,9 +233,9 @@ class Collection:
 
     def member(self, modality: Modality) -> Member:
         """A modality of the collection's space; raises CollectionError unless it is what made the table."""
-        member = self.space.members.get(modality)
-        if member is None:
+        if modality not in self._opened.space.members():
             raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
+        member = resolve_member(self._opened, modality)
         live = self.snapshot.fingerprints[modality].vector
         if member.vector_fp != live:
             raise CollectionError(
