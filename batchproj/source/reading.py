@@ -19,7 +19,7 @@ from batchproj.schema import Reason
 from batchproj.source import arrow, csv, jsonl, lance, parquet
 from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, parse_place
 from batchproj.source.record import UNREADABLE
-from batchproj.source.tables import payload
+from batchproj.source.rows import payload
 
 GAP_BYTES = 64 * 1024
 """Ranges that are no further apart are read by one request."""
