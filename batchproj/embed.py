@@ -42,7 +42,7 @@ from batchproj.collection.plan import TRANSIENT, Counts, Plan
 from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.decode.versions import decoders
-from batchproj.errors import BatchprojError, TryLater, UsageError
+from batchproj.errors import BatchprojError, TooManyBad, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
@@ -212,7 +212,12 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     folder = run.job.folder
     entry = _begin(run)
     run.lease.working_on = run.target.run
-    receipts, restarts = _execute(run, watch, options)
+    try:
+        receipts, restarts = _execute(run, watch, options)
+    except TooManyBad:
+        ended = {"state": "paused", "seconds": _since(started), "finished": ledger.now()}
+        ledger.write_entry(folder, entry.model_copy(update=ended))
+        raise
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
@@ -262,6 +267,7 @@ def _begin(run: _Run) -> Entry:
         host=holder.host,
         started=before.started if before else ledger.now(),
         attempts=before.attempts + 1 if before else 1,
+        pauses=before.pauses + (before.state == "paused") if before else 0,
         restarts=before.restarts if before else 0,
         differences=ledger.differences(run.live.fingerprints, target.fingerprints) if run.live else [],
     )
