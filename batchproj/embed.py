@@ -51,6 +51,7 @@ from batchproj.objectstore import GONE, Folder, canonical
 from batchproj.pipeline import Job, News, label, ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.schema import Reason
+from batchproj.source.reading import DISK_FAILS
 from batchproj.space import ResolvedSpace
 from batchproj.switch import finish, next_run, unsettled, writing
 
@@ -284,9 +285,10 @@ def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
 def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> None:
     """Many objects that are forbidden or gone are the fault of the credentials or of a mount, not the objects', and a
     repair must not take away what is sound: stop before anything shows."""
-    forbidden, gone, read = run.plan.rows(
-        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (reason = 'changed' AND ends_with(detail, "
-        f"'{GONE}')), count(*) FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
+    forbidden, failing, gone, read = run.plan.rows(
+        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (starts_with(detail, '{DISK_FAILS}')), "
+        f"count(*) FILTER (reason = 'changed' AND ends_with(detail, '{GONE}')), count(*) "
+        "FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
     )[0]
     if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if options.is_repair else 0:
         _drop_records(run.job.folder, receipts)
@@ -297,6 +299,11 @@ def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> Non
         )
     if forbidden > MASS_FORBIDDEN * run.counts.listed:
         _drop_records(run.job.folder, receipts)
+        if failing > forbidden / 2:
+            raise TryLater(
+                f"{failing:,} of {read:,} objects could not be read from their disk; nothing was made visible; "
+                "check it and run the same command again"
+            )
         raise _unreadable(Reason.FORBIDDEN, f"{forbidden:,} of {read:,}")
     may_go = options.allow_mass_delete or options.is_repair  # what a repair reads had been lost before
     if gone > MASS_GONE * run.counts.listed and not may_go:
