@@ -40,9 +40,11 @@ def check_sound_tracks(recipe: Recipe, space: ResolvedSpace) -> None:
         )
 
 
-def check_places(source: str, folder: Folder) -> None:
-    """Raises UsageError if a collection would embed itself."""
+def check_places(source: str, folder: Folder, recipe: Recipe) -> None:
+    """Raises UsageError if a collection would embed itself, or a place has credentials in its URL."""
     root = canonical(source)
+    for declared in recipe.roots:  # a folder has no use for them, but they must have no secrets in them anywhere
+        canonical(declared)
     if root == folder.uri:
         raise UsageError(f"source and collection are the same folder, {root}; choose another collection")
     if (root + "/").startswith(folder.uri + "/"):

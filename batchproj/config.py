@@ -106,7 +106,7 @@ def expected(complaint: Mapping[str, Any]) -> str:
     """What one of pydantic's complaints misses, in words of ours."""
     kind, told = complaint["type"], complaint.get("ctx", {})
     if kind in _BOUNDS:
-        return " ".join([_BOUNDS[kind], *map(str, told.values())])
+        return " ".join([_BOUNDS[kind], *(f"{bound:,g}" for bound in told.values())])
     if kind in ("literal_error", "enum"):
         return f"one of {told['expected'].replace(' or ', ', ')}"
     begin = kind.split("_")[0]

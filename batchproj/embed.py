@@ -147,7 +147,7 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
 
 
 def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, watch: Watch, started: float) -> Report:
-    check_places(source, folder)
+    check_places(source, folder, options.recipe)
     check_sound_tracks(options.recipe, space)
     refuse_if_held(folder, watch.step)
     live = live_snapshot(folder)
@@ -397,7 +397,12 @@ class _Teller:
             self._watch.step(line)
         if news.replaced > self.replaced:
             self.replaced = news.replaced
-            self._watch.step(f"{self.replaced} workers died so far and were replaced")
+            many = (
+                "1 worker died so far and was"
+                if self.replaced == 1
+                else f"{self.replaced} workers died so far and were"
+            )
+            self._watch.step(f"{many} replaced")
 
 
 def _divide(

@@ -44,7 +44,7 @@ def test_of_a_long_key_the_beginning_is_shown() -> None:
         ("retry_s: soon", "'retry_s' is 'soon', expected a number"),
         ("retry_s: 0", "'retry_s' is 0, expected more than 0"),
         ("units: {max_items: 3.5}", "'units.max_items' is 3.5, expected a whole number"),
-        ("units: {max_items: 5000}", "'units.max_items' is 5000, expected at most 1024"),
+        ("units: {max_items: 5000}", "'units.max_items' is 5000, expected at most 1,024"),
         ("sound_tracks: 7", "'sound_tracks' is 7, expected true or false"),
         ("pools: {smell: {}}", "'pools.smell.[key]' is 'smell', expected one of 'text', 'image', 'audio', 'video'"),
     ],

@@ -47,6 +47,7 @@ LAYERS = [
     ["emoji_corpus"],
     ["demo", "bench"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
