@@ -44,7 +44,7 @@ from batchproj.collection.plan import TRANSIENT, Counts, Plan
 from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.decode.versions import decoders
-from batchproj.errors import BatchprojError, TryLater, UsageError
+from batchproj.errors import BatchprojError, TooManyBad, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
@@ -55,6 +55,7 @@ from batchproj.pipeline import ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.schema import Reason
 from batchproj.small_run import is_small, run_here
+from batchproj.source.reading import DISK_FAILS
 from batchproj.space import ResolvedSpace
 from batchproj.stages import Job, label
 from batchproj.switch import finish, next_run, unsettled, writing
@@ -156,7 +157,7 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
 
 
 def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, watch: Watch, started: float) -> Report:
-    check_places(source, folder)
+    check_places(source, folder, options.recipe)
     check_sound_tracks(options.recipe, space)
     refuse_if_held(folder, watch.step)
     live = live_snapshot(folder)
@@ -225,6 +226,10 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     executed = _Executed()
     try:
         _execute(run, watch, options, executed)
+    except TooManyBad:
+        ended = {"state": "paused", "seconds": _since(started), "finished": ledger.now()}
+        ledger.write_entry(folder, entry.model_copy(update=ended))
+        raise
     finally:
         if options.profile is not None:
             write_timeline(executed.fresh, options.profile)
@@ -280,6 +285,7 @@ def _begin(run: _Run) -> Entry:
         host=holder.host,
         started=before.started if before else ledger.now(),
         attempts=before.attempts + 1 if before else 1,
+        pauses=before.pauses + (before.state == "paused") if before else 0,
         restarts=before.restarts if before else 0,
         differences=ledger.differences(run.live.fingerprints, target.fingerprints) if run.live else [],
     )
@@ -296,9 +302,10 @@ def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
 def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> None:
     """Many objects that are forbidden or gone are the fault of the credentials or of a mount, not the objects', and a
     repair must not take away what is sound: stop before anything shows."""
-    forbidden, gone, read = run.plan.rows(
-        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (reason = 'changed' AND ends_with(detail, "
-        f"'{GONE}')), count(*) FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
+    forbidden, failing, gone, read = run.plan.rows(
+        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (starts_with(detail, '{DISK_FAILS}')), "
+        f"count(*) FILTER (reason = 'changed' AND ends_with(detail, '{GONE}')), count(*) "
+        "FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
     )[0]
     if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if options.is_repair else 0:
         _drop_records(run.job.folder, receipts)
@@ -309,6 +316,11 @@ def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> Non
         )
     if forbidden > MASS_FORBIDDEN * run.counts.listed:
         _drop_records(run.job.folder, receipts)
+        if failing > forbidden / 2:
+            raise TryLater(
+                f"{failing:,} of {read:,} objects could not be read from their disk; nothing was made visible; "
+                "check it and run the same command again"
+            )
         raise _unreadable(Reason.FORBIDDEN, f"{forbidden:,} of {read:,}")
     may_go = options.allow_mass_delete or options.is_repair  # what a repair reads had been lost before
     if gone > MASS_GONE * run.counts.listed and not may_go:
@@ -419,7 +431,12 @@ class _Teller:
             self._watch.step(line)
         if news.replaced > self.replaced:
             self.replaced = news.replaced
-            self._watch.step(f"{self.replaced} workers died so far and were replaced")
+            many = (
+                "1 worker died so far and was"
+                if self.replaced == 1
+                else f"{self.replaced} workers died so far and were"
+            )
+            self._watch.step(f"{many} replaced")
 
 
 def _divide(

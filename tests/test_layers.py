@@ -13,7 +13,7 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials"],
+    ["schema", "failpoint", "terminal", "credentials", "confinement"],
     ["errors", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
     ["segments"],
@@ -49,6 +49,7 @@ LAYERS = [
     ["emoji_corpus"],
     ["demo", "bench"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {

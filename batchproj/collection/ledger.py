@@ -45,6 +45,10 @@ class Report(BaseModel):
     efficiency: dict[str, Efficiency] = Field(default={}, exclude=True)
 
 
+UNFINISHED = ("running", "paused")
+"""States of a run that the next one takes up again."""
+
+
 class Difference(BaseModel):
     """A field of a fingerprint's document that is not what it was; dots lead into nested ones."""
 
@@ -59,11 +63,12 @@ class Entry(Report):
     """One run: by whom, when, from what, and what came of it.
 
     `attempts` counts the starts it took, `restarts` workers that died and were replaced. A run
-    that is `running` in the ledger may also have died; the next one takes it up again. Of a
-    `collected` run nothing is left but this.
+    that is `running` in the ledger may also have died, one that is `paused` was stopped for too many items of one
+    reason; the next one takes either up again. `pauses` of the attempts before ended so. Of a `collected` run nothing
+    is left but this.
     """
 
-    state: Literal["running", "done", "collected"]
+    state: Literal["running", "paused", "done", "collected"]
     parent: str | None
     source: str
     space: str
@@ -73,6 +78,7 @@ class Entry(Report):
     started: str
     finished: str | None = None
     attempts: int = 1
+    pauses: int = 0
     restarts: int = 0
     efficiency: dict[str, Efficiency] = {}
     differences: list[Difference] = []

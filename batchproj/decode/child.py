@@ -30,13 +30,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from pydantic import TypeAdapter
 
+from batchproj.confinement import address_space, close_doors, cpu_s, limit
 from batchproj.decode import turns
 from batchproj.decode.content import KEPT_BYTES, Content, Ranges
 from batchproj.decode.faults import failures_as_faults
@@ -74,8 +74,8 @@ def main(files: str, told: str) -> None:
     work = WORK.validate_json(told)
     turns.share(*shared)
     connection: Connection[Any, Any] = Connection(socket)
-    idle_bytes = _address_space()
-    _close_doors()
+    idle_bytes = address_space()
+    _close_all_doors()
     connection.send_bytes(READY)
     while True:
         try:
@@ -84,16 +84,16 @@ def main(files: str, told: str) -> None:
             return
         # beside what is here of the item itself, of which libraries make a copy
         here_bytes = len(data) if isinstance(data, bytes) else KEPT_BYTES
-        _limit(resource.RLIMIT_AS, idle_bytes + 2 * here_bytes + work.limits.decode_bytes)
-        _limit(resource.RLIMIT_CPU, math.ceil(_cpu_s() + work.limits.cpu_seconds(len(data))))
+        limit(resource.RLIMIT_AS, idle_bytes + 2 * here_bytes + work.limits.decode_bytes)
+        limit(resource.RLIMIT_CPU, math.ceil(cpu_s() + work.limits.cpu_seconds(len(data))))
         try:
             _answer(connection, _answers(look, data, work), work.limits.wall_seconds(len(data)))
         except MemoryError:
-            _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+            limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
             connection.send_bytes(_NO_MEMORY)
             return  # what is left of it may be in pieces
         turns.end()
-        _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         del data
 
 
@@ -109,7 +109,7 @@ def _asked(connection: Connection[Any, Any]) -> tuple[bool, Content]:
             connection.send_bytes(json.dumps({"range": [begin, end]}).encode())
             return connection.recv_bytes()
         except MemoryError:  # a library that called back would take it for the end of the file
-            _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+            limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
             connection.send_bytes(_NO_MEMORY)
             os._exit(0)
         finally:
@@ -157,30 +157,11 @@ def _described(segment: Any) -> list[Any]:
     return [segment.data.shape, segment.data.dtype.name, segment.start, segment.end]
 
 
-def _close_doors() -> None:
-    """From here on nothing is opened, written or started; what a library prints is nobody's to read."""
+def _close_all_doors() -> None:
+    """Load what libraries load late, which they cannot do any more, and close the doors."""
     for module in (*_IMPORTED_LATE, *(found.name for found in pkgutil.walk_packages(av.__path__, "av."))):
         importlib.import_module(module)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE):
-        resource.setrlimit(what, (0, 0))
-
-
-def _limit(what: int, value: int) -> None:
-    """Set a limit, no higher than the one that the process was started with."""
-    _, hard = resource.getrlimit(what)
-    allowed = value if hard == resource.RLIM_INFINITY else hard if value == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (allowed, hard))
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def _address_space() -> int:
-    """Bytes of address space that the process has, before it is given work."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    close_doors()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ _STREAMED_BYTES = 0x7FFF_F000
 """A RIFF size from here on comes from a writer that could not seek back (sox, arecord, ffmpeg)."""
 _EBML, _MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _OGG_HEADER_BYTES = 27
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_CHUNK_BYTES = 12
+"""Of length, name and checksum around a chunk's content."""
 _OGG_END_OF_STREAM = 4
 
 
@@ -43,6 +46,20 @@ def shortfall(data: Content) -> str | None:
         # Encoders disagree on whether the frame of this header counts itself.
         return _short_of("MPEG sound", xing.declared - xing.own_frame, xing.present)
     return None
+
+
+def png_shortfall(data: bytes) -> str | None:
+    """The same of a PNG, behind whose pixels other chunks may stand: the last one is IEND (PNG 1.2, section 4.1.4).
+
+    What follows that is no part of it.
+    """
+    position = len(_PNG)
+    while position + _PNG_CHUNK_BYTES <= len(data):
+        size, name = struct.unpack_from(">I4s", data, position)
+        if name == b"IEND":
+            return None
+        position += size + _PNG_CHUNK_BYTES
+    return "PNG file ends before its last chunk, IEND"
 
 
 def _short_of(what: str, declared: int, present: int) -> str | None:

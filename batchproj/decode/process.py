@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from batchproj.confinement import environment
 from batchproj.decode.child import DECODE, LOOK, READY, WORK, Work
 from batchproj.decode.content import KEPT_BYTES
 from batchproj.decode.faults import one_line
@@ -29,8 +29,6 @@ PROGRAM = "batchproj.decode.child"
 DEATHS = 2
 """So often an item may end its decoder: what dies once may have been killed from outside."""
 
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _DTYPES = ("uint8", "float32")
 
 
@@ -147,8 +145,6 @@ class DecoderProcess:
 
 def _start(work: Work, turns: IO[bytes] | None) -> _Child:
     ours, theirs = Pipe()
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **_ONE_THREAD}
     with theirs, tempfile.TemporaryFile() as said:
         program = [sys.executable, "-P", "-m", PROGRAM]
         files = [theirs.fileno(), *([turns.fileno()] if turns else [])]
@@ -157,7 +153,7 @@ def _start(work: Work, turns: IO[bytes] | None) -> _Child:
         try:
             process = subprocess.Popen(
                 [*program, *told],
-                env=environment,
+                env=environment(),
                 cwd="/",
                 pass_fds=files,
                 stdin=nothing,
