@@ -13,7 +13,7 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials"],
+    ["schema", "failpoint", "terminal", "credentials", "bounded_cache"],
     ["errors", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
     ["segments"],
@@ -34,7 +34,10 @@ LAYERS = [
     ["card"],
     ["decoding"],
     ["breaker", "embedding", "tags", "bridge", "balance"],
-    ["index"],
+    ["index", "hits", "conditions", "items"],
+    ["queries", "hybrid"],
+    ["thumbnails"],
+    ["notebook"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration"],
     ["training_set", "texts"],
@@ -45,14 +48,14 @@ LAYERS = [
     ["repair", "forget", "promote", "adapter"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],
-    ["demo", "bench"],
+    ["demo", "bench", "serve"],
     ["cli"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
     "ray": {"pipeline", "ray_training", "bench.contenders.ray_data"},
-    "lancedb": {"index", "search"},
+    "lancedb": {"index", "search", "conditions"},
     "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},
 }

@@ -46,6 +46,16 @@ def patterns(name: str, value: str) -> list[str]:
     return [f"{before}{_dump(name)}:{written}{after}" for written in _forms(value) for before in "{," for after in ",}"]
 
 
+def typed_patterns(name: str, value: str | bool | int | float) -> list[str]:
+    """Texts of which the JSON has one exactly if the field has that value, and its kind; numbers are of one kind."""
+    if isinstance(value, str | bool):
+        forms = {_dump(value)}
+    else:
+        whole = {str(int(value))} if float(value).is_integer() else set()
+        forms = {_dump(value), _dump(float(value)), *whole}
+    return [f"{before}{_dump(name)}:{form}{after}" for form in sorted(forms) for before in "{," for after in ",}"]
+
+
 def name_patterns(name: str) -> list[str]:
     """Texts of which the JSON has one exactly if it has that field."""
     return [f"{before}{_dump(name)}:" for before in "{,"]
