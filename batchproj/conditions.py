@@ -25,7 +25,7 @@ MOST_FILTERS = 20
 MOST_VALUES = 1_000
 MOST_FORMS = 400
 """Texts that one condition on the metadata may look for."""
-MOST_ROWS = 100_000
+MOST_ROWS = 10_000
 """Rows that a condition may name one by one."""
 
 _FIELD = "metadata."
@@ -148,19 +148,24 @@ class Conditions:
                 return self._rows(asked, name)
 
     def _matching(self, asked: Filter, name: str) -> Any:
-        """The rows whose field compares so, by their ids."""
+        """The rows whose field compares so: by its values if these are few, or by their ids."""
         from lancedb.expr import col
 
         compared, value = _COMPARED[asked.op], asked.value
         has_field = _has_one(_metadata(), name_patterns(name))
         found = self._table.search().where(has_field).select(["id", "metadata"]).to_arrow()
-        ids = [
-            row
-            for row, metadata in zip(found["id"].to_pylist(), found["metadata"].to_pylist(), strict=True)
-            if _comparable(own := json.loads(metadata).get(name), value) and compared(own, value)
-        ]
+        ids: list[str] = []
+        values: set[Any] = set()
+        for row, metadata in zip(found["id"].to_pylist(), found["metadata"].to_pylist(), strict=True):
+            own = json.loads(metadata).get(name)
+            if _comparable(own, value) and compared(own, value):
+                ids.append(row)
+                values.add(own)
+        forms = [form for own in values for form in typed_patterns(name, own)] if len(values) <= MOST_FORMS else []
+        if forms and len(forms) <= MOST_FORMS:  # as years and sizes are: the same few on many rows
+            return _has_one(_metadata(), forms)
         if len(ids) > MOST_ROWS:
-            raise UsageError(f"{asked}: {len(ids):,} rows, more than {MOST_ROWS:,}; narrow it, or compare with eq")
+            raise UsageError(f"{asked}: it holds for {len(ids):,} rows; narrow it to {MOST_ROWS:,}, or compare with eq")
         return col("id").isin(ids or [""])
 
 

@@ -16,8 +16,6 @@ RANK_CONSTANT = 60
 DEPTH, LEAST_ROWS = 5, 100
 """Of each ranking 5 times as many hits as are wanted are fused, and no fewer than 100."""
 
-KEYWORD_COLUMNS = ["text", "metadata"]
-
 
 def depth(wanted: int) -> int:
     """How many hits of each ranking are fused for so many."""

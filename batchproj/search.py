@@ -19,8 +19,8 @@ from batchproj.collection.ledger import numbers, read_entry
 from batchproj.conditions import Conditions, Filter, both, equals, none_of
 from batchproj.errors import CollectionError, UsageError
 from batchproj.hits import Hit, Hits
-from batchproj.hybrid import KEYWORD_COLUMNS, depth, fused
-from batchproj.index import open_live
+from batchproj.hybrid import depth, fused
+from batchproj.index import WORDED, open_live
 from batchproj.objectstore import Folder, filesystem
 from batchproj.queries import Example, QueryEncoder, Search, combined, file_example, weight_of
 from batchproj.schema import Modality, vector_schema
@@ -328,7 +328,7 @@ class Collection:
 
     def _worded(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any) -> list[Hit]:
         """The `k` rows that have most of the words, by BM25, best first; `score` is the cosine all the same."""
-        query = self._table.search(words, query_type="fts", fts_columns=KEYWORD_COLUMNS).limit(k)
+        query = self._table.search(words, query_type="fts", fts_columns=list(WORDED)).limit(k)
         if condition is not None:
             query = query.where(condition, prefilter=True)
         found = query.select([*_COLUMNS, "vector", "_score"]).to_list()
