@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import http.server
-import ipaddress
 import socket
 import ssl
 import threading
@@ -175,12 +174,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLC
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pictures) as serving:
         serving.socket = ours.wrap_socket(serving.socket, server_side=True)
         threading.Thread(target=serving.serve_forever, daemon=True).start()
-        connect = socket.create_connection
-        assert ipaddress.ip_address("93.184.216.34").is_global
 
         def to_us(address: tuple[str, int], timeout: float) -> socket.socket:
             assert address == ("93.184.216.34", 443)
-            return connect(("127.0.0.1", serving.server_port), timeout)
+            reached = socket.socket()
+            reached.settimeout(timeout)
+            reached.connect(("127.0.0.1", serving.server_port))
+            return reached
 
         resolve_to(monkeypatch, "93.184.216.34")
         monkeypatch.setattr(urls.socket, "create_connection", to_us)
