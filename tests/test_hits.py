@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from films import film, seconds_of
 from serving import COLOURS, EVIL_NAME, EVIL_TEXT, Client, embed_builtin, picture, served, write_corpus
 
 import batchproj
@@ -106,24 +104,3 @@ def test_the_client_asks_side_by_side(collection: Path) -> None:
     with served(collection, token=token) as server:
         assert isinstance(server, Client)
         asyncio.run(ask(f"http://127.0.0.1:{server.port}"))
-
-
-def test_a_film_has_a_player_that_begins_where_it_matched() -> None:
-    from batchproj.bounded_cache import BoundedCache
-    from batchproj.items import Item
-    from batchproj.notebook import _media
-
-    data = film(seconds_of(4, 10))
-    kept: BoundedCache[bytes] = BoundedCache(1)
-
-    class One:
-        def find(self, _item: str, _uri: str) -> Item:
-            row = {"uri": "x", "size": len(data), "source_version": "v", "place": None, "item": "i"}
-            made = Item(row, kept)
-            made.read = lambda begin, length: data[begin : begin + length]  # type: ignore[method-assign]
-            return made
-
-    shown = Hit("i-1", "i", "file:///a.mp4", "video", 0.5, 1, 2.0, 4.0, None, None)
-    tag, attributes = Tags(_media(shown, One(), None)).found[0]  # type: ignore[arg-type]
-    assert (tag, (attributes["src"] or "").endswith("#t=2")) == ("video", True)
-    assert base64.b64encode(data[:90]).decode() in (attributes["src"] or "")

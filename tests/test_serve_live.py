@@ -7,16 +7,17 @@ import shutil
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import urllib3
 from conftest import WORDS, write_picture
 from in_process import OPTIONS, quiet, run, without_ray
 from serving import Client, served
 
 import batchproj
-from batchproj.collection.ledger import Report
 from batchproj.embed import Watch, embed
 from batchproj.gc import gc
 from batchproj.objectstore import Folder
@@ -27,6 +28,14 @@ from batchproj.tags import Tags
 SWITCHES = 20
 
 
+@pytest.fixture
+def collection(corpus: Path, tiny_space: Path, tmp_path: Path) -> Path:
+    """The corpus after its first run."""
+    with without_ray():
+        run(corpus, tmp_path / "c", tiny_space)
+    return tmp_path / "c"
+
+
 def wait_for(client: Client, run_name: str) -> None:
     deadline = time.monotonic() + 60
     while client.json("/health")["run"] != run_name:
@@ -34,8 +43,7 @@ def wait_for(client: Client, run_name: str) -> None:
         time.sleep(0.02)
 
 
-def test_twenty_switches_fail_and_mix_no_answer(embedded: tuple[Path, Report], corpus: Path, tiny_space: Path) -> None:
-    collection, _ = embedded
+def test_twenty_switches_fail_and_mix_no_answer(collection: Path, corpus: Path, tiny_space: Path) -> None:
     for number in range(12):  # other texts on the same objects: a row tells which run it is of
         (corpus / f"d{number % 3}" / f"item{number}.txt").write_text(" ".join(WORDS[1 : 3 + number]))
     with without_ray():
@@ -88,9 +96,8 @@ def test_twenty_switches_fail_and_mix_no_answer(embedded: tuple[Path, Report], c
 
 
 def test_an_encoder_stays_and_another_one_is_loaded(
-    embedded: tuple[Path, Report], corpus: Path, tiny_space: Path, tmp_path: Path, tiny_clip: Path
+    collection: Path, corpus: Path, tiny_space: Path, tmp_path: Path, tiny_clip: Path
 ) -> None:
-    collection, _ = embedded
     with served(collection) as client:
         encoder = client.service._encoder
         before = dict(encoder._embedders)
@@ -100,10 +107,11 @@ def test_an_encoder_stays_and_another_one_is_loaded(
         wait_for(client, "000002")
         assert encoder._embedders == before
         other = tmp_path / "other.yaml"
-        text = f"{{encoder: {{kind: clip, model: {tiny_clip}, dtype: bf16}}}}"
+        text = f"{{encoder: {{kind: clip, model: {tiny_clip}, dtype: fp32}}}}"
         other.write_text(f"name: other\ndim: 24\ntext: {text}\nimage: {text}\n")
         with without_ray():
-            run(corpus, collection, other)
+            report = run(corpus, collection, other, replace(OPTIONS, force=True))
+        assert (report.run, report.embedded) == ("000003", 24)
         wait_for(client, "000003")
         assert not set(encoder._embedders) & set(before)
         assert client.search(text="w1 w2 w3", k=1)[0]["score"] > 0.99
@@ -125,8 +133,7 @@ def test_a_query_without_the_tables_encoder_is_refused(tiny_clip: Path, tmp_path
         assert len(client.search(id=points[0]["id"], k=5)) == 5
 
 
-def test_a_view_whose_files_are_gone_is_replaced(embedded: tuple[Path, Report], corpus: Path, tiny_space: Path) -> None:
-    collection, _ = embedded
+def test_a_view_whose_files_are_gone_is_replaced(collection: Path, corpus: Path, tiny_space: Path) -> None:
     with served(collection, poll_s=600) as client:  # it does not look by itself
         assert client.post({"text": "w1"}).json()["run"] == "000001"
         for picture in corpus.rglob("*.png"):
@@ -135,7 +142,7 @@ def test_a_view_whose_files_are_gone_is_replaced(embedded: tuple[Path, Report], 
         for words in corpus.rglob("*.txt"):
             words.write_text("w1 w2")
         with without_ray():
-            run(corpus, collection, tiny_space)
+            run(corpus, collection, tiny_space, replace(OPTIONS, allow_mass_delete=True))
         gc(str(collection), quiet, keep=1, apply=True)
         assert "000001" not in Tags(client.service.live.view.collection._folder).runs()
         answer = client.post({"text": "w1 w2"})
