@@ -7,9 +7,9 @@ import html
 import mimetypes
 from dataclasses import dataclass
 
+from batchproj.hits import Hit
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
-from batchproj.search import Hit
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ NORM_TOLERANCE = 1e-3
 
 SCAN_ROWS = 4_096
 
+WORDED = ("text", "metadata")
+"""Columns whose words can be looked for."""
+
 SELF_QUERIES = 16
 """New rows that must find themselves before a run may become visible."""
 
@@ -138,13 +141,15 @@ class VectorTable:
     def drop_deleted(self) -> int:
         """Write the newest version again without rows that are only marked as deleted; the new version.
 
-        Indices are made anew: they would keep the codes of vectors whose whole fragment was deleted.
+        Indices are made anew: they would keep the codes of vectors whose whole fragment was deleted, and what is told
+        to be trained again keeps the words of a text, and the id of an item.
         """
         with lance_faults(self._folder.uri):
             before = self._newest().version
             self._newest().optimize.compact_files(materialize_deletions=True, materialize_deletions_threshold=0.0)
             if self._newest().describe_indices():
                 self._newest().optimize.optimize_indices(retrain=True)
+                _build_again(self._db.open_table(layout.TABLE))
             if self._newest().version == before:  # its manifest tells what was deleted
                 self._db.open_table(layout.TABLE).restore(before)
             return int(self._newest().version)
@@ -220,22 +225,47 @@ def _check_rows(table: Any, expected: int) -> None:
 
 
 def _upkeep(table: Any, settings: Index) -> None:
-    """Merge small fragments, extend the index or build it, where enough has gathered.
+    """Merge small fragments, extend the indices or build them, where enough has gathered.
 
     Below `min_rows` exact search is fast enough and needs no index; rows that no index covers yet
     are searched exactly.
     """
-    from lancedb.index import Bitmap, IvfRq
-
     stats = table.stats()
-    indices = [index.name for index in table.list_indices()]
-    unindexed = max((table.index_stats(name).num_unindexed_rows for name in indices), default=0)
+    indices = table.list_indices()
+    unindexed = max((table.index_stats(index.name).num_unindexed_rows for index in indices), default=0)
     crowded = stats["fragment_stats"]["num_small_fragments"] > settings.small_fragments
     if crowded or unindexed > settings.unindexed_rows:
         table.optimize(cleanup_older_than=KEEP_VERSIONS)
-    if not indices and stats["num_rows"] >= settings.min_rows:
-        table.create_index("vector", config=IvfRq(distance_type="cosine"))
-        table.create_index("modality", config=Bitmap())
+    if stats["num_rows"] >= settings.min_rows:
+        indexed = {column for index in indices for column in index.columns}
+        for column, config in _configs(table, settings):
+            if column not in indexed:
+                table.create_index(column, config=config)
+
+
+def _build_again(table: Any) -> None:
+    """The indices that hold texts or ids."""
+    from lancedb.index import FTS, BTree
+
+    kinds = {"FTS": FTS, "BTree": BTree}
+    for index in table.list_indices():
+        if index.index_type in kinds:
+            table.create_index(index.columns[0], config=kinds[index.index_type](), replace=True)
+
+
+def _configs(table: Any, settings: Index) -> Iterator[tuple[str, Any]]:
+    """Columns and the index of each: vectors to be near to, kinds and items to be among, words to have.
+
+    Words are looked for by hybrid searches; where few rows have any, without an index as well.
+    """
+    from lancedb.index import FTS, Bitmap, BTree, IvfRq
+
+    yield "vector", IvfRq(distance_type="cosine")
+    yield "modality", Bitmap()
+    yield "item", BTree()
+    for column in WORDED:
+        if table.count_rows(f"{column} IS NOT NULL") >= settings.min_rows:
+            yield column, FTS()
 
 
 def connect(folder: Folder) -> Any:

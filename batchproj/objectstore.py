@@ -383,18 +383,21 @@ def _head(fs: Any, path: str, **options: int) -> tuple[int, str]:
     return _row(path, fs.info(path, **options))[1:]
 
 
-def read_range(uri: str, start: int, length: int, version: str | None = None) -> bytes:
+def read_range(uri: str, start: int, length: int, version: str | None = None, stay: bool = False) -> bytes:
     """Bytes of an object from `start` on, fewer at its end; ItemFault CHANGED if it has not the version given.
 
-    Raises FileNotFoundError or PermissionError.
+    `stay` as in `read_pinned`. Raises FileNotFoundError or PermissionError.
     """
     fs, path = filesystem(uri)
-    return _retrying(fs, lambda: _read_range(fs, path, start, length, version), uri)
+    with _staying(uri, stay) as options:
+        return _retrying(fs, lambda: _read_range(fs, path, start, length, version, stay, **options), uri)
 
 
-def _read_range(fs: Any, path: str, start: int, length: int, version: str | None) -> bytes:
+def _read_range(
+    fs: Any, path: str, start: int, length: int, version: str | None, stay: bool = False, **options: int
+) -> bytes:
     if isinstance(fs, LocalFileSystem):
-        with Path(path).open("rb") as file:
+        with _open_unlinked(path) if stay else Path(path).open("rb") as file:
             data = os.pread(file.fileno(), length, start)
             info = os.fstat(file.fileno())
         if version not in (None, f"{info.st_size}-{info.st_mtime_ns}"):
@@ -402,7 +405,7 @@ def _read_range(fs: Any, path: str, start: int, length: int, version: str | None
         return data
     if hasattr(fs, "call_s3"):
         return _read_s3(fs, path, version, Range=f"bytes={start}-{start + length - 1}")
-    data = bytes(fs.cat_file(path, start=start, end=start + length))
+    data = bytes(fs.cat_file(path, start=start, end=start + length, **options))
     if len(data) <= length:
         return data
     if len(data) > WITHOUT_RANGES_BYTES:

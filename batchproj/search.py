@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,19 +16,21 @@ import pyarrow.dataset as pads
 from batchproj.balance import Balance, page, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
-from batchproj.decode.item import PIECE, decode_pieces
-from batchproj.decode.limits import Limits
-from batchproj.decoding import Decoding, Fetched
-from batchproj.errors import CollectionError, ItemFault, UsageError
-from batchproj.index import open_live
-from batchproj.media import Segment
+from batchproj.conditions import Conditions, Filter, both, equals, none_of
+from batchproj.errors import CollectionError, UsageError
+from batchproj.hits import Hit, Hits
+from batchproj.hybrid import depth, fused
+from batchproj.index import WORDED, open_live
 from batchproj.objectstore import Folder, filesystem
+from batchproj.queries import Example, QueryEncoder, Search, combined, file_example, weight_of
 from batchproj.schema import Modality, vector_schema
-from batchproj.source.metadata import name_patterns, patterns
 from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve, resolve_member
 from batchproj.tags import live_run
 
 MAX_K = 1_000
+MAX_DEPTH = 10_000
+"""How far a page may lie from the first hit."""
+
 REFINE, REFINE_ROWS = 5, 400
 """IVF_RQ answers with 1-bit vectors: 5 k of them, and no fewer than 400, are ranked again exactly."""
 
@@ -44,59 +42,35 @@ Of 1 million rows between real ones 80 partitions and 400 rows found 0.995 of th
 GROUP_ROWS = 4
 """Rows asked for, first, for each item of a grouped search."""
 
-_ASKING = (Modality.TEXT, Modality.IMAGE, Modality.AUDIO, Modality.VIDEO)
-_FILTERED = [field.name for field in vector_schema(1) if field.name not in ("vector", "metadata")]
-
 _COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", "text", "metadata"]
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One found segment; `score` is the cosine to the query, best first, `metadata` JSON of its row's other columns."""
-
-    id: str
-    item: str
-    uri: str
-    modality: str
-    score: float
-    segment: int
-    start: float | None
-    end: float | None
-    pair: str | None
-    text: str | None
-    metadata: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """As `search --json` and the service print it; other programs rely on these keys, so `metadata` is not one."""
-        return {name: value for name, value in asdict(self).items() if name != "metadata"}
-
-
-class _OfThread(threading.local):
-    """What one thread decodes its queries with: a `Decoding` does one at a time."""
-
-    def __init__(self) -> None:
-        self.decodings: dict[Modality, Decoding] = {}
 
 
 class Collection:
     """A collection as it was when opened: the run that was live then, whatever happens beside it."""
 
-    def __init__(self, uri: str, threads: int = 2) -> None:
-        """Raises CollectionError if no run has been finished there."""
+    def __init__(self, uri: str, threads: int = 2, encoder: QueryEncoder | None = None) -> None:
+        """`encoder` is shared with other openings of the same collection.
+
+        Raises CollectionError if no run has been finished there.
+        """
         self._folder = Folder(uri)
-        self._threads = threads
-        self._embedders: dict[Modality, Embedder] = {}
-        self._bridges: dict[str, Embedder] = {}
-        self._of_thread = _OfThread()
+        self._encoder = encoder or QueryEncoder(threads)
+        self._bridges: dict[str, Member] = {}
         found = open_live(self._folder)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
         self._table, self.snapshot = found
+        self._conditions = Conditions(self._table)
 
     @property
     def run(self) -> str:
         """The run whose rows are searched."""
         return self.snapshot.run
+
+    @property
+    def version(self) -> int:
+        """The version of the Lance table that is searched."""
+        return int(self._table.version)
 
     @property
     def dim(self) -> int:
@@ -127,33 +101,135 @@ class Collection:
         image: str | Path | None = None,
         audio: str | Path | None = None,
         video: str | Path | None = None,
+        like: str | None = None,
+        unlike: Sequence[str] = (),
+        weights: Mapping[str, float] | None = None,
         k: int = 10,
+        offset: int = 0,
         modality: str | None = None,
         where: Sequence[str] = (),
+        filters: Sequence[Filter] = (),
         group: bool = False,
         balance: bool = False,
+        hybrid: bool = False,
         space: str | None = None,
-    ) -> list[Hit]:
+    ) -> Hits:
         """The `k` rows nearest to a text, or to a file with an image, a sound or a video, best first.
 
+        Of several things to search by the sum is taken, each by its weight in `weights`, 1 if there is none:
+        `text`, `image`, `audio`, `video`, `like`, and `not`, 0.5 if there is none, for each text of `unlike`, which is
+        subtracted. `like` is the id of a row or an item of the collection, which is not found itself.
         With `group` those of `k` items, the best of each.
         `balance` ranks hits of different modalities by their score's distance from the mean of such
         scores, in standard deviations (`evaluate` measures them), and shares half of the page out evenly among the
         modalities; a hit's `score` stays the cosine.
+        `hybrid` also looks for the words of `text` in the rows' texts and metadata, and ranks by the places that rows
+        have in both; `score` stays the cosine, and `why` says which of them found the row.
         `where` holds conditions `column=value` on the columns of the collection, or on fields of its
-        `metadata`; `metadata.field=value` is a field's even where a column has its name. `space` is a bridge
+        `metadata`; `metadata.field=value` is a field's even where a column has its name. `filters` are typed ones.
+        `offset` passes over so many hits. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
         """
-        condition = self._condition(k, modality, where)  # what is wrong with these need not wait for a model
-        measured = self._balance() if balance else None
-        vector = self.embed_query(text, image, audio, video, space)
+        given = dict(weights or {})
+        files = {Modality.IMAGE: image, Modality.AUDIO: audio, Modality.VIDEO: video}
+        examples = [
+            *([Example(Modality.TEXT, text, weight=weight_of(given, "text"))] if text else []),
+            *(file_example(str(path), kind, weight_of(given, kind)) for kind, path in files.items() if path),
+            *([Example(None, id=like, name=like, weight=weight_of(given, "like"))] if like else []),
+            *(Example(Modality.TEXT, each, weight=-weight_of(given, "not")) for each in unlike),
+        ]
+        told = (tuple(examples), k, offset, modality, tuple(where), tuple(filters))
+        return self.answer(Search(*told, group=group, balance=balance, hybrid=hybrid, space=space))
+
+    def answer(self, asked: Search) -> Hits:
+        """What `search` says, for examples that are at hand."""
+        if not 1 <= asked.k <= MAX_K:
+            raise UsageError(f"k is {asked.k}; expected 1 to {MAX_K:,}")
+        if not 0 <= asked.offset <= MAX_DEPTH - asked.k:
+            raise UsageError(f"offset is {asked.offset}; expected 0 to {MAX_DEPTH - asked.k:,} for k {asked.k}")
+        if asked.hybrid and not asked.words:
+            raise UsageError("hybrid looks for words: give a text, or leave it out")
+        # what is wrong with these need not wait for a model
+        condition = self._condition(asked.modality, asked.where, asked.filters)
+        measured = self._balance() if asked.balance else None
+        vector, asking, found = self._asked(asked)
+        if found:
+            condition = both(condition, none_of("item", found))
+        hits = self._ranked_hits(asked, vector, asking, condition, measured)
+        return Hits(hits[asked.offset : asked.offset + asked.k], self.run, self._html)
+
+    def _ranked_hits(
+        self,
+        asked: Search,
+        vector: npt.NDArray[np.float32],
+        asking: Modality,
+        condition: Any,
+        measured: Balance | None,
+    ) -> list[Hit]:
+        wanted = asked.k + asked.offset
+        rows = depth(wanted) if asked.hybrid else wanted
         if measured is None:
-            return self._found(vector, k, condition, group=group)
-        asking = next(m for m, given in zip(_ASKING, (text, image, audio, video), strict=True) if given)
-        each = [condition] if modality else [_and(condition, _is(kind)) for kind in self.snapshot.fingerprints]
-        return self._balanced(measured, asking, vector, k, each, group)
+            near = self._found(vector, rows, condition, group=asked.group)
+        else:
+            each = [condition] if asked.modality else [both(condition, equals("modality", kind)) for kind in self.kinds]
+            near = self._balanced(measured, asking, vector, rows, each, asked.group)
+        if not asked.hybrid:
+            return near
+        worded = self._worded(asked.words, vector, rows, condition)
+        return fused(near, worded, (lambda hit: hit.item) if asked.group else (lambda hit: hit.id))
+
+    @property
+    def kinds(self) -> list[Modality]:
+        """The modalities that the collection has an encoder for."""
+        return list(self.snapshot.fingerprints)
+
+    def _html(self, hits: Hits) -> str:
+        from batchproj.notebook import html_of
+
+        return html_of(hits, self._folder, self.snapshot)
+
+    def _asked(self, asked: Search) -> tuple[npt.NDArray[np.float32], Modality, list[str]]:
+        """The vector (K,) of a search, the modality that asks, and the items of the collection that ask."""
+        if not any(example.weight > 0 for example in asked.examples):
+            raise UsageError("give a query: a text, a file with an image, a sound or a video, or the id of an item")
+        if asked.space is not None and not all(example.text for example in asked.examples):
+            raise UsageError("--space is for a text query: files are embedded by the collection's own encoders")
+        vectors, asking, items = [], [], []
+        for example in asked.examples:
+            if example.id is not None:
+                rows = self.rows_of(example.id)
+                vectors.append(combined(*_evenly(rows)))
+                asking.append(Modality(rows[0]["modality"]))
+                items.append(rows[0]["item"])
+            else:
+                modality = self._encoder.modality_of(example)
+                member = self.member(modality) if asked.space is None else self._bridge(asked.space)
+                vectors.append(self._encoder.vector(member, example))
+                asking.append(modality)
+        weights = [example.weight for example in asked.examples]
+        heaviest = max(range(len(weights)), key=weights.__getitem__)
+        return combined(vectors, weights), asking[heaviest], items
+
+    def rows_of(self, name: str) -> list[dict[str, Any]]:
+        """The row of an id, or all rows of an item, with their vectors; raises UsageError if there is none."""
+        from lancedb.expr import col, lit
+
+        query = self._table.search().where((col("item") == lit(name)) | (col("id") == lit(name))).limit(MAX_DEPTH)
+        rows = query.to_list()
+        if not rows:
+            raise UsageError(f"run {self.run} has no item '{name[:100]}'; expected the id of a hit")
+        exact = [row for row in rows if row["id"] == name]
+        return exact or sorted(rows, key=lambda row: int(row["segment"]))
+
+    def sample(self, most: int) -> list[dict[str, Any]]:
+        """Rows from all over the table, `most` of them if it has so many; the same each time."""
+        rows = self._table.count_rows()
+        chosen = np.sort(np.random.default_rng(0).choice(rows, min(rows, most), replace=False))
+        columns = [*_COLUMNS, "vector"]
+        sampled: list[dict[str, Any]] = self._table.to_lance().take(chosen.tolist(), columns=columns).to_pylist()
+        return sampled
 
     def _balance(self) -> Balance:
         found = read_balance(self._folder, self.snapshot.space)
@@ -181,55 +257,13 @@ class Collection:
         hits.sort(key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))
         return [hits[place] for place in page([hit.modality for hit in hits], k)]
 
-    def embed_query(
-        self,
-        text: str | None = None,
-        image: str | Path | None = None,
-        audio: str | Path | None = None,
-        video: str | Path | None = None,
-        space: str | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """The query's vector (K,) float32; several segments of a long query are averaged."""
-        queries = dict(zip(_ASKING, (text, image, audio, video), strict=True))
-        given = {modality: value for modality, value in queries.items() if value}
-        if len(given) != 1:
-            raise UsageError("give one query: a text, --image FILE, --audio FILE or --video FILE")
-        ((modality, value),) = given.items()
-        if space is not None and modality is not Modality.TEXT:
-            raise UsageError("--space is for a text query: files are embedded by the collection's own encoders")
-        embedder = self.embedder(modality) if space is None else self._bridge(space)
-        try:
-            pieces = self._decoded(str(value), modality, embedder)
-            vectors = [embedder.project(embedder.encode(segments)) for segments in pieces]
-        except ItemFault as fault:
-            raise UsageError(f"the query cannot be embedded: {fault}") from fault
-        mean: npt.NDArray[np.float32] = np.concatenate(vectors).mean(axis=0)
-        return mean / np.linalg.norm(mean)
-
-    def _decoded(self, value: str, modality: Modality, embedder: Embedder) -> Iterator[list[Segment]]:
-        """A query's segments, piece by piece; a file is decoded as an item of a run is, for it may be anybody's."""
-        if modality is Modality.TEXT:
-            yield from (piece.segments for piece in decode_pieces(value.encode(), modality, embedder.spec, Limits()))
-            return
-        decodings = self._of_thread.decodings
-        if modality not in decodings:
-            told = (modality, embedder.spec, frozenset(Modality), Limits(), 1, PIECE)
-            decodings[modality] = Decoding(*told)
-        data, name = _read_query(value, modality)
-        query = Fetched("query", value, None, "", data, "query", name)
-        for decoded in decodings[modality].ahead([query], None):
-            if decoded.fault is not None:
-                raise decoded.fault
-            if (found := decoded.item.modality) is not modality:
-                instead = "type its words" if found is Modality.TEXT else f"search with --{found}"
-                raise UsageError(f"{value} is {found}, not {modality}; {instead}")
-            yield decoded.segments
+    def embed_query(self, text: str, space: str | None = None) -> npt.NDArray[np.float32]:
+        """The vector (K,) float32 of a text."""
+        return self._asked(Search((Example(Modality.TEXT, text),), space=space))[0]
 
     def embedder(self, modality: Modality) -> Embedder:
         """Encoder and projector of a modality as queries take them, loaded once; refused unless they made the table."""
-        if modality not in self._embedders:
-            self._embedders[modality] = self.member(modality).load(self._threads, for_queries=True)
-        return self._embedders[modality]
+        return self._encoder.embedder(self.member(modality))
 
     def member(self, modality: Modality) -> Member:
         """A modality of the collection's space; raises CollectionError unless it is what made the table."""
@@ -244,10 +278,10 @@ class Collection:
             )
         return member
 
-    def _bridge(self, space: str) -> Embedder:
-        """Text encoder and adapter of a bridge, loaded once; refused unless it leads to the table's text vectors."""
+    def _bridge(self, space: str) -> Member:
+        """Text encoder and adapter of a bridge; refused unless it leads to the table's text vectors."""
         if space not in self._bridges:
-            self._bridges[space] = _bridge_member(space, self).load(self._threads, for_queries=True)
+            self._bridges[space] = _bridge_member(space, self)
         return self._bridges[space]
 
     def nearest(
@@ -263,7 +297,9 @@ class Collection:
 
         With `group` each item has one row among them, its best segment.
         """
-        return self._found(vector, k, self._condition(k, modality, where), exact, group)
+        if not 1 <= k <= MAX_K:
+            raise UsageError(f"k is {k}; expected 1 to {MAX_K:,}")
+        return self._found(vector, k, self._condition(modality, where), exact, group)
 
     def _found(
         self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool = False, group: bool = False
@@ -276,8 +312,6 @@ class Collection:
         However many segments of one item come first: what is asked next is without the items found,
         whose best rows are known, for rows come best first.
         """
-        from lancedb.expr import col
-
         best: dict[str, Hit] = {}
         rows, terms = GROUP_ROWS * k, condition
         while found := self._rows(vector, rows, terms, exact):
@@ -285,7 +319,7 @@ class Collection:
                 best.setdefault(hit.item, hit)
             if len(best) >= k:
                 break
-            terms = _and(condition, ~col("item").isin(list(best)))
+            terms = both(condition, none_of("item", list(best)))
             rows = min(2 * rows, GROUP_ROWS * MAX_K)
         return _ranked(best.values())[:k]
 
@@ -299,32 +333,23 @@ class Collection:
         if condition is not None:
             query = query.where(condition, prefilter=True)
         found = query.select([*_COLUMNS, "_distance"]).to_list()
-        hits = [Hit(score=1.0 - row["_distance"], **{name: row[name] for name in _COLUMNS}) for row in found]
-        return _ranked(hits)
+        return _ranked(_hit(row, 1.0 - row["_distance"]) for row in found)
 
-    def _condition(self, k: int, modality: str | None, where: Sequence[str]) -> Any:
-        """The conditions as one typed expression: user text never becomes SQL. Checks `k` on the way."""
-        if not 1 <= k <= MAX_K:
-            raise UsageError(f"k is {k}; expected 1 to {MAX_K:,}")
+    def _worded(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any) -> list[Hit]:
+        """The `k` rows that have most of the words, by BM25, best first; `score` is the cosine all the same."""
+        query = self._table.search(words, query_type="fts", fts_columns=list(WORDED)).limit(k)
+        if condition is not None:
+            query = query.where(condition, prefilter=True)
+        found = query.select([*_COLUMNS, "vector", "_score"]).to_list()
+        found.sort(key=lambda row: (-row["_score"], row["id"]))
+        return [_hit(row, float(np.dot(row["vector"], vector))) for row in found]
+
+    def _condition(self, modality: str | None, where: Sequence[str], filters: Sequence[Filter] = ()) -> Any:
+        """The conditions as one typed expression: user text never becomes SQL."""
         present = [str(each) for each in self.snapshot.fingerprints]
         if modality is not None and modality not in present:
             raise UsageError(f"no modality '{modality}' in this collection; expected one of {', '.join(present)}")
-        terms = [self._term(condition) for condition in where] + ([_is(modality)] if modality else [])
-        return functools.reduce(operator.and_, terms) if terms else None
-
-    def _term(self, condition: str) -> Any:
-        name, equals, value = condition.partition("=")
-        if not equals:
-            raise UsageError(f"--where '{condition}': it is not COLUMN=VALUE; columns are {', '.join(_FILTERED)}")
-        if name in _FILTERED:
-            return _column_term(condition, name, value)
-        name = name.removeprefix("metadata.")
-        if not self._table.search().where(_contains_one(name_patterns(name))).limit(1).to_list():
-            raise UsageError(
-                f"--where '{condition}': there is no column '{name}', and no row has it in its metadata; "
-                f"columns are {', '.join(_FILTERED)}"
-            )
-        return _contains_one(patterns(name, value))
+        return self._conditions.of(modality, where, filters)
 
     def table(self) -> pa.Table:
         """All live rows (columns of `schema.vector_schema`), in memory."""
@@ -388,38 +413,10 @@ def _ranked(hits: Iterable[Hit]) -> list[Hit]:
     return sorted(hits, key=lambda hit: (-hit.score, hit.id))
 
 
-def _read_query(path: str, modality: Modality) -> tuple[bytes, str]:
-    """A file's bytes and name."""
-    parent, _, name = path.rpartition("/")
-    try:
-        return Folder(parent or ("/" if path.startswith("/") else ".")).read(name), name
-    except (FileNotFoundError, IsADirectoryError):
-        raise UsageError(f"no file at {path}; expected one with {modality} to search by") from None
+def _hit(row: Mapping[str, Any], score: float) -> Hit:
+    return Hit(score=score, **{name: row[name] for name in _COLUMNS})
 
 
-def _contains_one(texts: list[str]) -> Any:
-    """Whether the metadata have one of these texts in them."""
-    from lancedb.expr import col
-
-    return functools.reduce(operator.or_, (col("metadata").contains(text) for text in texts))
-
-
-def _and(condition: Any, term: Any) -> Any:
-    return term if condition is None else condition & term
-
-
-def _is(modality: str) -> Any:
-    from lancedb.expr import col, lit
-
-    return col("modality") == lit(str(modality))
-
-
-def _column_term(condition: str, name: str, value: str) -> Any:
-    from lancedb.expr import col, lit
-
-    kind = vector_schema(1).field(name).type
-    try:
-        typed = int(value) if pa.types.is_integer(kind) else float(value) if pa.types.is_floating(kind) else value
-    except ValueError:
-        raise UsageError(f"--where '{condition}': {name} is a number ({kind})") from None
-    return col(name) == lit(typed)
+def _evenly(rows: Sequence[Mapping[str, Any]]) -> tuple[list[npt.NDArray[np.float32]], list[float]]:
+    """The vectors of rows, and an equal weight for each."""
+    return [np.asarray(row["vector"], np.float32) for row in rows], [1.0] * len(rows)

@@ -13,6 +13,7 @@ from in_process import command, run
 
 from batchproj import balance
 from batchproj.balance import UNKNOWN, Balance, Moments
+from batchproj.conditions import Conditions
 from batchproj.errors import UsageError
 from batchproj.evaluate import evaluate
 from batchproj.gc import gc
@@ -103,7 +104,7 @@ def test_search_ranks_by_what_evaluate_measured(
 
     terms: list[str] = []
     monkeypatch.setattr(
-        Collection, "_term", lambda self, term, own=Collection._term: terms.append(term) or own(self, term)
+        Conditions, "_where", lambda self, term, own=Conditions._where: terms.append(term) or own(self, term)
     )
     narrowed = opened.search(words, k=24, where=["pair=d1/item4"], balance=True)
     assert {hit.id for hit in narrowed} == {hit.id for hit in even if hit.pair == "d1/item4"} != set()

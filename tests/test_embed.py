@@ -300,7 +300,7 @@ def test_an_index_is_built_from_the_recipes_size_on(tmp_path: Path, tiny_space: 
     recipe = Recipe(index=Index(min_rows=256, unindexed_rows=0))
     embed(tmp_path / "texts", tmp_path / "c", tiny_space, recipe)
     opened = Collection(str(tmp_path / "c"))
-    assert {index.columns[0] for index in opened._table.list_indices()} == {"vector", "modality"}
+    assert {index.columns[0] for index in opened._table.list_indices()} == {"vector", "modality", "item", "text"}
     words = (tmp_path / "texts" / "7.txt").read_text()
     assert opened.search(words, k=1)[0].text == words
     for number in range(300, 310):

@@ -170,11 +170,13 @@ def test_with_an_index_its_codes_go_too(tmp_path: Path, tiny_space: Path) -> Non
     recipe = OPTIONS.recipe.model_copy(update={"index": Index(min_rows=256, unindexed_rows=0)})
     options = Options(recipe.model_copy(update={"units": recipe.units.model_copy(update={"max_items": 100})}))
     run(source, collection, tiny_space, options)
-    (source / "300.txt").write_text(WORDS)  # a fragment of its own
+    (source / "300.txt").write_text(f"{WORDS} xylophone")  # a fragment of its own
     run(source, collection, tiny_space, options)
     vector = vectors(collection)[f"file://{source}/300.txt"]
     forget(str(collection), str(source / "300.txt"), quiet)
     assert traces(collection, source / "300.txt", vector) == []
+    words = [LanceFileReader(str(file)) for file in (collection / "vectors.lance/_indices").rglob("*tokens.lance")]
+    assert sum(file.read_all().to_table()["_token_next_id"][0].as_py() for file in words) == 13  # w1 to w13, no other
     table = batchproj.open(str(collection))._table
     stats = table.index_stats("vector_idx")
     assert (stats.num_indexed_rows, stats.num_unindexed_rows) == (300, 0)

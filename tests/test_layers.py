@@ -13,7 +13,7 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials", "confinement"],
+    ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache"],
     ["errors", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
     ["segments"],
@@ -35,8 +35,10 @@ LAYERS = [
     ["decoding"],
     ["stall"],
     ["news", "breaker", "embedding", "tags", "bridge", "balance"],
-    ["index"],
-    ["stages"],
+    ["index", "hits", "conditions", "items"],
+    ["stages", "queries", "hybrid"],
+    ["thumbnails"],
+    ["notebook"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration", "small_run", "disk_links"],
     ["training_set", "texts"],
@@ -47,15 +49,15 @@ LAYERS = [
     ["repair", "forget", "promote", "adapter"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],
-    ["demo", "bench"],
+    ["demo", "bench", "serve"],
     ["cli"],
     ["__main__"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
-    "ray": {"pipeline", "ray_training", "bench.contenders.ray_data"},
-    "lancedb": {"index", "search"},
+    "ray": {"pipeline", "ray_training", "bench.contenders.ray_data", "serve.deployment"},
+    "lancedb": {"index", "search", "conditions"},
     "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},
 }

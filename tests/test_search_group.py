@@ -95,7 +95,7 @@ def test_the_command_groups_and_shows_the_passage(collection: Path) -> None:
 
 def test_the_table_says_where_in_a_sound_a_hit_is(capsys: pytest.CaptureFixture[str]) -> None:
     from batchproj.cli.querying import _print_hits
-    from batchproj.search import Hit
+    from batchproj.hits import Hit
 
     place = {"segment": 1, "pair": None, "score": 0.5}
     _print_hits(

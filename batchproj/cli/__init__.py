@@ -3,6 +3,7 @@
 console.py     what all commands share
 embedding.py   plan, embed, train, evaluate, demo
 querying.py    search, explain, runs
+serving.py    serve
 inventory.py   encoders
 upkeep.py      quarantine, rollback, verify, gc, forget
 benchmarking.py   bench
@@ -17,11 +18,11 @@ import sys
 import traceback
 from contextlib import suppress
 
-from batchproj.cli import benchmarking, embedding, inventory, querying, upkeep
+from batchproj.cli import benchmarking, embedding, inventory, querying, serving, upkeep
 from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
 from batchproj.errors import BatchprojError
 
-__all__ = ["app", "benchmarking", "embedding", "inventory", "main", "querying", "upkeep"]
+__all__ = ["app", "benchmarking", "embedding", "inventory", "main", "querying", "serving", "upkeep"]
 
 
 def main() -> None:

@@ -12,11 +12,14 @@ import decimal
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from batchproj.errors import ItemFault
 from batchproj.schema import Reason
+
+_MOST_FLOAT = sys.float_info.max
 
 METADATA_BYTES = 1 << 20
 """More than this is no description of an item."""
@@ -44,6 +47,17 @@ def to_json(fields: Mapping[str, Any]) -> str | None:
 def patterns(name: str, value: str) -> list[str]:
     """Texts of which the JSON has one exactly if the field has that value, as a string, a number or true or false."""
     return [f"{before}{_dump(name)}:{written}{after}" for written in _forms(value) for before in "{," for after in ",}"]
+
+
+def typed_patterns(name: str, value: str | bool | int | float) -> list[str]:
+    """Texts of which the JSON has one exactly if the field has that value, and its kind; numbers are of one kind."""
+    if isinstance(value, str | bool):
+        forms = {_dump(value)}
+    else:
+        forms = {_dump(value)}
+        if abs(value) < _MOST_FLOAT:
+            forms |= {_dump(float(value)), *([str(int(value))] if float(value).is_integer() else [])}
+    return [f"{before}{_dump(name)}:{form}{after}" for form in sorted(forms) for before in "{," for after in ",}"]
 
 
 def name_patterns(name: str) -> list[str]:
