@@ -13,7 +13,7 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials"],
+    ["schema", "failpoint", "terminal", "credentials", "job_start"],
     ["errors", "learning_curve", "text_chunks"],
     ["config", "retry", "recall", "linking", "losses"],
     ["segments"],
@@ -30,8 +30,8 @@ LAYERS = [
     ["source", "decode", "encode", "project"],
     ["ridge", "objective"],
     ["space", "recipe", "fit"],
-    ["collection", "report", "streamed_fit"],
-    ["card"],
+    ["collection", "report", "streamed_fit", "shipping"],
+    ["card", "jobs"],
     ["decoding"],
     ["breaker", "embedding", "tags", "bridge", "balance"],
     ["index"],
@@ -51,7 +51,7 @@ LAYERS = [
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
-    "ray": {"pipeline", "ray_training", "bench.contenders.ray_data"},
+    "ray": {"pipeline", "ray_training", "jobs", "bench.contenders.ray_data"},
     "lancedb": {"index", "search"},
     "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},

@@ -6,6 +6,7 @@ querying.py    search, explain, runs
 inventory.py   encoders
 upkeep.py      quarantine, rollback, verify, gc, forget
 benchmarking.py   bench
+cluster.py     submit, jobs
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import sys
 import traceback
 from contextlib import suppress
 
-from batchproj.cli import benchmarking, embedding, inventory, querying, upkeep
-from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
+from batchproj.cli import benchmarking, cluster, embedding, inventory, querying, upkeep
+from batchproj.cli.console import app, on_signal, one_line, say, stopped_by, stopping_line
 from batchproj.errors import BatchprojError
 
-__all__ = ["app", "benchmarking", "embedding", "inventory", "main", "querying", "upkeep"]
+__all__ = ["app", "benchmarking", "cluster", "embedding", "inventory", "main", "querying", "upkeep"]
 
 
 def main() -> None:
@@ -43,7 +44,7 @@ def _exit_code(error: BaseException) -> int:
     """What the command ends with, said in one line where something is wrong."""
     number = stopped_by()
     if number is not None and not _is_success(error):
-        say("stopped; nothing half-done is visible, run the same command again")
+        say(stopping_line())
         return 128 + number
     if isinstance(error, BatchprojError):
         say(f"error: {one_line(error)}")
