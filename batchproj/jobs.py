@@ -22,7 +22,7 @@ import requests
 
 from batchproj.credentials import has_credentials, masked
 from batchproj.errors import BatchprojError, TryLater, UsageError
-from batchproj.job_start import RESULT
+from batchproj.job_log import unmarked
 from batchproj.shipping import Shipment
 
 ANSWER_S = 15.0
@@ -126,7 +126,7 @@ class Jobs:
                 for text in _lines(self._client, job, shown):
                     shown += len(text)
                     away_since = None
-                    on_line(*_unmarked(text))
+                    on_line(*unmarked(text))
                 state = self.look(job)
                 if state.has_ended:
                     return state
@@ -159,8 +159,8 @@ class Jobs:
 def _lines(client: Any, job: str, skipped: int) -> Iterator[str]:
     """The lines of a job's log as they come, without the first `skipped` characters.
 
-    The client's iterator is async: it runs in a thread, so that a signal finds this one waiting for nothing but a queue.
-    Raises RuntimeError or OSError when the connection is lost.
+    The client's iterator is async: it runs in a thread, so that a signal finds this one waiting for a queue alone.
+    Raises RuntimeError when the connection is lost.
     """
     arrived: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
 
@@ -188,19 +188,13 @@ def _lines(client: Any, job: str, skipped: int) -> Iterator[str]:
         yield rest
 
 
-def _unmarked(text: str) -> tuple[str, bool]:
-    line = text.rstrip("\n").expandtabs()
-    return line.removeprefix(RESULT), line.startswith(RESULT)
-
-
 def exit_code(state: JobState) -> int:
     """What the job's command ended with. Raises TryLater for a job that never came to run, or whose node is gone."""
     if state.state == "STOPPED":
         return STOPPED
     if state.exit_code is None:
-        raise TryLater(
-            f"job {state.job} did not end by itself: {' '.join(state.message.split())[:300]}; submit it again"
-        )
+        said = " ".join(state.message.split())[:300]
+        raise TryLater(f"job {state.job} did not end by itself: {said}; submit it again")
     return state.exit_code if state.exit_code >= 0 else 128 - state.exit_code
 
 

@@ -16,7 +16,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import batchproj
-from batchproj import job_start
 from batchproj.credentials import has_credentials, masked
 from batchproj.errors import UsageError
 from batchproj.space import open_space, shipped_spaces
@@ -26,6 +25,8 @@ PLACES = ("source", "collection", "out")
 
 SPACES = {"space": "--space", "adapter": "--adapter"}
 RECIPE = "--recipe"
+START = "job_start.py"
+_HERE = Path(batchproj.__file__).parent
 _PLAIN = re.compile(r"\w[\w.-]*")
 
 ENVIRONMENT = {
@@ -48,11 +49,11 @@ class Shipment:
 
     @property
     def entrypoint(self) -> str:
-        return shlex.join(["python", Path(job_start.__file__).name, batchproj.__version__, *self.command])
+        return shlex.join(["python", START, batchproj.__version__, *self.command])
 
     @property
     def runtime_env(self) -> dict[str, Any]:
-        shipped = {"py_modules": [str(Path(batchproj.__file__).parent)]} if self.with_code else {}
+        shipped = {"py_modules": [str(_HERE)]} if self.with_code else {}
         return {"working_dir": str(self.folder), "env_vars": dict(ENVIRONMENT), **shipped}
 
 
@@ -69,7 +70,7 @@ def pack(command: Sequence[str], named: Mapping[str, Any], folder: Path, with_co
             )
     for parameter in PLACES:
         _check_place(parameter, named.get(parameter))
-    shutil.copy(job_start.__file__, folder)
+    shutil.copy(_HERE / START, folder)
     changed = {}
     if (recipe := named.get("recipe")) and "://" not in recipe:
         changed[RECIPE] = _ship_recipe(recipe, folder)

@@ -13,9 +13,9 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials", "job_start"],
+    ["schema", "failpoint", "terminal", "credentials", "job_log"],
     ["errors", "learning_curve", "text_chunks"],
-    ["config", "retry", "recall", "linking", "losses"],
+    ["config", "hooks", "retry", "recall", "linking", "losses"],
     ["segments"],
     ["media", "objectstore", "comparison"],
     ["fetching", "agreement", "cutting", "lance_store"],
@@ -42,11 +42,12 @@ LAYERS = [
     ["many_pairs"],
     ["gate"],
     ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc", "inventory", "quarantine"],
-    ["repair", "forget", "promote", "adapter"],
+    ["budget", "repair", "forget", "promote", "adapter"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],
     ["demo", "bench"],
     ["cli"],
+    ["job_start"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {

@@ -23,7 +23,8 @@ from runs import live_rows, start, wait_for
 import batchproj
 from batchproj import shipping
 from batchproj.errors import TryLater, UsageError
-from batchproj.job_start import RESULT, Marked, wrong
+from batchproj.job_log import RESULT, Marked, unmarked
+from batchproj.job_start import wrong
 from batchproj.jobs import JobState, exit_code
 from batchproj.shipping import pack
 
@@ -205,6 +206,7 @@ def test_result_lines_are_marked() -> None:
     marked.write("c")
     marked.write("d\n")
     assert stream.getvalue() == f"{RESULT}a\n{RESULT}b\n{RESULT}cd\n"
+    assert [unmarked(line) for line in (f"{RESULT}a\n", "b\n")] == [("a", True), ("b", False)]
 
 
 def test_another_version_on_the_cluster_is_said() -> None:

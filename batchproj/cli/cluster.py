@@ -87,9 +87,8 @@ def _parsed(command: list[str]) -> dict[str, Any]:
     if command[0] not in SUBMITTED:
         raise UsageError(f"'{command[0]}' is not for a cluster: expected one of {', '.join(SUBMITTED)}")
     group: Any = typer.main.get_command(app)
-    parsed: dict[str, Any] = (
-        group.commands[command[0]].make_context(f"batchproj {command[0]}", list(command[1:])).params
-    )
+    name, *arguments = command
+    parsed: dict[str, Any] = group.commands[name].make_context(f"batchproj {name}", arguments).params
     return parsed
 
 
