@@ -17,6 +17,7 @@ import math
 import os
 import re
 import signal
+import socket
 import struct
 import threading
 import time
@@ -44,21 +45,18 @@ from batchproj.collection.unit import (
     write_features,
     write_part,
 )
-from batchproj.errors import BatchprojError, ItemFault, SpaceError, TryLater, UsageError
+from batchproj.errors import BatchprojError, ItemFault, SpaceError, TryLater, UsageError, WeightsError
 from batchproj.failpoint import failpoint
+from batchproj.metrics import RunMetrics
+from batchproj.nodes import check_nodes
 from batchproj.objectstore import GONE, Folder
-from batchproj.recipe import Pool, Recipe
+from batchproj.recipe import Pool, Recipe, Tasks
 from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
 from batchproj.space import Member
 
-READ_CPUS = 0.1
-WRITE_CPUS = 0.1
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
-
-CPU_HEADROOM = 0.5
-"""Logical CPUs kept free of encoder actors: a pool that takes all of them starves reads and writes."""
 
 POLL_S = 0.5
 DESK_S = 3.0
@@ -86,6 +84,7 @@ class Job:
     dim: int
     members: dict[Modality, Member]
     recipe: Recipe
+    live: str | None = None  # the run that readers see meanwhile
 
     @property
     def in_space(self) -> frozenset[Modality]:
@@ -171,15 +170,24 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
         return
     # it may be killed like any worker: then the counts begin anew, nothing else depends on it
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
+    check_nodes(member.config.model for member in job.members.values())
+    metrics = RunMetrics(job.folder.uri, job.live, units, label)
     groups = _by_pool(job, units)
     branches = [_branch(job, pool, group, desk, list(groups)) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
-        with polling(desk.news, on_news):
+        with polling(desk.news, lambda news: _heard(news, metrics, on_news)):
             for row in results.iter_rows():
-                yield Receipt.model_validate_json(row["receipt"])
+                receipt = Receipt.model_validate_json(row["receipt"])
+                metrics.add(receipt)
+                yield receipt
     except Exception as error:
         raise failure(desk) or error from error
+
+
+def _heard(news: News, metrics: RunMetrics, on_news: OnNews) -> None:
+    metrics.replaced(news.replaced)
+    on_news(news)
 
 
 _Pool = tuple[Task, Modality | None]
@@ -205,7 +213,8 @@ def _branch(job: Job, pool: _Pool, units: list[Unit], desk: Any, pools: list[_Po
     settings = _settings(job, modality)
     nodes = node_cpus(with_gpu=settings.gpus > 0 and task == "embed")
     cores = max(1, int(sum(nodes)))
-    cpus = reserved_cpus(nodes, sum(_workers(job, each, cores)[0] for each in pools))
+    shared = sum(_workers(job, each, cores)[0] for each in pools)
+    cpus = settings.cpus or reserved_cpus(nodes, shared, job.recipe.cpu_headroom)
     workers, threads = _workers(job, pool, cores)
     if task == "project":
         size = min(workers, math.ceil(len(units) / PROJECT_UNITS))
@@ -217,16 +226,35 @@ def _branch(job: Job, pool: _Pool, units: list[Unit], desk: Any, pools: list[_Po
             **whole_units,
         )
     size = min(workers, len(units))
-    read = source.map_batches(_Reader(job, desk), num_cpus=READ_CPUS, **whole_units)
+    read = source.map_batches(_Reader(job, desk), **_held_by(job.recipe.read), **whole_units)
     embedded = read.map_batches(
         _EmbedActor,
         fn_constructor_args=(job, modality, threads, size, desk),
-        compute=ray.data.ActorPoolStrategy(size=size),
+        compute=_strategy(settings, size),
         num_cpus=cpus,
         num_gpus=settings.gpus or None,
+        memory=_bytes(settings.memory_gib),
+        resources=settings.resources or None,
         **whole_units,
     )
-    return embedded.map_batches(_Writer(job, desk), num_cpus=WRITE_CPUS, **whole_units)
+    return embedded.map_batches(_Writer(job, desk), **_held_by(job.recipe.write), **whole_units)
+
+
+def _strategy(settings: Pool, size: int) -> Any:
+    """How many workers a pool has: so many, or fewer that become so many while units wait."""
+    import ray
+
+    if settings.min_workers is None and settings.max_workers is None:
+        return ray.data.ActorPoolStrategy(size=size)
+    return ray.data.ActorPoolStrategy(min_size=min(settings.min_workers or 1, size), max_size=size)
+
+
+def _held_by(tasks: Tasks) -> dict[str, Any]:
+    return {"num_cpus": tasks.cpus, "memory": _bytes(tasks.memory_gib)}
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _settings(job: Job, modality: Modality | None) -> Pool:
@@ -248,17 +276,22 @@ def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
     different times, and a worker with fewer threads would leave cores idle at the end.
     """
     threads = settings.threads or min(4, cores)
-    workers = settings.workers or max(1, cores // (threads * max(1, modalities)))
+    workers = (
+        settings.max_workers
+        or settings.workers
+        or settings.min_workers
+        or max(1, cores // (threads * max(1, modalities)))
+    )
     return workers, threads
 
 
-def reserved_cpus(nodes: list[float], workers: int) -> float:
+def reserved_cpus(nodes: list[float], workers: int, headroom: float) -> float:
     """Logical CPUs that each of so many workers holds on nodes of so many CPUs: as many as let all of
-    them fit, beside the tasks that read and write, when the largest node is lost.
+    them fit, beside `headroom` for the tasks that read and write, when the largest node is lost.
 
     A worker that no node can take would be waited for for ever.
     """
-    rooms = [cpus - CPU_HEADROOM for cpus in sorted(nodes)[: max(1, len(nodes) - 1)]]
+    rooms = [cpus - headroom for cpus in sorted(nodes)[: max(1, len(nodes) - 1)]]
     shares = {math.floor(room / count * 100) / 100 for room in rooms for count in range(1, workers + 1)}
     fitting = [s for s in shares if s > 0 and sum(int(room / s + 1e-9) for room in rooms) >= workers]
     return max(fitting, default=0.01)
@@ -348,12 +381,16 @@ def _loading(member: Member | None) -> Iterator[None]:
     """Whatever a library makes of a model that it cannot load, said in one line: Ray would try on and on."""
     try:
         yield
+    except WeightsError as error:
+        raise WeightsError(f"{error} (on {socket.gethostname()})") from error
     except BatchprojError:
         raise
     except Exception as error:
         what = f"the encoder of {member.modality}, {member.config.model}," if member else "a worker"
         said = " ".join(str(error).split())[:300]
-        raise SpaceError(f"{what} cannot be loaded: {type(error).__name__}: {said}") from error
+        raise SpaceError(
+            f"{what} cannot be loaded on {socket.gethostname()}: {type(error).__name__}: {said}"
+        ) from error
 
 
 _NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate", re.IGNORECASE)

@@ -92,7 +92,9 @@ def _check_place(parameter: str, value: str | None) -> None:
 def _ship_recipe(recipe: str, folder: Path) -> str:
     from batchproj.recipe import load_recipe
 
-    load_recipe(recipe)  # what is wrong with it is said here, not on the cluster
+    space = load_recipe(recipe).space  # what is wrong with a recipe is said here, not on the cluster
+    if space is not None and "://" not in space and space not in shipped_spaces():
+        raise UsageError(f"recipe {recipe} names the space '{space}' of this machine: expected it as --space {space}")
     shutil.copy(recipe, folder / "recipe.yaml")
     return "recipe.yaml"
 

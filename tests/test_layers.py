@@ -34,7 +34,7 @@ LAYERS = [
     ["card", "jobs"],
     ["decoding"],
     ["breaker", "embedding", "tags", "bridge", "balance"],
-    ["index"],
+    ["index", "metrics", "nodes"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration"],
     ["training_set", "texts"],
@@ -52,7 +52,7 @@ LAYERS = [
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
-    "ray": {"pipeline", "ray_training", "jobs", "bench.contenders.ray_data"},
+    "ray": {"pipeline", "ray_training", "jobs", "nodes", "metrics", "bench.contenders.ray_data"},
     "lancedb": {"index", "search"},
     "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},

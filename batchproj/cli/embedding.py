@@ -40,7 +40,9 @@ RetryOption = Annotated[
         show_default=False,
     ),
 ]
-RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index, roots, patience.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="YAML file with space, limits, units, pools, index, roots, patience.")
+]
 
 TELLS_NOTHING = 0.5
 """Chance Recall@10 from which on a recall is not worth reading."""
@@ -131,8 +133,8 @@ def plan(
     from batchproj.space import open_space, resolve
 
     with console(verbose) as stream, RunProgress(stream) as progress:
-        resolved = resolve(open_space(space or usual_space(collection)))
         wanted = load_recipe(recipe)
+        resolved = resolve(open_space(space or wanted.space or usual_space(collection)))
         document = make_plan(source, collection, resolved, wanted, gpu_hour_price, progress.step, retried)
     if as_json:
         print_json(document.model_dump(mode="json"))
@@ -196,7 +198,7 @@ def embed(
                 retry_quarantined=retried,
                 max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
             )
-            resolved = resolve(open_space(space or usual_space(collection)))
+            resolved = resolve(open_space(space or options.recipe.space or usual_space(collection)))
             with RunProgress(stream) as progress:
                 if max_cost is not None and gpu_hour_price is not None:
                     budget = Budget(max_cost, gpu_hour_price)
