@@ -485,7 +485,7 @@ class _EmbedActor:
         began, started = time.time(), time.monotonic()
         with _reporting(self._job, self._desk), _remembering():
             output = self._embed(unit, tables)
-        work = _Work(output.encoded, output.copied, time.monotonic() - started, output.model_s, began)
+        work = _Work(output.encoded, output.copied, time.monotonic() - started, output.model_s, began, _node())
         return _row(unit, [output.vectors, output.features, output.outcome, pa.Table.from_pylist([asdict(work)])])
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
@@ -549,7 +549,7 @@ class _ProjectActor:
         cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
         output = project_unit(unit, self._member, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
-        return _written(self._job, unit, output, _Work(0, 0, time.monotonic() - started, 0.0, began))
+        return _written(self._job, unit, output, _Work(0, 0, time.monotonic() - started, 0.0, began, _node()))
 
 
 class _Writer:
@@ -583,6 +583,14 @@ class _Work:
     busy_s: float
     model_s: float
     began: float
+    node: str | None
+
+
+def _node() -> str | None:
+    """This node, as Ray calls it."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else None
 
 
 def _written(job: Job, unit: Unit, output: Output, work: _Work) -> Receipt:
@@ -611,6 +619,7 @@ def _written(job: Job, unit: Unit, output: Output, work: _Work) -> Receipt:
         write_s=time.monotonic() - started,
         began=work.began,
         ended=time.time(),
+        node=work.node,
         part=part,
         features=cached,
     )

@@ -59,7 +59,7 @@ class Receipt(BaseModel):
     `reasons` counts the quarantined ones by theirs; of those that are `changed`, `gone` were not there any more.
     `began` and `ended` are Unix times, of a worker with its model loaded taking the unit up and of its files
     lying there, for measuring alone: no decision rests on a clock. Of the seconds between, `busy_s` are the
-    worker's, `model_s` of these inside the encoder, and `write_s` went into the files.
+    worker's, `model_s` of these inside the encoder, and `write_s` went into the files. `node` did it, as Ray names it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +76,7 @@ class Receipt(BaseModel):
     write_s: float = 0
     began: float | None = None
     ended: float | None = None
+    node: str | None = None
     part: Part | None
     features: FeatureFile | None = None
 
