@@ -40,7 +40,7 @@ VALUES = {
     "BATCHPROJ_RECIPE": "jobs/recipes/images-clip.yaml",
 }
 
-sys.path.insert(0, str(JOBS))  # as python puts it there for a script
+sys.path.append(str(JOBS))  # where python looks for a script's own modules
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
