@@ -68,8 +68,8 @@ def _portable(node_id: str) -> Any:
         for model in models:
             try:
                 locate(model, None)
-            except WeightsError as error:
-                return f"lacks a model: {error}"
+            except (WeightsError, ImportError) as error:
+                return f"lacks the model {model}: {error}"
         return None
 
     return look
