@@ -44,7 +44,7 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
         self.cluster.add_node(num_cpus=1)
         self.for_pictures = [self.add(), self.add()]
 
@@ -123,7 +123,7 @@ def test_a_node_that_lacks_something_is_named(missing: str, said: str, tmp_path:
         f"            raise ModuleNotFoundError(f'No module named {{name!r}}')\n\n\n"
         "sys.meta_path.insert(0, Missing())\n"
     )
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         paths = f"{without}:{os.environ.get('PYTHONPATH', '')}"
         lacking = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": paths})
