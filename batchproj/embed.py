@@ -196,7 +196,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
-            job = Job(folder, space.dim, space.members, options.recipe)
+            job = Job(folder, space.dim, space.members, options.recipe, live.run if live else None)
             report = _do(_Run(plan, counts, job, live, target, lease), options, watch, started)
     return report or _unchanged(counts, live, started)
 

@@ -19,6 +19,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from batchproj.collection.unit import (
@@ -27,21 +28,18 @@ from batchproj.collection.unit import (
     Unit,
 )
 from batchproj.errors import BatchprojError, TryLater
-from batchproj.news import OnNews, noticing, polling
-from batchproj.recipe import Pool
+from batchproj.metrics import RunMetrics
+from batchproj.news import News, OnNews, noticing, polling
+from batchproj.nodes import check_nodes
+from batchproj.recipe import Pool, Tasks
 from batchproj.schema import Modality
-from batchproj.stages import Desk, Embedding, Job, Projecting, Reader, Writer
+from batchproj.stages import Desk, Embedding, Job, Projecting, Reader, Writer, label
 from batchproj.stall import Stalled
 
-READ_CPUS = 0.1
-WRITE_CPUS = 0.1
 MEASURED_UNITS = 4
 """From so many units a worker on, it takes a second to see what its encoder does alone."""
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
-
-CPU_HEADROOM = 0.5
-"""Logical CPUs kept free of encoder actors: a pool that takes all of them starves reads and writes."""
 
 DESK_S = 3.0
 """How long the desk may take to answer: a signal must not wait for it for long."""
@@ -132,17 +130,27 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
         return
     # it may be killed like any worker: then the counts begin anew, nothing else depends on it
     desk = ray.remote(num_cpus=0, max_restarts=-1)(Desk).remote()
+    check_nodes(member.config.model for member in job.members.values())
+    metrics = RunMetrics(job.folder.uri, job.live, units, label)
     groups = by_pool(job, units)
     branches = [_branch(job, pool, group, desk, list(groups)) for pool, group in groups.items()]
     results = branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]
     try:
-        with noticing(job.recipe.stall_s, on_news, _room) as heard, polling(asking(desk.news), heard):
+        told = partial(_heard, metrics, on_news)
+        with noticing(job.recipe.stall_s, told, _room) as heard, polling(asking(desk.news), heard):
             for row in results.iter_rows():
-                yield Receipt.model_validate_json(row["receipt"])
+                receipt = Receipt.model_validate_json(row["receipt"])
+                metrics.add(receipt)
+                yield receipt
     except Stalled:
         raise
     except Exception as error:
         raise failure(desk) or error from error
+
+
+def _heard(metrics: RunMetrics, on_news: OnNews, news: News) -> None:
+    metrics.replaced(news.replaced)
+    on_news(news)
 
 
 def _room() -> str:
@@ -177,7 +185,8 @@ def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[
     settings = _settings(job, modality)
     nodes = node_cpus(with_gpu=settings.gpus > 0 and task == "embed")
     cores = max(1, int(sum(nodes)))
-    cpus = reserved_cpus(nodes, sum(_workers(job, each, cores)[0] for each in pools))
+    shared = sum(_workers(job, each, cores)[0] for each in pools)
+    cpus = settings.cpus or reserved_cpus(nodes, shared, job.recipe.cpu_headroom)
     workers, threads = _workers(job, pool, cores)
     if task == "project":
         size = min(workers, math.ceil(len(units) / PROJECT_UNITS))
@@ -189,16 +198,35 @@ def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[
             **whole_units,
         )
     size = min(workers, len(units))
-    read = source.map_batches(Reader(job, desk), num_cpus=READ_CPUS, **whole_units)
+    read = source.map_batches(Reader(job, desk), **_held_by(job.recipe.read), **whole_units)
     embedded = read.map_batches(
         Embedding,
         fn_constructor_args=(job, modality, threads, size, len(units) >= MEASURED_UNITS * size, desk),
-        compute=ray.data.ActorPoolStrategy(size=size),
+        compute=_strategy(settings, size),
         num_cpus=cpus,
         num_gpus=settings.gpus or None,
+        memory=_bytes(settings.memory_gib),
+        resources=settings.resources or None,
         **whole_units,
     )
-    return embedded.map_batches(Writer(job, desk), num_cpus=WRITE_CPUS, **whole_units)
+    return embedded.map_batches(Writer(job, desk), **_held_by(job.recipe.write), **whole_units)
+
+
+def _strategy(settings: Pool, size: int) -> Any:
+    """How many workers a pool has: so many, or fewer that become so many while units wait."""
+    import ray
+
+    if settings.min_workers is None and settings.max_workers is None:
+        return ray.data.ActorPoolStrategy(size=size)
+    return ray.data.ActorPoolStrategy(min_size=min(settings.min_workers or 1, size), max_size=size)
+
+
+def _held_by(tasks: Tasks) -> dict[str, Any]:
+    return {"num_cpus": tasks.cpus, "memory": _bytes(tasks.memory_gib)}
+
+
+def _bytes(gib: float | None) -> int | None:
+    return None if gib is None else int(gib * 2**30)
 
 
 def _settings(job: Job, modality: Modality | None) -> Pool:
@@ -220,17 +248,22 @@ def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
     different times, and a worker with fewer threads would leave cores idle at the end.
     """
     threads = settings.threads or min(4, cores)
-    workers = settings.workers or max(1, cores // (threads * max(1, modalities)))
+    workers = (
+        settings.max_workers
+        or settings.workers
+        or settings.min_workers
+        or max(1, cores // (threads * max(1, modalities)))
+    )
     return workers, threads
 
 
-def reserved_cpus(nodes: list[float], workers: int) -> float:
+def reserved_cpus(nodes: list[float], workers: int, headroom: float) -> float:
     """Logical CPUs that each of so many workers holds on nodes of so many CPUs: as many as let all of
-    them fit, beside the tasks that read and write, when the largest node is lost.
+    them fit, beside `headroom` for the tasks that read and write, when the largest node is lost.
 
     A worker that no node can take would be waited for for ever.
     """
-    rooms = [cpus - CPU_HEADROOM for cpus in sorted(nodes)[: max(1, len(nodes) - 1)]]
+    rooms = [cpus - headroom for cpus in sorted(nodes)[: max(1, len(nodes) - 1)]]
     shares = {math.floor(room / count * 100) / 100 for room in rooms for count in range(1, workers + 1)}
     fitting = [s for s in shares if s > 0 and sum(int(room / s + 1e-9) for room in rooms) >= workers]
     return max(fitting, default=0.01)

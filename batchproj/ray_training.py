@@ -28,8 +28,9 @@ from batchproj.fit import Check, Config, TrainingSamples
 from batchproj.news import polling
 from batchproj.objective import no_denormals
 from batchproj.objectstore import Folder
-from batchproj.pipeline import READ_CPUS, asking, failure, node_cpus, reserved_cpus
+from batchproj.pipeline import asking, failure, node_cpus, reserved_cpus
 from batchproj.projector import Projector
+from batchproj.recipe import Recipe, Tasks
 from batchproj.streamed_fit import Batch, Objective, StreamedTraining
 from batchproj.training_set import from_bytes, tokens_from_bytes, unit
 
@@ -76,7 +77,7 @@ def train(
 
     filesystem = folder.arrow()
     on_gpus = ray.cluster_resources().get("GPU", 0) >= workers
-    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=on_gpus), workers))
+    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=on_gpus), workers, Recipe().cpu_headroom))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     options = ray.data.ExecutionOptions(
@@ -137,7 +138,7 @@ def _samples(folder: Folder, shards: list[str], desk: Any, reads: int) -> Any:
         _Shard(folder, desk),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=READ_CPUS,
+        num_cpus=Tasks().cpus,
         compute=ray.data.TaskPoolStrategy(size=reads),
     )
 

@@ -37,7 +37,7 @@ from batchproj.collection.unit import (
     write_features,
     write_part,
 )
-from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError
+from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError, WeightsError
 from batchproj.failpoint import failpoint
 from batchproj.news import News
 from batchproj.objectstore import GONE, Folder
@@ -56,6 +56,7 @@ class Job:
     dim: int
     members: dict[Modality, Member]
     recipe: Recipe
+    live: str | None = None  # the run that readers see meanwhile
 
     @property
     def in_space(self) -> frozenset[Modality]:
@@ -129,8 +130,9 @@ def _reporting(job: Job, desk: Any, what: str) -> Iterator[None]:
 
 
 def _here() -> str:
-    """This process: host:pid."""
-    return f"{platform.node()}:{os.getpid()}"
+    """This process: host:pid, or host/raylet:pid, for one host may be several nodes of Ray's."""
+    raylet = os.environ.get("RAY_RAYLET_PID")
+    return f"{platform.node()}{f'/{raylet}' if raylet else ''}:{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -153,12 +155,14 @@ def _loading(member: Member | None) -> Iterator[None]:
     """Whatever a library makes of a model that it cannot load, said in one line: Ray would try on and on."""
     try:
         yield
+    except WeightsError as error:
+        raise WeightsError(f"{error} (on {platform.node()})") from error
     except BatchprojError:
         raise
     except Exception as error:
         what = f"the encoder of {member.modality}, {member.config.model}," if member else "a worker"
         said = " ".join(str(error).split())[:300]
-        raise SpaceError(f"{what} cannot be loaded: {type(error).__name__}: {said}") from error
+        raise SpaceError(f"{what} cannot be loaded on {platform.node()}: {type(error).__name__}: {said}") from error
 
 
 _NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate", re.IGNORECASE)

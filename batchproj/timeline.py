@@ -25,15 +25,11 @@ def require_writable(file: Path) -> None:
 def write_timeline(receipts: Iterable[Receipt], file: Path) -> None:
     """One event for each stage of each unit."""
     spanned = [receipt for receipt in receipts if receipt.spans]
-    hosts = sorted({_host(span.where) for receipt in spanned for span in receipt.spans})
-    numbers = {host: number for number, host in enumerate(hosts, 1)}  # the format wants whole numbers for processes
-    names = [{"name": "process_name", "ph": "M", "pid": numbers[host], "args": {"name": host}} for host in hosts]
+    nodes = sorted({span.node for receipt in spanned for span in receipt.spans})
+    numbers = {node: number for number, node in enumerate(nodes, 1)}  # the format wants whole numbers for processes
+    names = [{"name": "process_name", "ph": "M", "pid": numbers[node], "args": {"name": node}} for node in nodes]
     events = [event for receipt in spanned for event in _events(receipt, numbers)]
     file.write_text(json.dumps({"traceEvents": [*names, *events], "displayTimeUnit": "ms"}))
-
-
-def _host(where: str) -> str:
-    return where.rpartition(":")[0]
 
 
 def _events(receipt: Receipt, numbers: dict[str, int]) -> Iterator[dict[str, Any]]:
@@ -48,7 +44,7 @@ def _events(receipt: Receipt, numbers: dict[str, int]) -> Iterator[dict[str, Any
             "ph": "X",
             "ts": round(span.began * 1e6),
             "dur": round(span.seconds * 1e6),
-            "pid": numbers[_host(span.where)],
+            "pid": numbers[span.node],
             "tid": int(span.where.rpartition(":")[2]),
             "args": told,
         }

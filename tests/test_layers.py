@@ -13,9 +13,9 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache"],
+    ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache", "job_log"],
     ["errors", "learning_curve", "text_chunks"],
-    ["config", "retry", "recall", "linking", "losses"],
+    ["config", "hooks", "retry", "recall", "linking", "losses"],
     ["segments"],
     ["media", "objectstore", "comparison"],
     ["fetching", "agreement", "cutting", "lance_store"],
@@ -30,12 +30,12 @@ LAYERS = [
     ["source", "decode", "encode", "project"],
     ["ridge", "objective"],
     ["space", "recipe", "fit"],
-    ["collection", "report", "streamed_fit"],
-    ["card", "timeline"],
+    ["collection", "report", "streamed_fit", "shipping"],
+    ["card", "timeline", "jobs"],
     ["decoding"],
     ["stall"],
     ["news", "breaker", "embedding", "tags", "bridge", "balance"],
-    ["index", "hits", "conditions", "items"],
+    ["index", "hits", "conditions", "items", "metrics", "nodes"],
     ["stages", "queries", "hybrid"],
     ["thumbnails"],
     ["notebook"],
@@ -46,17 +46,17 @@ LAYERS = [
     ["many_pairs"],
     ["gate"],
     ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc", "inventory", "quarantine"],
-    ["repair", "forget", "promote", "adapter"],
+    ["budget", "repair", "forget", "promote", "adapter"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],
     ["demo", "bench", "serve"],
     ["cli"],
-    ["__main__"],
+    ["__main__", "job_start"],
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
-    "ray": {"pipeline", "ray_training", "bench.contenders.ray_data", "serve.deployment"},
+    "ray": {"pipeline", "ray_training", "jobs", "nodes", "metrics", "bench.contenders.ray_data", "serve.deployment"},
     "lancedb": {"index", "search", "conditions"},
     "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},

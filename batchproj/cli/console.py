@@ -82,6 +82,7 @@ CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collectio
 
 
 _stopped_by: int | None = None
+_stopping_line = "stopped; nothing half-done is visible, run the same command again"
 
 
 def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -102,6 +103,13 @@ def on_signal(number: int, _frame: FrameType | None) -> None:
 def stopped_by() -> int | None:
     """The signal that ends this process, whatever libraries have made of it on its way to the top."""
     return _stopped_by
+
+
+def stopping_line(instead: str | None = None) -> str:
+    """What is said when a signal ends this process; a command whose work goes on elsewhere says something else."""
+    global _stopping_line
+    _stopping_line = instead or _stopping_line
+    return _stopping_line
 
 
 def one_line(error: BaseException) -> str:

@@ -22,6 +22,8 @@ from batchproj.cli.console import (
     print_json,
     say,
 )
+from batchproj.cli.notices import OnFailureOption, OnSuccessOption, Summary, notices
+from batchproj.credentials import masked
 from batchproj.errors import UsageError
 from batchproj.terminal import printable
 
@@ -38,7 +40,9 @@ RetryOption = Annotated[
         show_default=False,
     ),
 ]
-RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index, roots, patience.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="YAML file with space, limits, units, pools, index, roots, patience.")
+]
 
 TELLS_NOTHING = 0.5
 """Chance Recall@10 from which on a recall is not worth reading."""
@@ -129,8 +133,8 @@ def plan(
     from batchproj.space import open_space, resolve
 
     with console(verbose) as stream, RunProgress(stream) as progress:
-        resolved = resolve(open_space(space or usual_space(collection)))
         wanted = load_recipe(recipe)
+        resolved = resolve(open_space(space or wanted.space or usual_space(collection)))
         document = make_plan(source, collection, resolved, wanted, gpu_hour_price, progress.step, retried)
     if as_json:
         print_json(document.model_dump(mode="json"))
@@ -168,44 +172,60 @@ def embed(
             show_default=False,
         ),
     ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="Refuse a run that would cost more, by the estimate of plan on this machine.", min=0),
+    ] = None,
+    gpu_hour_price: Annotated[float | None, typer.Option(help="What an hour of a GPU costs, for --max-cost.")] = None,
+    on_success: OnSuccessOption = None,
+    on_failure: OnFailureOption = None,
     single_writer: SingleWriterFlag = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
     """Bring a collection up to date with a source; a second run does only what changed."""
     allowed, retried = _max_bad(max_bad), _retried(retry_quarantined)
+    if max_cost is not None and gpu_hour_price is None:
+        raise UsageError("--max-cost without --gpu-hour-price: expected what an hour of a GPU costs as well")
+    from batchproj.budget import Budget, refuse_if_costly
     from batchproj.embed import Options, Watch, usual_space
     from batchproj.embed import embed as run_embed
     from batchproj.progress import RunProgress
     from batchproj.recipe import load_recipe
     from batchproj.space import open_space, resolve
 
-    with console(verbose) as stream:
-        options = Options(
-            load_recipe(recipe),
-            allow_mass_delete,
-            single_writer,
-            force=force,
-            verbose=verbose,
-            retry_quarantined=retried,
-            max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
-            profile=profile,
-        )
-        resolved = resolve(open_space(space or usual_space(collection)))
-        with RunProgress(stream) as progress:
-            watch = Watch(progress.step, progress.totals, progress.progress)
-            report = run_embed(source, collection, resolved, options, watch)
-    if as_json:
-        print_json(report.model_dump())
-    else:
-        _print_report(report, collection)
-        untrained = [str(modality) for modality in resolved.space.untrained()]
-        if untrained:
-            print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
-    bad = report.quarantined - _not_bad(report, collection)
-    if _too_many_bad(bad, report.items, allowed):
-        say(f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
-        raise typer.Exit(TOO_MANY_BAD)
+    with notices(Summary("embed", masked(source), masked(collection)), on_success, on_failure) as summary:
+        with console(verbose) as stream:
+            options = Options(
+                load_recipe(recipe),
+                allow_mass_delete,
+                single_writer,
+                force=force,
+                verbose=verbose,
+                retry_quarantined=retried,
+                max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
+                profile=profile,
+            )
+            resolved = resolve(open_space(space or options.recipe.space or usual_space(collection)))
+            with RunProgress(stream) as progress:
+                if max_cost is not None and gpu_hour_price is not None:
+                    budget = Budget(max_cost, gpu_hour_price)
+                    refuse_if_costly(source, collection, resolved, options.recipe, budget, progress.step, retried)
+                watch = Watch(progress.step, progress.totals, progress.progress)
+                report = run_embed(source, collection, resolved, options, watch)
+        summary.report = report.model_dump()
+        if as_json:
+            print_json(summary.report)
+        else:
+            _print_report(report, collection)
+            untrained = [str(modality) for modality in resolved.space.untrained()]
+            if untrained:
+                print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
+        bad = report.quarantined - _not_bad(report, collection)
+        if _too_many_bad(bad, report.items, allowed):
+            summary.error = f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows"
+            say(summary.error)
+            raise typer.Exit(TOO_MANY_BAD)
 
 
 def _not_bad(report: Any, collection: str) -> int:

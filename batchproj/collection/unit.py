@@ -55,7 +55,7 @@ class Unit(BaseModel):
 
 
 class Span(BaseModel):
-    """What a process (`where`, host:pid) did with a unit, from `began` (Unix time) on.
+    """What a process (`where`, node:pid) did with a unit, from `began` (Unix time) on.
 
     To `measure` is to see what an encoder does alone, after a worker's first unit.
     """
@@ -65,6 +65,10 @@ class Span(BaseModel):
     where: str
     began: float
     seconds: float
+
+    @property
+    def node(self) -> str:
+        return self.where.rpartition(":")[0]
 
     @property
     def ended(self) -> float:
