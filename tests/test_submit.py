@@ -45,7 +45,7 @@ def batchproj_at(cluster: Head, home: Path, *arguments: object, **environment: s
         [str(each) for each in line],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         env={**inherited, **cluster.environment(home), **environment},
     )
 
