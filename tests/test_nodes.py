@@ -19,7 +19,7 @@ import pytest
 from conftest import write_picture, write_words
 from ray_head import PACE, head
 from runs import live_rows, resume, start, wait_for
-from test_submit import TEXTS, batchproj_at, fill
+from test_submit import TEXTS, batchproj_at, fill, one_by_one
 
 from batchproj.failpoint import VARIABLE
 from batchproj.metrics import COUNTERS, GAUGES
@@ -172,8 +172,7 @@ def _written(folder: Path, text: str) -> Path:
 def test_after_the_heads_death_only_unfinished_units_are_done(s3_bucket: str, tiny_space: Path, tmp_path: Path) -> None:
     source, collection = fill(s3_bucket), f"{s3_bucket}/c"
     store = fsspec.filesystem("s3")
-    (tmp_path / "small.yaml").write_text("units: {max_items: 1}\npools: {text: {workers: 1}}\n")
-    command = ("embed", source, collection, "--space", tiny_space, "--recipe", tmp_path / "small.yaml")
+    command = ("embed", source, collection, "--space", tiny_space, "--recipe", one_by_one(tmp_path))
 
     def records() -> dict[str, bytes]:
         store.invalidate_cache()
