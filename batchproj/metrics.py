@@ -44,9 +44,8 @@ class RunMetrics:
         self._behind: dict[str, int] = {}
         for unit in units:
             self._behind[label(unit)] = self._behind.get(label(unit), 0) + unit.items
-        self._tell_behind()
-        self._gauges["batchproj_live_run"].set(int(live) if live else 0)
-        self.replaced(0)
+        self._live = int(live) if live else 0
+        self.tell(0)
 
     def add(self, receipt: Receipt) -> None:
         unit = receipt.unit
@@ -65,12 +64,12 @@ class RunMetrics:
         for reason, items in receipt.reasons.items():
             self._count("batchproj_quarantined_items", items, reason=str(reason))
         self._behind[modality] -= unit.items
-        self._tell_behind()
 
-    def replaced(self, workers: int) -> None:
-        self._gauges["batchproj_workers_replaced"].set(workers)
-
-    def _tell_behind(self) -> None:
+    def tell(self, replaced: int) -> None:
+        """Say all that is a state and no count, again and again: Ray forgets a gauge that was not set for two of its
+        report intervals, some 20 seconds."""
+        self._gauges["batchproj_workers_replaced"].set(replaced)
+        self._gauges["batchproj_live_run"].set(self._live)
         for modality, items in self._behind.items():
             self._gauges["batchproj_items_behind"].set(items, tags={"modality": modality})
 

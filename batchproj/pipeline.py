@@ -149,7 +149,7 @@ def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]
 
 
 def _heard(metrics: RunMetrics, on_news: OnNews, news: News) -> None:
-    metrics.replaced(news.replaced)
+    metrics.tell(news.replaced)
     on_news(news)
 
 

@@ -23,6 +23,12 @@ import batchproj
 
 CPUS = 4
 
+PACE = {
+    "RAY_worker_niceness": "0",
+    "RAY_metrics_report_interval_ms": "1000",
+}
+"""A busy machine lets workers of Ray's own niceness wait for minutes; and what they measure is told every second."""
+
 
 @dataclass
 class Head:
@@ -75,7 +81,7 @@ def head(environment: Mapping[str, str], token: str | None = None, api_port: int
         with (Path(folder) / "log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "ray.scripts.scripts", *line],
-                env={**inherited, **paths, **secured, **environment},
+                env={**inherited, **paths, **secured, **PACE, **environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

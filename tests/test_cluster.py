@@ -328,6 +328,23 @@ def test_a_job_without_arguments_says_what_it_takes(name: str) -> None:
     assert f"python jobs/{name}.py" in done.stderr
 
 
+def test_the_search_services_arguments_are_what_it_takes() -> None:
+    (document,) = documents(CLUSTER / "rayservice-search.yaml")
+    (told,) = yaml.safe_load(document["spec"]["serveConfigV2"])["applications"]
+    module, _, name = told["import_path"].partition(":")
+    deployment = importlib.import_module(module)
+    assert callable(getattr(deployment, name))
+    arguments = deployment.Arguments.model_validate(told["args"])
+    assert f"{document['metadata']['name']}-serve-svc" in arguments.hosts.split(",")  # as KubeRay names it
+    (group,) = document["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    per_node = int(group["rayStartParams"]["num-cpus"]) // arguments.cpus
+    assert arguments.replicas <= per_node * group["maxReplicas"]
+    for pod in pods(CLUSTER / "rayservice-search.yaml"):  # any of them may build the application
+        (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "serve-token"]
+        assert Path(arguments.token_file).parent == Path(mount["mountPath"])
+        assert {"name": "serve-token", "secret": {"secretName": "batchproj-serve-token"}} in pod["volumes"]
+
+
 # --- the image ----------------------------------------------------------------------------------
 
 
@@ -337,6 +354,7 @@ def test_the_image_holds_what_the_manifests_run() -> None:
     assert [name for name in copied if not (ROOT / name).exists()] == []
     scripts = {f"jobs/{name}.py" for name in ("command", "embed", "reembed", "train", "evaluate")}
     assert {*scripts, "jobs/recipes", "cluster/run_rayjob.py"} <= copied
+    assert ".[rayserve]" in text  # of the search service
     assert "USER 1000" in text
     assert "wget" in text  # of the probes
     assert re.search(r"^ARG VARIANT=cpu$", text, re.MULTILINE)

@@ -17,15 +17,15 @@ from typing import Any
 import fsspec
 import pytest
 from conftest import write_picture, write_words
-from ray_head import head
+from ray_head import PACE, head
 from runs import live_rows, resume, start, wait_for
-from test_submit import TEXTS, batchproj_at, fill
+from test_submit import TEXTS, batchproj_at, fill, one_by_one
 
 from batchproj.failpoint import VARIABLE
 from batchproj.metrics import COUNTERS, GAUGES
 from batchproj.recipe import Pool, Recipe, Units, load_recipe
 
-ITEMS = int(os.environ.get("BATCHPROJ_NODES_ITEMS", "1200"))
+ITEMS = int(os.environ.get("BATCHPROJ_NODES_ITEMS", "720"))
 """5,000 take minutes more."""
 
 POOLS = """
@@ -53,10 +53,20 @@ class Nodes:
         return self.cluster.add_node(num_cpus=1, resources={"pictures": 1})
 
 
+def raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def place(node: Any) -> str:
+    """A node as receipts name it."""
+    return f"{platform.node()}/{raylet(node)}"
+
+
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """Nodes on which every unit takes a while."""
-    monkeypatch.setenv(VARIABLE, "unit.begun:0.5s")
+    for name, value in {**PACE, VARIABLE: "unit.begun:0.5s"}.items():
+        monkeypatch.setenv(name, value)
     several = Nodes()
     yield several
     several.cluster.shutdown()
@@ -66,43 +76,53 @@ def receipts(collection: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in collection.glob("units/000001/*/done.json")]
 
 
+def spread(collection: Path) -> dict[str, Counter[str]]:
+    """Units embedded so far on each node, host/raylet, by modality."""
+    counted: dict[str, Counter[str]] = {"image": Counter(), "text": Counter()}
+    for receipt in receipts(collection):
+        (embedded,) = [span for span in receipt["spans"] if span["stage"] == "embed"]
+        counted[receipt["unit"]["modality"]][embedded["where"].rpartition(":")[0]] += 1
+    return counted
+
+
 def embed_on(cluster: Any, source: Path, collection: Path, space: Path, recipe: Path) -> subprocess.Popen[str]:
     arguments = ("embed", source, collection, "--space", space, "--recipe", recipe)
     return start(*arguments, environment={"RAY_ADDRESS": cluster.address})
 
 
-def test_a_node_is_killed_and_another_added(nodes: Nodes, tiny_space: Path, tmp_path: Path) -> None:
+def test_a_node_is_killed_and_another_added(
+    nodes: Nodes, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(ITEMS // 2):
         write_words(tmp_path / f"source/d{number % 7}/{number:05d}.txt", number)
         write_picture(tmp_path / f"source/d{number % 5}/{number:05d}.png", number)
     (recipe := tmp_path / "recipe.yaml").write_text(POOLS)
     collection = tmp_path / "c"
     process = embed_on(nodes.cluster, tmp_path / "source", collection, tiny_space, recipe)
-    units = 2 * (ITEMS // 2) / 24
 
-    def has_done(share: float) -> bool:
-        return len(list(collection.glob("units/000001/*/done.json"))) >= share * units or process.poll() is not None
+    def busy() -> list[Any]:
+        """Nodes that have embedded several units of pictures; none lives on if the run has ended."""
+        assert process.poll() is None, process.communicate()
+        done = spread(collection)["image"]
+        return [node for node in nodes.for_pictures if done[place(node)] >= 3]
 
-    wait_for(lambda: has_done(0.2), 600)
-    victim = nodes.for_pictures[0]
-    os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
-    added = nodes.add()
-    picturing = {
-        f"{platform.node()}/{node.all_processes['raylet'][0].process.pid}" for node in (*nodes.for_pictures, added)
-    }
+    wait_for(lambda: bool(busy()), 300)
+    (victim, *_) = busy()
+    os.kill(raylet(victim), signal.SIGKILL)
+    nodes.for_pictures.append(nodes.add())
+    before = spread(collection)
     _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said
 
     rows = live_rows(collection)
     assert rows.num_rows == 2 * (ITEMS // 2)
-    spread: dict[str, Counter[str]] = {"image": Counter(), "text": Counter()}
-    for receipt in receipts(collection):
-        (embedded,) = [span for span in receipt["spans"] if span["stage"] == "embed"]
-        spread[receipt["unit"]["modality"]][embedded["where"].rpartition(":")[0]] += 1
-    print(f"units by node: {spread}")
-    assert spread["image"].keys() <= picturing
-    assert len(spread["image"] | spread["text"]) >= 3
+    after = spread(collection)
+    print(f"units by node when one was killed: {before}, at the end: {after}")
+    assert before["image"].total() < after["image"].total()
+    assert after["image"].keys() <= {place(node) for node in nodes.for_pictures}
+    assert len(after["image"] | after["text"]) >= 3
     # exact: as a run that nothing happened to, in this process, from the same units
+    monkeypatch.delenv(VARIABLE)
     resume(tmp_path / "source", tmp_path / "undisturbed", tiny_space, load_recipe(str(recipe)))
     assert live_rows(tmp_path / "undisturbed").drop_columns(["run"]).equals(rows.drop_columns(["run"]))
 
@@ -152,8 +172,7 @@ def _written(folder: Path, text: str) -> Path:
 def test_after_the_heads_death_only_unfinished_units_are_done(s3_bucket: str, tiny_space: Path, tmp_path: Path) -> None:
     source, collection = fill(s3_bucket), f"{s3_bucket}/c"
     store = fsspec.filesystem("s3")
-    (tmp_path / "small.yaml").write_text("units: {max_items: 1}\npools: {text: {workers: 1}}\n")
-    command = ("embed", source, collection, "--space", tiny_space, "--recipe", tmp_path / "small.yaml")
+    command = ("embed", source, collection, "--space", tiny_space, "--recipe", one_by_one(tmp_path))
 
     def records() -> dict[str, bytes]:
         store.invalidate_cache()
@@ -163,10 +182,10 @@ def test_after_the_heads_death_only_unfinished_units_are_done(s3_bucket: str, ti
         with urllib.request.urlopen(first.metrics, timeout=20) as answer:
             return set(re.findall(r"^ray_(batchproj_\w+)[{ ]", answer.read().decode(), re.MULTILINE))
 
-    with head({"HF_HUB_OFFLINE": "1", VARIABLE: "unit.begun:2s"}) as first:
+    with head({"HF_HUB_OFFLINE": "1", VARIABLE: "unit.begun:4s"}) as first:
         batchproj_at(first, tmp_path, "submit", "--no-wait", "--", *command)
         wait_for(lambda: len(records()) >= 3, 240)
-        # what the dashboard shows, as Prometheus would get it; nothing is quarantined here
+        # what the dashboard shows, as Prometheus would get it at one moment; nothing is quarantined here
         told = {f"{name}_total" for name in COUNTERS} | set(GAUGES)
         wait_for(lambda: told - served() == {"batchproj_quarantined_items_total"}, 60)
         first.kill()

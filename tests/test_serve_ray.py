@@ -18,7 +18,7 @@ TOKEN = "a-token-of-enough-letters"
 
 @pytest.mark.long
 def test_a_replica_answers_as_the_server_does(embedded: tuple[Path, Report], corpus: Path, tmp_path: Path) -> None:
-    from batchproj.serve.deployment import Arguments, build
+    from batchproj.serve.deployment import build
 
     (tmp_path / "token").write_text(TOKEN)
     with socket.socket() as probe:
@@ -28,10 +28,13 @@ def test_a_replica_answers_as_the_server_does(embedded: tuple[Path, Report], cor
     assert ray.is_initialized()
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     try:
-        serve.run(build(Arguments(**told, replicas=1, cpus=1)))
+        serve.run(build({**told, "replicas": 1, "cpus": 1}))
         words = (corpus / "d0/item3.txt").read_text()
         pool, url = urllib3.PoolManager(retries=False, timeout=60), f"http://127.0.0.1:{port}"
         bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert pool.request("GET", f"{url}/-/healthz").data == b"success"  # of the proxy: what the probes look for
+        assert pool.request("GET", f"{url}/health").status == 200
+        assert pool.request("GET", f"{url}/health", headers={"Host": "elsewhere.example"}).status == 421
         assert pool.request("GET", f"{url}/stats").status == 401
         answer = pool.request("POST", f"{url}/search", json={"text": words, "k": 1, "modality": "text"}, headers=bearer)
         assert (answer.status, answer.json()["run"], answer.json()["hits"][0]["text"]) == (200, "000001", words)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 import urllib.request
@@ -23,6 +28,7 @@ from runs import live_rows, start, wait_for
 import batchproj
 from batchproj import shipping
 from batchproj.errors import TryLater, UsageError
+from batchproj.failpoint import VARIABLE
 from batchproj.job_log import RESULT, Marked, unmarked
 from batchproj.job_start import wrong
 from batchproj.jobs import JobState, exit_code
@@ -33,8 +39,8 @@ TEXTS = 24
 
 @pytest.fixture(scope="module")
 def cluster(s3_endpoint: str) -> Iterator[Head]:
-    """A head whose nodes reach the test's store, with credentials that no client needs."""
-    with head({"HF_HUB_OFFLINE": "1"}) as started:
+    """A head whose nodes reach the test's store, with credentials that no client needs; a unit takes seconds there."""
+    with head({"HF_HUB_OFFLINE": "1", VARIABLE: "unit.begun:2s"}) as started:
         yield started
 
 
@@ -45,7 +51,7 @@ def batchproj_at(cluster: Head, home: Path, *arguments: object, **environment: s
         [str(each) for each in line],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         env={**inherited, **cluster.environment(home), **environment},
     )
 
@@ -55,6 +61,12 @@ def fill(bucket: str) -> str:
     for number in range(TEXTS):
         filesystem.pipe_file(f"{bucket}/texts/t{number}.txt", f"w{number % 14}".encode())
     return f"{bucket}/texts"
+
+
+def one_by_one(folder: Path) -> Path:
+    """A recipe by which a job takes a minute: a unit an item, one worker."""
+    (file := folder / "small.yaml").write_text("units: {max_items: 1}\npools: {text: {workers: 1}}\n")
+    return file
 
 
 def one_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -194,8 +206,7 @@ def test_secrets_in_arguments_are_refused(tmp_path: Path) -> None:
 def test_a_command_is_checked_before_anything_is_asked(tmp_path: Path) -> None:
     away = Head("http://127.0.0.1:9", "", 9, "", None)  # type: ignore[arg-type]
     done = batchproj_at(away, tmp_path, "submit", "--", "embed", "s3://b/a", "s3://b/c", "--no-such-flag")
-    assert done.returncode == 2
-    assert "No such option" in done.stderr
+    one_error(done, 2, "no such option: --no-such-flag")
     one_error(batchproj_at(away, tmp_path, "submit", "--", "serve", "s3://b/c"), 2, "'serve' is not for a cluster")
 
 
@@ -235,7 +246,7 @@ def test_a_job_end_to_end(cluster: Head, s3_bucket: str, tiny_space: Path, tmp_p
     command = ("embed", source, collection, "--space", tiny_space, "--recipe", tmp_path / "small.yaml")
     done = batchproj_at(cluster, tmp_path, "submit", "--", *command, **canaries)
     assert done.returncode == 0, done.stderr
-    first, last = done.stdout.splitlines()
+    first, *_, last = done.stdout.splitlines()
     assert first.startswith(f"Run 000001 is live: {TEXTS} embedded")
     assert last == f"Search it: batchproj search {collection} 'what you look for'"
     assert "  starting workers" in done.stderr.splitlines()
@@ -269,11 +280,12 @@ def test_ctrl_c_leaves_the_job_and_stop_ends_it(
     for name, value in cluster.environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     at = ("--address", cluster.address)
-    command = ("embed", source, f"{s3_bucket}/c", "--space", tiny_space)
+    command = ("embed", source, f"{s3_bucket}/c", "--space", tiny_space, "--recipe", one_by_one(tmp_path))
     done = batchproj_at(cluster, tmp_path, "submit", "--no-wait", "--json", "--", *command)
     job = json.loads(done.stdout)["job"]
     following = start("jobs", *at, "--logs", job)
-    time.sleep(2)  # it looks at the log, or is about to
+    assert following.stderr is not None
+    assert any("listing " in line for line in following.stderr)
     following.send_signal(signal.SIGINT)
     said = following.communicate(timeout=60)[1]
     assert following.returncode == 130
@@ -289,6 +301,59 @@ def test_ctrl_c_leaves_the_job_and_stop_ends_it(
     wait_for(lambda: state() == "STOPPED")
     assert batchproj_at(cluster, tmp_path, "jobs", "--logs", job).returncode == 143
     one_error(batchproj_at(cluster, tmp_path, "jobs", "--stop", "raysubmit_none"), 2, "no job 'raysubmit_none'")
+
+
+@contextlib.contextmanager
+def at_a_terminal(environment: dict[str, str], *arguments: object) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A `batchproj` command that has a terminal of its own for input and errors, and our side of it."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchproj.cli", *map(str, arguments)],
+        stdin=its,
+        stdout=subprocess.DEVNULL,
+        stderr=its,
+        env={**os.environ, **environment},
+        preexec_fn=lambda: (os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)),  # Ctrl-C goes to whose terminal it is
+    )
+    os.close(its)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def shown_until(terminal: int, words: str) -> str:
+    """What a terminal shows up to some words."""
+    shown = ""
+    deadline = time.monotonic() + 120
+    while words not in shown:
+        assert time.monotonic() < deadline, shown
+        if select.select([terminal], [], [], 1)[0]:
+            shown += os.read(terminal, 4096).decode()
+    return shown
+
+
+@pytest.mark.long
+def test_ctrl_c_at_a_terminal_asks_whether_the_job_goes_on(
+    cluster: Head, s3_bucket: str, tiny_space: Path, tmp_path: Path
+) -> None:
+    command = ("embed", fill(s3_bucket), f"{s3_bucket}/c", "--space", tiny_space, "--recipe", one_by_one(tmp_path))
+    done = batchproj_at(cluster, tmp_path, "submit", "--no-wait", "--json", "--", *command)
+    job = json.loads(done.stdout)["job"]
+    follow = ("jobs", "--address", cluster.address, "--logs", job)
+    for answer, said in ((b"d\n", f"job {job} goes on"), (b"c\n", f"job {job} is cancelled")):
+        with at_a_terminal(cluster.environment(tmp_path), *follow) as (process, terminal):
+            shown_until(terminal, "listing ")
+            os.write(terminal, b"\x03")
+            shown_until(terminal, "[d]etach, it goes on, or [c]ancel it?")
+            assert process.poll() is None
+            os.write(terminal, answer)
+            shown_until(terminal, said)
+            assert process.wait(60) == 130
+    listed = json.loads(batchproj_at(cluster, tmp_path, "jobs", "--json").stdout)
+    assert [each["state"] for each in listed if each["job"] == job] == ["STOPPED"]
 
 
 @pytest.mark.long
