@@ -5,8 +5,10 @@ Nothing is opened by a name from outside: an item is found by its row, and read 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -115,5 +117,6 @@ class Items:
 
     @cached_property
     def _manifest(self) -> tuple[duckdb.DuckDBPyConnection, str]:
-        self._scratch = tempfile.TemporaryDirectory(prefix="batchproj-items-")
-        return duckdb.connect(), manifest.rows(manifest.fetch(self._folder, self._snapshot, Path(self._scratch.name)))
+        scratch = Path(tempfile.mkdtemp(prefix="batchproj-items-"))
+        weakref.finalize(self, shutil.rmtree, scratch, ignore_errors=True)
+        return duckdb.connect(), manifest.rows(manifest.fetch(self._folder, self._snapshot, scratch))

@@ -188,7 +188,7 @@ class Collection:
     def _asked(self, asked: Search) -> tuple[npt.NDArray[np.float32], Modality, list[str]]:
         """The vector (K,) of a search, the modality that asks, and the items of the collection that ask."""
         if not any(example.weight > 0 for example in asked.examples):
-            raise UsageError("give a query: a text, --image FILE, --audio FILE, --video FILE or --like ID")
+            raise UsageError("give a query: a text, a file with an image, a sound or a video, or the id of an item")
         if asked.space is not None and not all(example.text for example in asked.examples):
             raise UsageError("--space is for a text query: files are embedded by the collection's own encoders")
         vectors, asking, items = [], [], []

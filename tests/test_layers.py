@@ -54,7 +54,7 @@ LAYERS = [
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
-    "ray": {"pipeline", "ray_training", "bench.contenders.ray_data"},
+    "ray": {"pipeline", "ray_training", "bench.contenders.ray_data", "serve.deployment"},
     "lancedb": {"index", "search", "conditions"},
     "lance": {"tags", "source.lance"},
     "fsspec": {"objectstore"},

@@ -184,7 +184,7 @@ def test_search_filters_and_limits(embedded: tuple[Path, Report], corpus: Path) 
     ]:
         with pytest.raises(UsageError, match=message):
             opened.search(None if "image" in wrong else words, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="give one query"):
+    with pytest.raises(UsageError, match="give a query"):
         opened.search()
     with pytest.raises(UsageError, match="no encoder for audio"):
         opened.search(audio=corpus / "d0/item3.png")

@@ -15,6 +15,9 @@ _UNFOLDED = 10_000
 
 _SNIPPET_CHARS = 80
 
+WEIGHED = ("text", "image", "audio", "video", "like", "not")
+MOST_WEIGHT = 100.0
+
 
 @app.command(epilog="Example: batchproj search ./photos.batchproj 'a red apple' -k 5 --modality image")
 def search(
@@ -23,7 +26,19 @@ def search(
     image: Annotated[str | None, typer.Option(help="Search with an image file.")] = None,
     audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
     video: Annotated[str | None, typer.Option(help="Search with a video file.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Search with an item that is there, by the id of a hit (--json shows it).")
+    ] = None,
+    unlike: Annotated[list[str] | None, typer.Option("--not", help="Words that results are to be less like.")] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=NUMBER of what is searched by, where that is several things: text, image, audio, video, like, "
+            "which have 1 by themselves, or not, which has 0.5."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many results.")] = 10,
+    offset: Annotated[int, typer.Option(help="Pass over so many results.")] = 0,
     modality: Annotated[str | None, typer.Option(help="Only text, image, audio or video.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE, or FIELD=VALUE of the metadata.")] = None,
     group: Annotated[bool, typer.Option("--group", help="One result an item: the best of its segments.")] = False,
@@ -33,6 +48,14 @@ def search(
             "--balance/--no-balance",
             help="Rank kinds by scores standardised as evaluate measured them, with a part of the page for each; the "
             "score shown stays the cosine.",
+        ),
+    ] = False,
+    hybrid: Annotated[
+        bool,
+        typer.Option(
+            "--hybrid",
+            help="Look for the words in texts and metadata as well, and rank by the places in both; the score shown "
+            "stays the cosine, and why says which of them found it.",
         ),
     ] = False,
     space: Annotated[
@@ -51,20 +74,40 @@ def search(
             image=image,
             audio=audio,
             video=video,
+            like=like,
+            unlike=unlike or (),
+            weights=dict(map(_weight, weight or ())),
             k=k,
+            offset=offset,
             modality=modality,
             where=where or (),
             group=group,
             balance=balance,
+            hybrid=hybrid,
             space=space,
         )
     if as_json:
-        print_json([hit.as_dict() for hit in found])
+        print_json([{**hit.as_dict(), **({"why": hit.why} if hybrid else {})} for hit in found])
     else:
-        _print_hits(found)
+        _print_hits(found, hybrid)
 
 
-def _print_hits(hits: list[Any]) -> None:
+def _weight(given: str) -> tuple[str, float]:
+    """A weight as it was typed."""
+    name, _, number = given.partition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = -1.0
+    if name not in WEIGHED or not 0 <= weight <= MOST_WEIGHT:
+        raise typer.BadParameter(
+            f"'{given}': expected NAME=NUMBER, one of {', '.join(WEIGHED)} and 0 to {MOST_WEIGHT:.0f}",
+            param_hint="--weight",
+        )
+    return name, weight
+
+
+def _print_hits(hits: list[Any], hybrid: bool = False) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -72,11 +115,19 @@ def _print_hits(hits: list[Any]) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("score", justify="right")
     has_metadata = any(hit.metadata for hit in hits)
-    for name in ("modality", "at", "uri", "text", *(["metadata"] if has_metadata else [])):
+    for name in (
+        "modality",
+        *(["why"] if hybrid else []),
+        "at",
+        "uri",
+        "text",
+        *(["metadata"] if has_metadata else []),
+    ):
         table.add_column(name, overflow="fold" if name == "uri" else "ellipsis", no_wrap=name != "uri")
     for hit in hits:
         told = [_snippet(hit.text or ""), *([_snippet(_fields(hit.metadata))] if has_metadata else [])]
-        table.add_row(f"{hit.score:.3f}", hit.modality, _place(hit), *map(Text, [printable(hit.uri), *told]))
+        why = [hit.why] if hybrid else []
+        table.add_row(f"{hit.score:.3f}", hit.modality, *why, _place(hit), *map(Text, [printable(hit.uri), *told]))
     terminal = Console()
     # what is read by a program, or copied, is not folded
     (terminal if terminal.is_terminal else Console(width=_UNFOLDED)).print(table)

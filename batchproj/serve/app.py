@@ -27,7 +27,7 @@ from batchproj.serve import guards
 from batchproj.serve.files import media, refused
 from batchproj.serve.live import View
 from batchproj.serve.metrics import Measured
-from batchproj.serve.requests import FILES, Found, SearchRequest, read_search
+from batchproj.serve.requests import BODY, Found, SearchRequest, read_search
 from batchproj.serve.service import Service
 from batchproj.serve.settings import LOOPBACK
 from batchproj.serve.urls import fetch
@@ -48,23 +48,6 @@ class Problem(BaseModel):
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (400, 401, 404, 405, 408, 409, 413, 415, 421, 422, 429, 503)
-}
-_SEARCH_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": SearchRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            },
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "description": "The same fields; filters, weights, not and not_id as JSON. Files beside them.",
-                    "properties": {name: {"type": "string", "format": "binary"} for name in FILES},
-                }
-            },
-        },
-    }
 }
 
 
@@ -137,7 +120,7 @@ def _add_faults(app: FastAPI) -> None:
 
 
 def _add_search(app: FastAPI, service: Service) -> None:
-    @app.post("/search", response_model=Found, openapi_extra=_SEARCH_BODY)
+    @app.post("/search", response_model=Found, openapi_extra=BODY)
     async def search(request: Request) -> Response:
         """The nearest items to a text, a file, or an item, of any kind; best first."""
         asked, files = await read_search(request)

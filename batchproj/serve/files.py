@@ -82,7 +82,8 @@ def media(item: Item, row: dict[str, object], header: str | None, known: str | N
     part = wanted_range(header, item.size)
     begin, length = part or (0, item.size)
     first = item.read(begin, min(length, CHUNK_BYTES))
-    head = first if begin == 0 else item.read(0, HEAD_BYTES)
+    has_head = begin == 0 and len(first) >= min(HEAD_BYTES, item.size)
+    head = first if has_head else item.read(0, HEAD_BYTES)
     kind = media_type(head[:HEAD_BYTES], modality)
     name = quote(item.name.rpartition("/")[2][-100:], safe="")
     headers["Content-Disposition"] = f"{'attachment' if kind == _ANY else 'inline'}; filename*=UTF-8''{name}"

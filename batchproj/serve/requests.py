@@ -93,6 +93,36 @@ class SearchRequest(BaseModel):
         )
 
 
+def _described() -> dict[str, Any]:
+    """What OpenAPI says of a search's body, of both kinds."""
+    schema = SearchRequest.model_json_schema()
+    defined = schema.pop("$defs")
+
+    def whole(part: Any) -> Any:
+        """With what is referred to in its place: references lead nowhere from inside a route."""
+        if isinstance(part, dict):
+            referred = str(part.get("$ref", "")).rpartition("/")[2]
+            return whole(defined[referred]) if referred else {name: whole(each) for name, each in part.items()}
+        return [whole(each) for each in part] if isinstance(part, list) else part
+
+    document = whole(schema)
+    plain = {
+        name: {"type": "string", "description": "as JSON"} if name in _DOCUMENTS else each
+        for name, each in document["properties"].items()
+    }
+    files = {name: {"type": "string", "format": "binary"} for name in FILES}
+    form = {"type": "object", "description": "The same fields, and files beside them.", "properties": plain | files}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": document}, "multipart/form-data": {"schema": form}},
+        }
+    }
+
+
+BODY = _described()
+
+
 class HitModel(BaseModel):
     """One found segment; `score` is the cosine, `start` and `end` are seconds, or characters of a text."""
 

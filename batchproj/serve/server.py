@@ -49,7 +49,16 @@ def run(uri: str, host: str, port: int, settings: Settings, say: Callable[[str],
     if host not in (*LOOPBACK, *_WILDCARDS):
         settings = settings.model_copy(update={"hosts": (*settings.hosts, host)})
     service = Service(uri, settings)
-    server = uvicorn.Server(
+    server = make_server(service, host, port)
+    say(
+        f"run {service.live.view.run} of {uri} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)"
+    )
+    server.run()
+
+
+def make_server(service: Service, host: str, port: int) -> uvicorn.Server:
+    """A server that is still to be run; it closes the service when it ends."""
+    return uvicorn.Server(
         uvicorn.Config(
             create_app(service),
             host=host,
@@ -63,7 +72,3 @@ def run(uri: str, host: str, port: int, settings: Settings, say: Callable[[str],
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )
-    say(
-        f"run {service.live.view.run} of {uri} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)"
-    )
-    server.run()

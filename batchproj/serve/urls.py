@@ -83,7 +83,7 @@ def is_public(text: str) -> bool:
         inside = _inside(address)
         if inside is not None and not is_public(str(inside)):
             return False
-        if address in _NAT64_LOCAL or (address in _COMPATIBLE and inside is None):
+        if address.is_site_local or address in _NAT64_LOCAL or (address in _COMPATIBLE and inside is None):
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 

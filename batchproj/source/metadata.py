@@ -12,11 +12,14 @@ import decimal
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 from batchproj.errors import ItemFault
 from batchproj.schema import Reason
+
+_MOST_FLOAT = sys.float_info.max
 
 METADATA_BYTES = 1 << 20
 """More than this is no description of an item."""
@@ -51,8 +54,9 @@ def typed_patterns(name: str, value: str | bool | int | float) -> list[str]:
     if isinstance(value, str | bool):
         forms = {_dump(value)}
     else:
-        whole = {str(int(value))} if float(value).is_integer() else set()
-        forms = {_dump(value), _dump(float(value)), *whole}
+        forms = {_dump(value)}
+        if abs(value) < _MOST_FLOAT:
+            forms |= {_dump(float(value)), *([str(int(value))] if float(value).is_integer() else [])}
     return [f"{before}{_dump(name)}:{form}{after}" for form in sorted(forms) for before in "{," for after in ",}"]
 
 
