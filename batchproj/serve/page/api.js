@@ -35,7 +35,8 @@ async function answer(path, options) {
   if (response.ok) return response.status === 204 ? null : response.json();
   const told = await response.json().catch(() => ({}));
   const again = [408, 429, 503].includes(response.status);
-  throw new Problem(told.detail ?? `The service answered ${response.status}.`, response.status, again);
+  const detail = told.detail ?? `the service answered ${response.status}`;
+  throw new Problem(detail.charAt(0).toUpperCase() + detail.slice(1), response.status, again);
 }
 
 export const get = (path) => answer(path, {});

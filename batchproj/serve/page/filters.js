@@ -31,36 +31,42 @@ export function filters(change) {
   for (const name of ["hybrid", "group", "balance"]) {
     by(name).addEventListener("change", ({ target }) => change({ [name]: target.checked }));
   }
+  let drawn = {};
   return (state, stats) => {
     for (const name of ["hybrid", "group", "balance"]) by(name).checked = state[name];
     by("balance-label").hidden = !stats.balance;
-    drawKinds(state, stats, change);
+    if (drawn.stats !== stats) {
+      drawKinds(stats, change);
+      panel.replaceChildren(form(stats, (filter) => change({ filters: [...drawn.state.filters, filter] })), unlikeForm((text) => change({ unlike: [...drawn.state.unlike, text].slice(-10) })));
+    }
+    drawn = { state, stats };
+    for (const input of by("kinds").querySelectorAll("input")) input.checked = input.value === state.modality;
     by("conditions").replaceChildren(...state.filters.map((filter) => chip(filter, state, change)));
-    panel.replaceChildren(form(state, stats, change), unlikeForm(state, change));
   };
 }
 
-function drawKinds(state, stats, change) {
-  const present = KINDS.filter((kind) => stats.modalities[kind]?.items || kind === state.modality);
-  const choices = [["", "All", stats.items], ...present.map((each) => [each, kinds(each), stats.modalities[each]?.items ?? 0])];
+function drawKinds(stats, change) {
+  const present = KINDS.filter((kind) => stats.modalities[kind]?.items);
+  const choices = [["", "All", stats.items], ...present.map((each) => [each, kinds(each), stats.modalities[each].items])];
   const field = by("kinds");
-  const focused = field.contains(document.activeElement);
   const labels = choices.map(([value, text, count]) =>
     el(
       "label",
       {},
-      el("input", { type: "radio", name: "kind", value, checked: value === state.modality, onchange: () => change({ modality: value }) }),
+      el("input", { type: "radio", name: "kind", value, onchange: () => change({ modality: value }) }),
       el("span", {}, value ? icon(value) : null, text, el("small", {}, number(count))),
     ),
   );
   field.replaceChildren(field.querySelector("legend"), ...labels);
-  if (focused) field.querySelector("input:checked")?.focus();
 }
 
 function chip(filter, state, change) {
   const value = filter.op === "is_null" ? "" : ` ${[filter.value].flat().join(", ")}`;
   const text = `${filter.field.replace(/^metadata\./, "")} ${TOLD[filter.op] ?? filter.op}${value}`;
-  const remove = () => change({ filters: state.filters.filter((each) => each !== filter) });
+  const remove = () => {
+    change({ filters: state.filters.filter((each) => each !== filter) });
+    by("filters-toggle").focus();
+  };
   return el(
     "li",
     { class: "chip" },
@@ -69,7 +75,7 @@ function chip(filter, state, change) {
   );
 }
 
-function form(state, stats, change) {
+function form(stats, add) {
   const fields = Object.keys(stats.metadata);
   const field = el(
     "select",
@@ -85,20 +91,21 @@ function form(state, stats, change) {
     values.replaceChildren(...known.map((each) => el("option", { value: String(each) })));
     value.hidden = op.value === "is_null";
   };
-  const add = () => {
+  const take = () => {
     const wanted = typed(stats, field.value, op.value, value.value.trim());
-    if (wanted !== null) change({ filters: [...state.filters, { field: field.value, op: op.value, value: wanted }] });
-    else value.focus();
+    value.value = "";
+    value.focus();
+    if (wanted !== null) add({ field: field.value, op: op.value, value: wanted });
   };
   field.addEventListener("change", refresh);
   op.addEventListener("change", refresh);
   value.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
     event.preventDefault();
-    add();
+    take();
   });
   refresh();
-  return el("div", { class: "row" }, el("label", { for: "field" }, "Only where"), field, op, value, values, button("Add filter", add, { class: "quiet" }));
+  return el("div", { class: "row" }, el("label", { for: "field" }, "Only where"), field, op, value, values, button("Add filter", take, { class: "quiet" }));
 }
 
 function group(label, choices) {

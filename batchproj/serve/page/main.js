@@ -151,13 +151,13 @@ function failed(problem, more) {
     by("more").hidden = true;
     map.ring([]);
   }
-  fail(problem instanceof Problem ? problem.message : "The page has stumbled. Load it again.", problem.again ? () => show() : null);
+  const text = problem instanceof Problem ? problem.message : "The page has stumbled. Load it again.";
+  fail(text, problem.again ? () => show() : null);
 }
 
 /** A sentence about what went wrong; with `again` a button that tries again. */
 function fail(text, again = null) {
-  const sentence = text.charAt(0).toUpperCase() + text.slice(1);
-  by("problem").replaceChildren(el("span", {}, sentence), ...(again ? [button("Try again", again, { class: "quiet" })] : []));
+  by("problem").replaceChildren(el("span", {}, text), ...(again ? [button("Try again", again, { class: "quiet" })] : []));
 }
 
 /** What the collection holds, of the run that is live. */

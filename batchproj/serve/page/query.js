@@ -71,11 +71,15 @@ export function box(change, fail) {
   }
 
   const hint = by("box-hint").textContent;
+  const changed = (patch) => {
+    change(patch);
+    text.focus(); // what was pressed is no longer there
+  };
 
   return (now) => {
     state = now;
     if (document.activeElement !== text || !text.value) text.value = now.text;
-    by("inputs").replaceChildren(...tokens(now, change));
+    by("inputs").replaceChildren(...tokens(now, changed));
     if (now.lost) fail("The file that this link searched by is not part of the link. Drop it again.");
   };
 }
@@ -158,16 +162,18 @@ function weight(state, which, label, change) {
 }
 
 /** “less like” by words, for the panel of filters. */
-export function unlikeForm(state, change) {
+export function unlikeForm(add) {
   const input = el("input", { id: "unlike", type: "text", maxlength: 10000, placeholder: "rain" });
-  const add = () => {
+  const take = () => {
     const text = input.value.trim();
-    if (text && state.unlike.length < 10) change({ unlike: [...state.unlike, text] });
+    input.value = "";
+    input.focus();
+    if (text) add(text);
   };
   input.addEventListener("keydown", (event) => {
     if (event.key !== "Enter") return;
     event.preventDefault();
-    add();
+    take();
   });
-  return el("div", { class: "row" }, el("label", { for: "unlike" }, "Less like"), input, button("Add", add, { class: "quiet" }));
+  return el("div", { class: "row" }, el("label", { for: "unlike" }, "Less like"), input, button("Add", take, { class: "quiet" }));
 }
