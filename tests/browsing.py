@@ -39,6 +39,9 @@ _PASTE = """([name, type, data]) => {
 }"""
 
 
+expect.set_options(timeout=20_000)
+
+
 def started(playwright: Playwright) -> Browser:
     return playwright.chromium.launch(executable_path=CHROMIUM, args=list(_FLAGS))
 
