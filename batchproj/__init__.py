@@ -9,6 +9,8 @@ Data flows top to bottom:
     collection                             plan, units, snapshots, lease: what was done and what is left
     embedding                              one unit on one worker, without Ray
     tags, index                            which version of the Lance table readers see; its rows
+    conditions, queries, hybrid, hits      which rows may be found, by what, in which order
+    items, thumbnails, notebook            the bytes behind a row, a small picture of them, hits in a notebook
     pipeline                               all units through Ray Data
     changes, switch                        what a source holds now; the one step that readers see
     objective, fit, comparison, report, card    projectors trained in memory, judged, and what is said of them
@@ -16,7 +18,7 @@ Data flows top to bottom:
     texts, agreement, bridge_report, bridge    texts in two encoders, an adapter between them, what it is worth
     gate, breaker                          whether a space may take the place of the live one; when a run is paused
     embed, search, train, adapter, evaluate    what people do
-    demo, bench, cli                       how they do it, and how fast it is
+    demo, bench, serve, cli                how they do it, how fast it is, and over HTTP
 """
 
 from __future__ import annotations

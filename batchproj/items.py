@@ -1,6 +1,7 @@
 """The bytes behind the rows of a run: where they lie says its manifest, that they are the ones says their version.
 
 Nothing is opened by a name from outside: an item is found by its row, and read as a run reads it.
+Of the sound of a film the bytes are the film's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from batchproj.collection.snapshot import Snapshot
 from batchproj.errors import ItemFault
 from batchproj.objectstore import GONE, Folder, read_range
 from batchproj.schema import Reason
-from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, parse_place, promised_name
+from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, is_sound_track, parse_place, promised_name
 from batchproj.source.reading import read_items
 
 INLINE_BYTES = 64 * 2**20
@@ -39,6 +40,7 @@ class Item:
         """`row` is the item's in the manifest."""
         film = film_row(row)
         self.name = promised_name(row["uri"], row["place"])
+        self.is_sound_track = is_sound_track(row["place"])
         self.size: int = film["size"]
         self.version: str = film["source_version"]
         self._row, self._values = film, values

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -59,11 +59,11 @@ class Search:
     balance: bool = False
     hybrid: bool = False
     space: str | None = None
-    words: str | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        texts = [each.text for each in self.examples if each.text and each.weight > 0]
-        object.__setattr__(self, "words", " ".join(texts) or None)
+    @property
+    def words(self) -> str:
+        """What a hybrid search looks for; without a text it is empty."""
+        return " ".join(each.text for each in self.examples if each.text and each.weight > 0)
 
 
 def file_example(path: str, modality: Modality, weight: float = 1.0) -> Example:

@@ -172,7 +172,7 @@ class Collection:
             near = self._balanced(measured, asking, vector, rows, each, asked.group)
         if not asked.hybrid:
             return near
-        worded = self._worded(asked.words or "", vector, rows, condition)
+        worded = self._worded(asked.words, vector, rows, condition)
         return fused(near, worded, (lambda hit: hit.item) if asked.group else (lambda hit: hit.id))
 
     @property

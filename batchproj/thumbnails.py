@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from batchproj.decode.item import PieceSize
+from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
 from batchproj.decoding import Fetched
 from batchproj.errors import ItemFault
@@ -42,8 +42,12 @@ class Thumbnails:
         self._lent = {modality: Lending(at_once) for modality in (Modality.IMAGE, Modality.AUDIO)}
         self._at_once = at_once
 
-    def draw(self, data: bytes, modality: Modality, start: float | None, end: float | None) -> tuple[bytes, str]:
+    def draw(
+        self, data: bytes, modality: Modality, start: float | None, end: float | None, is_sound_track: bool = False
+    ) -> tuple[bytes, str]:
         """The picture of a file, of its segment from `start` to `end` seconds, and its media type.
+
+        Of a sound track the file is its film.
 
         Raises ItemFault: UNSUPPORTED_FORMAT for texts, and what decoding finds.
         """
@@ -54,7 +58,7 @@ class Thumbnails:
             case Modality.VIDEO:
                 return _jpeg(self._frame(data, begun, ended)), "image/jpeg"
             case Modality.AUDIO:
-                return _wave(self._samples(data, begun, ended)), "image/png"
+                return _wave(self._samples(data, begun, ended, is_sound_track)), "image/png"
             case _:
                 raise ItemFault(Reason.UNSUPPORTED_FORMAT, "a text has no picture")
 
@@ -68,19 +72,25 @@ class Thumbnails:
         found = self._segments(Lending(1), data, Modality.VIDEO, spec, int(wanted / seconds) + 1, PieceSize(segments=1))
         return Segment(found[-1].data[0])
 
-    def _samples(self, data: bytes, start: float, end: float) -> npt.NDArray[np.float32]:
-        spec = AudioSpec(_SAMPLE_RATE, window_s=1.0)
-        found = self._segments(self._lent[Modality.AUDIO], data, Modality.AUDIO, spec, math.ceil(end))
+    def _samples(self, data: bytes, start: float, end: float, of_film: bool) -> npt.NDArray[np.float32]:
+        spec, lending = AudioSpec(_SAMPLE_RATE, window_s=1.0), self._lent[Modality.AUDIO]
+        found = self._segments(lending, data, Modality.AUDIO, spec, math.ceil(end), is_sound_track=of_film)
         heard = np.concatenate([np.asarray(segment.data, np.float32) for segment in found])
         return heard[int(start * _SAMPLE_RATE) : math.ceil(end * _SAMPLE_RATE)]
 
     @staticmethod
     def _segments(
-        lending: Lending, data: bytes, modality: Modality, spec: Spec, most: int, piece: PieceSize = PieceSize()
+        lending: Lending,
+        data: bytes,
+        modality: Modality,
+        spec: Spec,
+        most: int,
+        piece: PieceSize = PIECE,
+        is_sound_track: bool = False,
     ) -> list[Segment]:
         """The first segments of a file, `most` of them if it has so many."""
         found: list[Segment] = []
-        source = Fetched("thumbnail", "", None, "", data, "", "")
+        source = Fetched("thumbnail", "", None, "", data, "", "", is_sound_track=is_sound_track)
         with lending.one(modality, spec, _LIMITS, piece) as decoding:
             for decoded in decoding.ahead([source], None):
                 if decoded.fault is not None:

@@ -166,6 +166,8 @@ def test_the_waveform_is_that_of_its_segment(tmp_path: Path) -> None:
     assert whole[:90].max() <= 2
     assert whole[110:145].min() > 80
     assert heights(2.1, 2.9).min() > 80
+    track = film(seconds_of(2, 10), sound=True)
+    assert drawing.draw(track, Modality.AUDIO, 0, 1, is_sound_track=True)[1] == "image/png"
     with pytest.raises(ItemFault):
         drawing.draw(data[:60], Modality.AUDIO, 0, 5)
 

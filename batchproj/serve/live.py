@@ -8,7 +8,9 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TypeVar
 
-from batchproj.errors import BatchprojError, UsageError
+from fastapi import HTTPException
+
+from batchproj.errors import CollectionError, ItemFault, UsageError
 from batchproj.items import Items
 from batchproj.objectstore import Folder
 from batchproj.queries import QueryEncoder
@@ -98,9 +100,11 @@ class Live:
         view = self.view
         try:
             return view, work(view)
-        except BatchprojError:
+        except (ItemFault, HTTPException):
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, UsageError) and not isinstance(error, CollectionError):
+                raise  # of the request alone
             if not self.refresh() and self.view is view:
                 raise
             view = self.view

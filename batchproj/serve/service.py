@@ -58,7 +58,8 @@ class Service:
             return Response(status_code=304, headers=headers)
         if (drawn := self._drawn.get(key)) is None:
             modality = Modality(row["modality"])
-            data = b"" if modality is Modality.TEXT else view.items.find(row["item"], row["uri"]).whole(MOST_BYTES)
-            drawn = self._thumbnails.draw(data, modality, row["start"], row["end"])
+            item = view.items.find(row["item"], row["uri"])
+            data = b"" if modality is Modality.TEXT else item.whole(MOST_BYTES)
+            drawn = self._thumbnails.draw(data, modality, row["start"], row["end"], item.is_sound_track)
             self._drawn.put(key, drawn, len(drawn[0]))
         return Response(drawn[0], media_type=drawn[1], headers=headers)
