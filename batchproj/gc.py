@@ -32,7 +32,10 @@ Say = Callable[[str], None]
 
 KEEP = 3
 
-FOLDERS = ("snapshots", "quarantine", "parquet", "features", "units", "spaces", "runs", layout.BALANCE, layout.EVALUATIONS)
+FOLDERS = (
+    *("snapshots", "quarantine", "parquet", "features", "units", "spaces", "runs"),
+    *(layout.BALANCE, layout.EVALUATIONS),
+)
 """Folders we remove from, in this order; log, lease and forgotten items are nobody's to collect."""
 
 _PAGE = 1_000

@@ -250,8 +250,9 @@ def test_more_and_less_like_an_item_and_all_that_is_known_of_it(page: Page, name
     expect(dialog).to_contain_text("Embedded in run")
     expect(dialog.locator("img")).to_be_visible()
     assert dialog.locator("img").evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 256
-    group = dialog.locator("dd", has=page.get_by_role("button", name="Only where group is")).inner_text().removesuffix("Only these")
-    dialog.get_by_role("button", name="Only where group is").click()
+    only = page.get_by_role("button", name="Only where group is")
+    group = dialog.locator("dd", has=only).inner_text().removesuffix("Only these")
+    only.click()
     expect(page.get_by_role("list", name="Filters that hold")).to_have_text(f"group is {group}")
     expect(page.locator("#chart")).to_be_visible()
 
