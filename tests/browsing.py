@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, ConsoleMessage, Page, Playwright, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Playwright, expect
 
 CHROMIUM = Path("/usr/bin/chromium")
 _FLAGS = (
@@ -38,6 +38,11 @@ _PASTE = """([name, type, data]) => {
   document.body.dispatchEvent(new ClipboardEvent("paste", { bubbles: true, cancelable: true, clipboardData: carried }));
 }"""
 
+_PLAY = """(player) => new Promise((done, failed) => {
+  player.ontimeupdate = () => player.currentTime > 0 && done(player.currentTime);
+  player.onerror = () => failed(player.error.message);
+  player.play();
+})"""
 
 expect.set_options(timeout=20_000)
 
@@ -122,6 +127,6 @@ def accessibility(page: Page) -> list[str]:
     ]
 
 
-def seconds_played(page: Page, player: str) -> float:
-    """Where a player is."""
-    return float(page.locator(player).first.evaluate("(player) => player.currentTime"))
+def played(player: Locator) -> float:
+    """Starts a player, and tells at which second it is as soon as it plays."""
+    return float(player.evaluate(_PLAY))
