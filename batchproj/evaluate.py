@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchproj import balance
+from batchproj.collection import layout
 from batchproj.errors import BatchprojError
 from batchproj.objectstore import Folder
 from batchproj.pairs import held_out_pairs, matrix, paired_rows
@@ -43,13 +45,14 @@ def evaluate(uri: str) -> dict[str, Any]:
     `split`: every item asks among the items of the other modality. A query is right when any item
     of its pair is among the first K. The vectors of all paired rows are held in memory. `balance` has
     mean and standard deviation of the scores of each pair, and its share of the first ten in a mixed
-    search without and with them; they are stored for `search --balance`.
+    search without and with them; they are stored for `search --balance`, and the document for who asks
+    later how good the run is (`read_evaluation`).
     """
     collection = Collection(uri)
     rows = paired_rows(collection)
     how = collection.split
     by_modality = _by_modality(rows, how)
-    return {
+    found = {
         "run": collection.run,
         "held_out": how is not None,
         "pairs": _recalls(by_modality),
@@ -61,6 +64,18 @@ def evaluate(uri: str) -> dict[str, Any]:
         },
         "balance": _balance(collection, by_modality),
     }
+    with suppress(BatchprojError):  # of a collection that may only be read the figures are shown all the same
+        Folder(collection.uri).write(layout.evaluation(collection.run), json.dumps(found).encode())
+    return found
+
+
+def read_evaluation(folder: Folder, run: str) -> dict[str, Any] | None:
+    """What `evaluate` found for a run; None if it was not evaluated."""
+    try:
+        found: dict[str, Any] = json.loads(folder.read(layout.evaluation(run)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found
 
 
 def _balance(collection: Collection, by_modality: dict[Modality, Rows]) -> dict[str, dict[str, float]]:
@@ -71,7 +86,7 @@ def _balance(collection: Collection, by_modality: dict[Modality, Rows]) -> dict[
     }
     rows = {modality: balance.sample(vectors) for modality, vectors in found.items() if len(vectors)}
     measured = balance.measure(collection.run, rows)
-    with suppress(BatchprojError):  # of a collection that may only be read the figures are shown all the same
+    with suppress(BatchprojError):
         balance.write_balance(Folder(collection.uri), collection.snapshot.space, measured)
     effect = balance.shares(measured, rows)
     return {

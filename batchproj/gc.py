@@ -32,7 +32,10 @@ Say = Callable[[str], None]
 
 KEEP = 3
 
-FOLDERS = ("snapshots", "quarantine", "parquet", "features", "units", "spaces", "runs", layout.BALANCE)
+FOLDERS = (
+    *("snapshots", "quarantine", "parquet", "features", "units", "spaces", "runs"),
+    *(layout.BALANCE, layout.EVALUATIONS),
+)
 """Folders we remove from, in this order; log, lease and forgotten items are nobody's to collect."""
 
 _PAGE = 1_000
@@ -71,7 +74,7 @@ class _Kept:
         match path.parts[0]:
             case "snapshots" if path.suffix == ".parquet":
                 return path.name.partition(".")[0] in self.manifests
-            case "snapshots" | "quarantine":
+            case "snapshots" | "quarantine" | layout.EVALUATIONS:
                 return path.stem in self.versions
             case "parquet":
                 return path.stem in self.parts | self.begun

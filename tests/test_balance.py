@@ -15,11 +15,12 @@ from batchproj import balance
 from batchproj.balance import UNKNOWN, Balance, Moments
 from batchproj.conditions import Conditions
 from batchproj.errors import UsageError
-from batchproj.evaluate import evaluate
+from batchproj.evaluate import evaluate, read_evaluation
 from batchproj.gc import gc
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 from batchproj.search import Collection
+from batchproj.serve.overview import Overview
 
 Array = npt.NDArray[np.float32]
 
@@ -145,3 +146,19 @@ def test_a_kind_that_came_after_the_measuring_is_to_be_measured(corpus: Path, ti
         Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
     evaluate(str(tmp_path / "c"))
     assert Collection(str(tmp_path / "c")).search("w1 w2", balance=True)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_run_keeps_what_evaluate_found_as_long_as_it_is_kept(corpus: Path, tiny_space: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "c", tiny_space)
+    folder = Folder(str(tmp_path / "c"))
+    assert read_evaluation(folder, "000001") is None
+    found = evaluate(str(tmp_path / "c"))
+    assert read_evaluation(folder, "000001") == found
+    (corpus / "d0/item0.txt").write_text("w1 w2 w3")
+    run(corpus, tmp_path / "c", tiny_space)
+    told = Overview(Collection(str(tmp_path / "c"))).runs()
+    assert [(each["run"], each["live"]) for each in told] == [("000002", True), ("000001", False)]
+    assert [each["recall"] for each in told] == [None, found["pairs"]]
+    gc(str(tmp_path / "c"), print, keep=1, apply=True)
+    assert read_evaluation(folder, "000001") is None

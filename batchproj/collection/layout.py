@@ -7,6 +7,7 @@ TAGS = "vectors.lance/_refs/tags"  # the files behind the tags
 STORE = "store.json"  # what the store can be relied on for
 FORGOTTEN = "forgotten"  # a folder; names are the ids of items that must never come back
 BALANCE = "balance"  # a folder; names are fingerprints of spaces
+EVALUATIONS = "evaluations"  # a folder; names are runs
 LIVE = "live"  # the one pointer: a tag on a version of that table
 LOCK = "lock.json"  # the heartbeat of whoever holds the collection
 
@@ -49,6 +50,10 @@ def space(fingerprint: str) -> str:
 
 def balance(space: str) -> str:
     return f"{BALANCE}/{space}.json"
+
+
+def evaluation(run: str) -> str:
+    return f"{EVALUATIONS}/{run}.json"
 
 
 def log(number: int) -> str:

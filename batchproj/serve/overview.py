@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow.compute as pc
 
 from batchproj.balance import read_balance
+from batchproj.collection import layout
+from batchproj.evaluate import read_evaluation
 from batchproj.objectstore import Folder
 from batchproj.search import Collection
 
@@ -57,9 +59,18 @@ class Overview:
         return read_balance(Folder(self._collection.uri), self._collection.snapshot.space) is not None
 
     def runs(self) -> list[dict[str, Any]]:
-        """The ledger, newest first."""
-        entries = ({name: entry.get(name) for name in _LEDGER} for entry in self._collection.runs())
-        return [{**entry, "live": entry["run"] == self._collection.run} for entry in entries][::-1]
+        """The ledger, newest first, with the recall of those runs that were evaluated, by pair of modalities."""
+        folder = Folder(self._collection.uri)
+        measured = {name.removesuffix(".json") for name in folder.names(layout.EVALUATIONS)}
+        told = []
+        for entry in reversed(self._collection.runs()):
+            run = entry["run"]
+            evaluated = read_evaluation(folder, run) if run in measured else None
+            recall = evaluated["pairs"] if evaluated else None
+            told.append(
+                {name: entry.get(name) for name in _LEDGER} | {"live": run == self._collection.run, "recall": recall}
+            )
+        return told
 
     @cached_property
     def _sample(self) -> list[dict[str, Any]]:
