@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -26,18 +28,40 @@ def is_small(job: Job, units: list[Unit]) -> bool:
 def run_here(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     """Do the units one after the other in this process; the same stages, and so the same files.
 
-    Raises what a worker would.
+    In a thread of their own: one that hangs in a read, of a mount that is away, must not keep a signal or the end of a
+    run that stalls from getting through. Raises what a worker would.
     """
     # as for workers of Ray, and read when torch is first imported: threads that wait must not spin
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    desk = Desk()
-    called = _Called(desk)
+    desk, done, is_over = Desk(), SimpleQueue[Receipt | BaseException | None](), threading.Event()
+
+    def work() -> None:
+        try:
+            for receipt in _receipts(job, units, _Called(desk)):
+                done.put(receipt)
+                if is_over.is_set():
+                    return
+            done.put(None)
+        except BaseException as error:
+            done.put(error)
+
     with noticing(job.recipe.stall_s, on_news, lambda: "the command waits") as heard, polling(desk.news, heard):
-        for pool, group in by_pool(job, units).items():
-            work = _worker(job, pool, called)
-            for unit in group:
-                batch = work(pa.table({"unit": [unit.model_dump_json()]}))
-                yield Receipt.model_validate_json(batch["receipt"][0].as_py())
+        threading.Thread(target=work, name="units").start()
+        try:
+            while (found := done.get()) is not None:
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            is_over.set()
+
+
+def _receipts(job: Job, units: list[Unit], desk: Any) -> Iterator[Receipt]:
+    for pool, group in by_pool(job, units).items():
+        work = _worker(job, pool, desk)
+        for unit in group:
+            batch = work(pa.table({"unit": [unit.model_dump_json()]}))
+            yield Receipt.model_validate_json(batch["receipt"][0].as_py())
 
 
 def _worker(job: Job, pool: PoolName, desk: Any) -> Callable[[pa.Table], pa.Table]:

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def label(unit: Unit) -> str:
 
 
 class Desk:
-    """Where workers report; an actor."""
+    """Where workers report; an actor, or in small runs shared by threads."""
 
     def __init__(self) -> None:
         self._done: dict[str, int] = {}
@@ -78,27 +79,32 @@ class Desk:
         self._failure: BatchprojError | None = None
         self._signs = 0
         self._doing: dict[str, tuple[str, float]] = {}
+        self._lock = threading.Lock()
 
     def started(self, task: str, modality: str | None, pool: int) -> None:
         """One more worker than a pool of that size has replaces one that died."""
-        self._signs += 1
-        self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
+        with self._lock:
+            self._signs += 1
+            self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
 
     def at(self, where: str, what: str | None) -> None:
         """A process has begun something, or is done with it."""
-        self._signs += 1
-        if what is None:
-            self._doing.pop(where, None)
-        else:
-            self._doing[where] = (what, time.monotonic())
+        with self._lock:
+            self._signs += 1
+            if what is None:
+                self._doing.pop(where, None)
+            else:
+                self._doing[where] = (what, time.monotonic())
 
     def add(self, modality: str, items: int) -> None:
-        self._signs += 1
-        self._done[modality] = self._done.get(modality, 0) + items
+        with self._lock:
+            self._signs += 1
+            self._done[modality] = self._done.get(modality, 0) + items
 
     def say(self, line: str) -> None:
-        self._signs += 1
-        self._lines.append(line)
+        with self._lock:
+            self._signs += 1
+            self._lines.append(line)
 
     def fail(self, error: BatchprojError) -> None:
         self._failure = self._failure or error
@@ -107,10 +113,11 @@ class Desk:
         return self._failure
 
     def news(self) -> News:
-        lines, self._lines = self._lines, []
-        doing = [Doing(where, what, since) for where, (what, since) in self._doing.items()]
-        replaced = sum(max(0, spare) for spare in self._spare.values())
-        return News(dict(self._done), replaced, lines, self._signs, doing, time.monotonic())
+        with self._lock:
+            lines, self._lines = self._lines, []
+            doing = [Doing(where, what, since) for where, (what, since) in self._doing.items()]
+            replaced = sum(max(0, spare) for spare in self._spare.values())
+            return News(dict(self._done), replaced, lines, self._signs, doing, time.monotonic())
 
 
 @contextlib.contextmanager

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +62,53 @@ def test_with_ray_or_without_the_files_are_the_same(tmp_path: Path, corpus: Path
     assert "starting workers" in steps["ray"]
     assert "starting workers" not in steps["plain"]
     assert live_rows(tmp_path / "ray").equals(live_rows(tmp_path / "plain"))
+
+
+HANGS = """if True:
+    import sys, time
+    from batchproj import cli
+    from batchproj.source import reading
+
+    def hangs(*_):
+        print("reading", file=sys.stderr, flush=True)
+        time.sleep(600)  # as in a mount that is away: no signal gets there
+
+    reading.read_pinned = hangs
+    sys.argv = ["batchproj", *sys.argv[1:]]
+    cli.main()
+"""
+
+
+@contextlib.contextmanager
+def hanging(tmp_path: Path, space: Path, recipe: str) -> Iterator[subprocess.Popen[str]]:
+    write_words(tmp_path / "s" / "one.txt", 1)
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    arguments = ["embed", tmp_path / "s", tmp_path / "c", "--space", space, "--recipe", tmp_path / "recipe.yaml"]
+    line = [sys.executable, "-c", HANGS, *map(str, arguments)]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            yield run
+        finally:
+            run.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_read_that_hangs_holds_up_no_signal(
+    tmp_path: Path, tiny_space: Path, number: signal.Signals, code: int
+) -> None:
+    with hanging(tmp_path, tiny_space, "{}") as run:
+        assert run.stderr is not None
+        while "reading" not in run.stderr.readline():
+            assert run.poll() is None
+        run.send_signal(number)
+        _, said = run.communicate(timeout=30)
+    assert (run.returncode, "run the same command again" in said) == (code, True), said
+    assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
+
+
+def test_a_read_that_hangs_is_a_stall(tmp_path: Path, tiny_space: Path) -> None:
+    with hanging(tmp_path, tiny_space, "stall_s: 3") as run:
+        _, said = run.communicate(timeout=90)
+    assert run.returncode == 75, said
+    assert "reading unit" in said
+    assert "Traceback" not in said

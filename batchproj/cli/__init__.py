@@ -16,12 +16,18 @@ import atexit
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from contextlib import suppress
 
 from batchproj.cli import benchmarking, cluster, embedding, inventory, querying, serving, upkeep
 from batchproj.cli.console import app, on_signal, one_line, say, stopped_by, stopping_line
 from batchproj.errors import BatchprojError
+from batchproj.stall import Stalled
+
+PATIENCE_S = 3.0
+"""How long threads may take to notice that the command was stopped."""
 
 __all__ = ["app", "benchmarking", "cluster", "embedding", "inventory", "main", "querying", "serving", "upkeep"]
 
@@ -38,7 +44,18 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _leave.code = _exit_code(error)
+        if (stopped_by() is not None or isinstance(error, Stalled)) and _hangs():
+            atexit._run_exitfuncs()  # the interpreter itself would wait for that thread before it comes to these
     raise SystemExit(_leave.code)
+
+
+def _hangs() -> bool:
+    """Whether a thread still works when the command is over: in a read, of a mount that is away, for ever."""
+    deadline = time.monotonic() + PATIENCE_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    return any(not each.daemon for each in threading.enumerate() if each is not threading.current_thread())
 
 
 def _exit_code(error: BaseException) -> int:
