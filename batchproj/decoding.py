@@ -87,8 +87,9 @@ class Item:
         self.spans = list(zip(*(cached[name].to_pylist() for name in ("start", "end", "text")), strict=True))
 
     def repeat(self, twin: Item) -> None:
-        """What came of an item with the same bytes and the same promise in its name, which is complete."""
-        self.modality, self.note, self.fault = twin.modality, twin.note, twin.fault
+        """What came of an item with the same bytes and the same promise in its name, which is complete: counted like
+        it, though the encoder sees it once."""
+        self.modality, self.note, self.fault, self.encoded = twin.modality, twin.note, twin.fault, twin.encoded
         self.copied, self.features, self.spans = twin.copied, twin.features, twin.spans
 
     def stop(self, fault: ItemFault) -> None:

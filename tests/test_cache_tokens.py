@@ -173,7 +173,7 @@ def test_query_tokens_for_a_language_model_are_trained_by_the_command(
     [
         ("{query_dim: 8}", "query_dim: train makes projectors of one modality"),
         ("{querys: 5}", "unknown key 'querys'; did you mean 'queries'?"),
-        ("{queries: 0}", "'queries': Input should be greater than 0"),
+        ("{queries: 0}", "'queries' is 0, expected more than 0"),
         ("{out_dim: 3}", "'out_dim' is no option"),
         ("queries=5", "--projector-options: expected a mapping"),
     ],

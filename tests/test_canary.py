@@ -244,9 +244,12 @@ def test_no_process_and_no_log_of_ray_has_a_secret(
     for number in range(4):
         Folder(f"{s3_bucket}/s").write(f"{number}.txt", f"w{number} w3".encode())
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as ray_tmp:  # short: Ray puts sockets there
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("pools: {text: {workers: 1}}")  # so few texts would be done without Ray
         environment = {"RAY_TMPDIR": ray_tmp, "RAY_BACKEND_LOG_LEVEL": "debug"}
         process = start(
-            "embed", f"{s3_bucket}/s", f"{s3_bucket}/c", "--space", tiny_space, "--verbose", environment=environment
+            *("embed", f"{s3_bucket}/s", f"{s3_bucket}/c", "--space", tiny_space, "--recipe", recipe, "--verbose"),
+            environment=environment,
         )
         lines: set[str] = set()
         while process.poll() is None:

@@ -26,7 +26,7 @@ from batchproj.decoding import Fetched
 from batchproj.embedding import Output, UnitWorker
 from batchproj.schema import Modality
 from batchproj.segments import TextSegments
-from batchproj.space import ResolvedSpace, open_space, resolve
+from batchproj.space import Embedder, ResolvedSpace, open_space, resolve
 from batchproj.text_chunks import chunks
 from batchproj.tokens import load_tokenizer
 
@@ -226,8 +226,10 @@ def test_a_text_of_ten_megabytes_takes_little_memory(tmp_path: Path) -> None:
     assert memory["peak_mib"] - memory["before_mib"] < 500
 
 
-def test_equal_bytes_are_encoded_once(worker_of: Callable[..., UnitWorker]) -> None:
+def test_equal_bytes_are_encoded_once(worker_of: Callable[..., UnitWorker], monkeypatch: pytest.MonkeyPatch) -> None:
     worker = worker_of(Modality.TEXT)
+    encode, seen = Embedder.encode, []
+    monkeypatch.setattr(Embedder, "encode", lambda own, given: seen.append(len(given)) or encode(own, given))
     texts = [words(3, 1), words(3, 2), words(3, 1), " ", words(3, 1), " "]
 
     def embedded(*named: tuple[str, str]) -> Output:
@@ -240,8 +242,11 @@ def test_equal_bytes_are_encoded_once(worker_of: Callable[..., UnitWorker]) -> N
         return worker.embed(unit, items, None, lambda _done: None)
 
     named = [(f"{number}.txt", text) for number, text in enumerate(texts)]
-    alone, together = [embedded(each) for each in named], embedded(*named)
-    assert together.encoded == alone[0].encoded + alone[1].encoded > 2
+    alone = [embedded(each) for each in named]
+    seen.clear()
+    together = embedded(*named)
+    assert sum(seen) == alone[0].encoded + alone[1].encoded > 2
+    assert together.encoded == sum(each.encoded for each in alone)
     assert together.copied == 0
     assert together.vectors.equals(pa.concat_tables([each.vectors for each in alone]))
     assert together.features.equals(pa.concat_tables([each.features for each in alone]))

@@ -40,5 +40,5 @@ def test_one_worker_that_died_is_told_of_as_one() -> None:
     said: list[str] = []
     teller = _Teller(Watch(step=said.append))
     for replaced in (0, 1, 1, 3):
-        teller(News({}, replaced, []))
+        teller(News({}, replaced, [], 0, [], 0))
     assert said == ["1 worker died so far and was replaced", "3 workers died so far and were replaced"]

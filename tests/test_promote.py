@@ -251,7 +251,7 @@ def test_pairs_that_cannot_be_trained_on(
 
 
 def test_options_that_cannot_be(collection: Path, tmp_path: Path) -> None:
-    refused(batchproj("train", collection, "--out", tmp_path / "space", "--loss", "triplet"), "'info_nce' or 'sigmoid'")
+    refused(batchproj("train", collection, "--out", tmp_path / "space", "--loss", "triplet"), "'info_nce', 'sigmoid'")
     for options, said in (
         (replace(HALF, projector="linaer"), "no projector kind 'linaer': did you mean 'linear'?"),
         (replace(HALF, modality=Modality.AUDIO), "asked for audio"),

@@ -22,9 +22,9 @@ class Report(BaseModel):
     """What a run did; `embed --json` prints these fields.
 
     Counts are the run's, over all attempts at it. `items` were listed, `copied` were read but had
-    cached features, `rows` are live, `encode_calls` counts the segments that went through an
-    encoder, `items_per_s` is per worker while it had work, `commit` the live version of the Lance
-    table, None if nothing had to change: then `tried`, which is for the console alone, counts what was in
+    cached features, `rows` are live, `encode_calls` counts the segments that an encoder embedded (of equal bytes in a
+    unit each, though it sees them once), `items_per_s` is per worker while it had work, `commit` the live version of
+    the Lance table, None if nothing had to change: then `tried`, which is for the console alone, counts what was in
     quarantine and was tried again in vain. `efficiency`, of the last attempt, is for the console and the ledger.
     """
 
