@@ -231,8 +231,7 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
         ledger.write_entry(folder, entry.model_copy(update=ended))
         raise
     finally:
-        if options.profile is not None:
-            write_timeline(executed.fresh, options.profile)
+        _draw(executed.fresh, options.profile, watch)
     receipts = executed.receipts
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
@@ -257,6 +256,16 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     finish(folder, run.lease, entry, version)
     _tidy(run, table, options, watch)
     return report
+
+
+def _draw(receipts: list[Receipt], file: Path | None, watch: Watch) -> None:
+    """Write the timeline, if there is to be one; no run ends for want of it."""
+    if file is None:
+        return
+    try:
+        write_timeline(receipts, file)
+    except OSError as error:
+        watch.step(f"warning: the timeline {file} was not written: {error.strerror}")
 
 
 def _tidy(run: _Run, table: VectorTable, options: Options, watch: Watch) -> None:

@@ -16,10 +16,13 @@ from batchproj.errors import UsageError
 
 def require_writable(file: Path) -> None:
     """Raise UsageError if a timeline cannot be written there; before hours of work, not after."""
-    if not file.parent.is_dir():
-        raise UsageError(f"--profile {file}: there is no folder {file.parent}; expected a file in one that exists")
-    if file.is_dir():
-        raise UsageError(f"--profile {file} is a folder; expected the name of a file")
+    try:
+        file.open("a").close()
+    except OSError as error:
+        said = error.strerror or type(error).__name__
+        raise UsageError(
+            f"--profile {file} cannot be written ({said}); expected a file in a folder of yours"
+        ) from error
 
 
 def write_timeline(receipts: Iterable[Receipt], file: Path) -> None:

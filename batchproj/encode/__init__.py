@@ -23,7 +23,8 @@ from batchproj.schema import Modality
 from batchproj.weights import LocalModel
 
 FEATURE_EPOCH = 1
-"""Raised by hand when our own code changes what an encoder returns."""
+"""Raised by hand when our own code changes what an encoder returns by more than rounding, which another processor
+changes too."""
 
 Features = npt.NDArray[np.float32]
 

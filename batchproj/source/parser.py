@@ -130,9 +130,8 @@ def _read(child: _Child, table: Listed, start: int, length: int) -> None:
 def _checked(row: Row, table: Listed, kind: str) -> Row:
     """The row, which leads nowhere but into its own table whatever has become of the parser."""
     own = row.place.startswith((f'["{kind}",', f'["{FAULT}",')) if row.names is None else row.place == ""
-    assert own, row.place
-    assert row.address.startswith(f"{table.uri}#"), row.address
-    assert row.key.startswith(f"{table.key}#"), row.key
+    if not (own and row.address.startswith(f"{table.uri}#") and row.key.startswith(f"{table.key}#")):
+        raise SourceError(f"{table.uri}: its parser answered with a row that is not the table's: a hostile table?")
     return row
 
 
