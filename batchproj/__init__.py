@@ -11,13 +11,15 @@ Data flows top to bottom:
     tags, index                            which version of the Lance table readers see; its rows
     conditions, queries, hybrid, hits      which rows may be found, by what, in which order
     items, thumbnails, notebook            the bytes behind a row, a small picture of them, hits in a notebook
-    pipeline                               all units through Ray Data
+    stages, news, stall                    what workers do with a unit, how they get on, and when they do not
+    pipeline, small_run                    all units through Ray Data; a few by the command itself
     changes, switch                        what a source holds now; the one step that readers see
     objective, fit, comparison, report, card    projectors trained in memory, judged, and what is said of them
-    training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
+    disk_links, training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
     texts, agreement, bridge_report, bridge    texts in two encoders, an adapter between them, what it is worth
     gate, breaker                          whether a space may take the place of the live one; when a run is paused
     embed, search, train, adapter, evaluate    what people do
+    shipping, jobs, job_start, nodes, metrics, hooks    the same as jobs of a cluster, watched, and told of when it ends
     demo, bench, serve, cli                how they do it, how fast it is, and over HTTP
 """
 

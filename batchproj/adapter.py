@@ -26,13 +26,14 @@ from batchproj import fit as fitting
 from batchproj.bridge import make_bridge, refuse_other_space, write_bridge
 from batchproj.bridge_report import ADAPTER, OLD, agreement, found
 from batchproj.card import caveats, writable_space
+from batchproj.disk_links import Links, links_of
 from batchproj.errors import UsageError
 from batchproj.projector import Projector
 from batchproj.report import CHANCE, RIDGE, nothing_held_out
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import Member, ResolvedSpace, open_space, resolve
-from batchproj.texts import Texts, as_queries, collected, encoded, held_out, no_texts
+from batchproj.texts import Texts, as_queries, collected, encoded, no_texts
 from batchproj.token_projector import TokenProjectorConfig
 from batchproj.train import Say, TrainOptions, Watch, noted
 from batchproj.training_set import MOST_JUDGED
@@ -61,7 +62,9 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
     new_text, old_text = collection.member(Modality.TEXT), _old_text(old, old_space, collection)
     started = time.monotonic()
     texts, olds = _in_both(collection, new_text, old_text, watch, say)
-    tested = texts.held_out(held_out(collection, options.split))
+    rows_used = len(texts.number)
+    links = links_of(collection, (pair for pair in texts.pairs if pair is not None), options.split)
+    tested = texts.held_out(links.held_out)
     alike = texts.alike(olds.queries, tested)
     if alike.any():
         say(f"{alike.sum():,} held-out texts equal one that is trained on, to one of the encoders: left out")
@@ -78,7 +81,10 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
         "split": options.split.model_dump(),
         "adapter": {
             "projector": config.kind,
+            "projector_options": config.options,
             "loss": config.loss,
+            "rows": texts.of_rows,
+            "rows_used": rows_used,
             "texts_train": int((~tested).sum()),
             "texts_test": int(tested.sum()),
             "texts_alike": int(alike.sum()),
@@ -86,7 +92,7 @@ def train_adapter(uri: str, old_space: str, out: str, options: TrainOptions, wat
             "temperature": round(fit.temperature, 4),
             "history": [asdict(check) for check in fit.history],
         },
-        **_judged(collection, old, texts, olds, tested, {ADAPTER: fit.projector, RIDGE: ridge}),
+        **_judged(collection, links, old, texts, olds, tested, {ADAPTER: fit.projector, RIDGE: ridge}),
         "caveats": caveats([(each.name, each.split) for each in (old.space, collection.space.space)], options.split),
     }
     write_bridge(folder, bridge, card)
@@ -170,7 +176,13 @@ def _fitted(
 
 
 def _judged(
-    collection: Collection, old: ResolvedSpace, texts: Texts, olds: _Olds, tested: Mask, made: dict[str, Projector]
+    collection: Collection,
+    links: Links,
+    old: ResolvedSpace,
+    texts: Texts,
+    olds: _Olds,
+    tested: Mask,
+    made: dict[str, Projector],
 ) -> dict[str, Any]:
     """The parts of the card that have figures."""
     own_Q = np.flatnonzero(tested)
@@ -179,7 +191,7 @@ def _judged(
     if len(own_Q) > MOST_JUDGED:
         own_Q = np.sort(np.random.default_rng(0).choice(own_Q, MOST_JUDGED, replace=False))
     asked = {who: projector.project(texts.features[own_Q]) for who, projector in made.items()}
-    reports, left_out = found(collection, old, texts, own_Q, olds.queries, asked[ADAPTER])
+    reports, left_out = found(collection, links, old, texts, own_Q, olds.queries, asked[ADAPTER])
     asked[OLD] = olds.queries[own_Q]
     return {"agreement": agreement(texts, own_Q, olds.items, asked), "found": reports, "left_out": left_out}
 
@@ -194,6 +206,8 @@ def _document(out: str, card: dict[str, Any], seconds: float) -> dict[str, Any]:
         "projector": trained["projector"],
         "pairs_train": trained["texts_train"],
         "pairs_test": trained["texts_test"],
+        "rows": trained["rows"],
+        "rows_used": trained["rows_used"],
         **{f"r@{k}": recall(ADAPTER, k) for k in (1, 5, 10)},
         "baseline_r@10": recall(RIDGE, 10),
         "old_r@10": recall(OLD, 10),

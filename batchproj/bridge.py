@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from batchproj.card import CARD, cell, read_card, sentence, write_curve
+from batchproj.card import CARD, cell, read_card, sentence, told_options, write_curve
 from batchproj.comparison import CUTOFFS
 from batchproj.errors import UsageError
 from batchproj.objectstore import Folder
@@ -58,10 +58,11 @@ def _markdown(card: dict[str, Any]) -> str:
         f"new text encoder are answered by an index of space `{card['old_space']}`, whose text vectors have the "
         f"fingerprint `{card['adapts']}`, while the corpus is being embedded again; nothing is embedded with it.",
         "",
-        f"Adapter `{trained['projector']}`, loss `{trained['loss']}`, {trained['steps']} steps on "
-        f"{trained['texts_train']:,} different texts; {trained['texts_test']:,} held out: those whose pair key hashes "
-        f"into {split['test_fraction']:.0%} (seed {split['seed']}), linked and equal ones on one side. "
-        f"{trained['texts_alike']:,} more are left out: to one of the encoders they equal a text trained on. All "
+        f"Adapter `{trained['projector']}`{told_options(trained)}, loss `{trained['loss']}`, {trained['steps']} steps "
+        f"on {trained['texts_train']:,} different texts; {trained['texts_test']:,} held out: those whose pair key "
+        f"hashes into {split['test_fraction']:.0%} (seed {split['seed']}), linked and equal ones on one side. "
+        f"{trained['texts_alike']:,} more are left out: to one of the encoders they equal a text trained on. "
+        f"{_of_rows(trained)} All "
         "figures are of held-out texts as queries. Small print under a figure: its 95 % bootstrap interval, linked "
         "texts drawn together, with replacement.",
         *[f"\n{sentence(each)}" for each in card["caveats"]],
@@ -82,6 +83,16 @@ def _markdown(card: dict[str, Any]) -> str:
         ]
     lines += [f"\n- {sentence(each)}" for each in card["left_out"]]
     return "\n".join([*lines, "", "![Loss and recall over the steps](text.svg)", ""])
+
+
+def _of_rows(trained: dict[str, Any]) -> str:
+    rows, used = trained["rows"], trained["rows_used"]
+    if used == rows:
+        return f"They are all that the collection has: {rows:,} rows have one of them."
+    return (
+        f"They are a part of what the collection has: {used:,} of {rows:,} rows with a text have one of them, the "
+        "texts of the others were not drawn, or the old encoder makes nothing of them."
+    )
 
 
 def _agreement(report: dict[str, Any]) -> list[str]:

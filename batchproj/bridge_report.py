@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchproj.agreement import by_chance, nearest, recalled
 from batchproj.comparison import CUTOFFS, FEWEST_GROUPS, HeldOut, means
+from batchproj.disk_links import Links
 from batchproj.features import from_column
-from batchproj.pairs import cached_features, check_finite
+from batchproj.pairs import check_finite, each_cached_features
 from batchproj.report import CHANCE, RIDGE, rounded, told
 from batchproj.schema import Modality
 from batchproj.search import Collection
@@ -50,7 +53,13 @@ def agreement(texts: Texts, own_Q: Numbers, old_TK: Array, asked: dict[str, Arra
 
 
 def found(
-    collection: Collection, old: ResolvedSpace, texts: Texts, own_Q: Numbers, old_TK: Array, adapted_QK: Array
+    collection: Collection,
+    links: Links,
+    old: ResolvedSpace,
+    texts: Texts,
+    own_Q: Numbers,
+    old_TK: Array,
+    adapted_QK: Array,
 ) -> tuple[dict[Modality, dict[str, Any]], list[str]]:
     """Text to item recall by modality that both spaces can make vectors of, and why the others are left out.
 
@@ -69,7 +78,7 @@ def found(
         if modality in collection.space.space.untrained():
             left_out.append(f"text to {modality} is not compared: its projector into the new space is not trained yet")
             continue
-        report = _found(collection, member, texts, own_Q, (adapted_QK, old_TK[own_Q]))
+        report = _found(collection, links.items[modality], member, texts, own_Q, (adapted_QK, old_TK[own_Q]))
         if report is None:
             left_out.append(f"text to {modality} is not compared: no held-out text has a pair there")
         else:
@@ -78,23 +87,28 @@ def found(
 
 
 def _found(
-    collection: Collection, member: Member, texts: Texts, own_Q: Numbers, old_queries: tuple[Array, Array]
+    collection: Collection,
+    linked: pa.Table,
+    member: Member,
+    texts: Texts,
+    own_Q: Numbers,
+    old_queries: tuple[Array, Array],
 ) -> dict[str, Any] | None:
-    cached = cached_features(collection, member.modality)
-    if cached is None:
-        return None
-    of_texts, of_items = texts.linked(cached["pair"].to_pylist(), cached["content_id"].to_pylist())
+    of_texts, of_items = texts.linked(linked["pair"].to_pylist(), linked["content_id"].to_pylist())
     there = set(of_items)
     asking = [place for place, own in enumerate(own_Q) if of_texts[own] in there]
     caption_groups = [of_texts[own_Q[place]] for place in asking]
     asked = set(caption_groups)
-    items = [number for number, group in enumerate(of_items) if group in asked]
-    if not items:
+    group_of = {item: group for item, group in zip(linked["item"].to_pylist(), of_items, strict=True) if group in asked}
+    if not group_of:
         return None
-    features = check_finite(from_column(cached["feature"])[items], member.modality)
+    items = pa.array(group_of, pa.string())
+    files = each_cached_features(collection, member.modality)
+    cached = pa.concat_tables([file.filter(pc.is_in(file["item"], items)) for file in files])
+    features = check_finite(from_column(cached["feature"]), member.modality)
     old_IK = to_vectors(features, member.load_projector())
     new_IK = to_vectors(features, collection.member(member.modality).load_projector())
-    item_groups = [of_items[item] for item in items]
+    item_groups = [group_of[item] for item in cached["item"].to_pylist()]
     sides = {
         ADAPTER: (old_queries[0][asking], old_IK),
         OLD: (old_queries[1][asking], old_IK),
@@ -103,7 +117,7 @@ def _found(
     sets = {who: HeldOut(item_groups, captions, caption_groups) for who, (captions, _) in sides.items()}
     hits = {who: sets[who].answers(items_IK).to_item for who, (_, items_IK) in sides.items()}
     compared = _compared({**hits, CHANCE: sets[ADAPTER].chance().to_item}, caption_groups)
-    return {"queries": len(asking), "items": len(items), **compared}
+    return {"queries": len(asking), "items": len(item_groups), **compared}
 
 
 def _compared(hits: dict[str, Floats], groups: list[str]) -> dict[str, Any]:

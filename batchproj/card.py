@@ -172,9 +172,10 @@ def _section(modality: str, trained: dict[str, Any]) -> list[str]:
     return [
         f"## {modality}",
         "",
-        f"Projector `{trained['projector']}`, loss `{trained['loss']}`, {trained['steps']} steps on "
-        f"{trained['pairs_train']:,} pairs{_validated(trained)}; {trained['pairs_test']:,} held out, and judged by "
-        f"{trained['groups_judged']:,} keys of these: linked pairs have one, and of very many a share is drawn.",
+        f"Projector `{trained['projector']}`{told_options(trained)}, loss `{trained['loss']}`, {trained['steps']} "
+        f"steps on {trained['pairs_train']:,} pairs{_validated(trained)}; {trained['pairs_test']:,} held out, and "
+        f"judged by {trained['groups_judged']:,} keys of these: linked pairs have one, and of very many a share is "
+        "drawn.",
         "",
         *said,
         "",
@@ -182,6 +183,12 @@ def _section(modality: str, trained: dict[str, Any]) -> list[str]:
         "",
         f"![Loss and recall over the steps]({modality}.svg)",
     ]
+
+
+def told_options(trained: dict[str, Any]) -> str:
+    """What the projector's kind was told, in brackets; nothing if it was told nothing."""
+    given = trained["projector_options"]
+    return f" ({', '.join(f'{name} {value}' for name, value in given.items())})" if given else ""
 
 
 def _validated(trained: dict[str, Any]) -> str:

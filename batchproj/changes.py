@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import duckdb
@@ -17,7 +17,8 @@ from batchproj.errors import CollectionError, DamagedFile, SourceError, UsageErr
 from batchproj.objectstore import Folder, canonical, seen_from
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
-from batchproj.source.listing import Seal, list_items
+from batchproj.source.listing import Page, Seal, list_items
+from batchproj.source.parser import Parser
 from batchproj.source.place import row_address
 from batchproj.space import ResolvedSpace
 from batchproj.tags import Tags
@@ -39,9 +40,11 @@ def check_sound_tracks(recipe: Recipe, space: ResolvedSpace) -> None:
         )
 
 
-def check_places(source: str, folder: Folder) -> None:
-    """Raises UsageError if a collection would embed itself."""
+def check_places(source: str, folder: Folder, recipe: Recipe) -> None:
+    """Raises UsageError if a collection would embed itself, or a place has credentials in its URL."""
     root = canonical(source)
+    for declared in recipe.roots:  # a folder has no use for them, but they must have no secrets in them anywhere
+        canonical(declared)
     if root == folder.uri:
         raise UsageError(f"source and collection are the same folder, {root}; choose another collection")
     if (root + "/").startswith(folder.uri + "/"):
@@ -77,9 +80,7 @@ def compare(
     """
     listed = 0
     unread = []
-    sealed = live.sealed if live else {}
-    films = is_film if recipe.sound_tracks else None
-    for page in list_items(source, seen_from(source, folder.uri), recipe.roots, sealed, films):
+    for page in _listed(source, folder, recipe, live):
         retry.check_abandoned()
         if isinstance(page, Seal):
             plan.sealed[page.key] = page.digest
@@ -111,6 +112,13 @@ def compare(
         rows = " and ".join(f"{int(number[1]):,}" for number in numbers if number)
         raise SourceError(f"{address} is there twice, in rows {rows}; an id must name one row")
     return plan.decide(live, retry_reasons)
+
+
+def _listed(source: str, folder: Folder, recipe: Recipe, live: Snapshot | None) -> Iterator[Page]:
+    sealed = live.sealed if live else {}
+    films = is_film if recipe.sound_tracks else None
+    with Parser(recipe.limits.table_bytes, recipe.limits.decode_s) as parser:
+        yield from list_items(source, seen_from(source, folder.uri), recipe.roots, sealed, films, parser)
 
 
 def compare_with_itself(

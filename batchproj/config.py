@@ -1,8 +1,9 @@
-"""YAML and settings read strictly: an unknown key is an error that names the nearest known one."""
+"""YAML and settings read strictly: an unknown key is an error that names the nearest known one, a key twice one too."""
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import yaml
@@ -13,13 +14,32 @@ from batchproj.errors import SpaceError
 _KEY_CHARS = 100
 """So many are shown of a key that nobody knows."""
 
+_VALUE_CHARS = 60
+"""So many are shown of a value that does not fit."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe one, which takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                lines_told = f"lines {lines[name]} and {line}" if lines[name] != line else f"line {line}"
+                raise SpaceError(f"key '{name[:_KEY_CHARS]}' is there twice, in {lines_told}; remove one")
+            lines[name] = line
+        return dict(super().construct_mapping(node, deep))
+
+
 def read_yaml(data: bytes, where: str) -> dict[str, Any]:
-    """Parse one YAML mapping; SpaceError names the line that is not YAML, or the byte that is not UTF-8."""
+    """Parse one YAML mapping; SpaceError names the line that is not YAML or has a key again, or the byte not UTF-8."""
     try:
-        document = yaml.safe_load(data)
+        document = _Loader(data).get_single_data()
+    except SpaceError as error:
+        raise SpaceError(f"{where}: {error}") from error
     except yaml.YAMLError as error:
         raise SpaceError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     except Exception as error:  # what makes values raises anything: `2024-99-99`, `!!timestamp x`, `[` a thousand times
@@ -50,7 +70,47 @@ def _explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"unknown key '{path[-1][:_KEY_CHARS]}'{place}; {hint}"
     if first["type"] == "missing":
         return f"key '{'.'.join(path)}' is missing"
-    return f"'{'.'.join(path)}': {first['msg']}"
+    place = f"'{'.'.join(path)}'"
+    if first["type"] == "value_error":  # of a check of ours
+        said = str(first["ctx"]["error"])
+        return f"{place}: {said}" if path else said
+    return f"{place} is {shown(first['input'])}, expected {expected(first)}"
+
+
+def shown(value: Any) -> str:
+    """A value that does not fit, as its beginning."""
+    if value is None:
+        return "empty"
+    text = " ".join(str(value).split())
+    text = text if len(text) <= _VALUE_CHARS else f"{text[:_VALUE_CHARS]}…"
+    return f"'{text}'" if isinstance(value, str) else text
+
+
+_EXPECTED = {
+    "string": "text: put it in quotes",
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "model": "keys and values below it: give some, or leave it out",
+    "dict": "keys and values below it: give some, or leave it out",
+    "list": "a list, such as [a, b]",
+    "tuple": "a list, such as [a, b]",
+}
+"""By how the name of pydantic's complaint begins."""
+
+_BOUNDS = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
+_BOUNDS |= {"less_than_equal": "at most", "finite_number": "a finite number"}
+
+
+def expected(complaint: Mapping[str, Any]) -> str:
+    """What one of pydantic's complaints misses, in words of ours."""
+    kind, told = complaint["type"], complaint.get("ctx", {})
+    if kind in _BOUNDS:
+        return " ".join([_BOUNDS[kind], *(f"{bound:,g}" for bound in told.values())])
+    if kind in ("literal_error", "enum"):
+        return f"one of {told['expected'].replace(' or ', ', ')}"
+    begin = kind.split("_")[0]
+    return _EXPECTED.get(begin) or complaint["msg"].removeprefix("Input should be ")
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

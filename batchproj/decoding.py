@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchproj.decode.child import Work
+from batchproj.decode.extensions import extension
 from batchproj.decode.faults import failures_as_faults
 from batchproj.decode.item import Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
@@ -29,6 +30,9 @@ from batchproj.features import Half, from_column
 from batchproj.media import Segment, Spec, TextSpec
 from batchproj.schema import Modality, Reason
 from batchproj.source.place import is_sound_track, promised_name
+
+TEXTS_AT_ONCE = 32
+"""Texts that one call of a thread reads: handing one over takes longer than reading it (measured)."""
 
 
 @dataclass
@@ -82,6 +86,11 @@ class Item:
         self.features = list(from_column(cached["feature"]))
         self.spans = list(zip(*(cached[name].to_pylist() for name in ("start", "end", "text")), strict=True))
 
+    def repeat(self, twin: Item) -> None:
+        """What came of an item with the same bytes and the same promise in its name, which is complete."""
+        self.modality, self.note, self.fault = twin.modality, twin.note, twin.fault
+        self.copied, self.features, self.spans = twin.copied, twin.features, twin.spans
+
     def stop(self, fault: ItemFault) -> None:
         """Its content is at fault; nothing of what came before is kept."""
         self.fault = fault
@@ -91,12 +100,14 @@ class Item:
 @dataclass
 class Decoded:
     """What was found of an item: its next segments, and the iterator of `pieces` that has more of them unless
-    this was the last one; or cached rows of the same bytes, or a fault; or nothing, if it is another worker's."""
+    this was the last one; or cached rows of the same bytes, an earlier item that is the `twin` of this one, or a fault;
+    or nothing, if it is another worker's."""
 
     item: Item
     segments: list[Segment] = field(default_factory=list)
     pieces: Iterator[Piece] | None = None
     cached: pa.Table | None = None
+    twin: Item | None = None
     fault: ItemFault | None = None
 
 
@@ -115,41 +126,49 @@ class Decoding:
     ) -> None:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
+        self._together = TEXTS_AT_ONCE if isinstance(spec, TextSpec) else 1
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
         turns = os.fdopen(os.memfd_create("turns"), "wb")  # a folder of temporary files may be one that takes no locks
         weakref.finalize(self, turns.close)
         self._processes = [DecoderProcess(work, turns) for _ in range(threads)]
 
     def ahead(self, items: list[Fetched], known: pa.Table | None) -> Iterator[Decoded]:
-        """Pieces of items, in order, never more than a few ahead of the one who asks.
+        """Pieces of items, in order, never more than a few ahead of the one who asks; of twins the first alone.
 
         `known` are cached features of contents that some of the items may have: those are not decoded.
         """
         cached = _by_content(known)
+        wanted = [Item(source) for source in items]
+        twins = _twins(wanted)
         queue = _Queue(self._processes)
-        ahead: deque[Future[Decoded]] = deque()
+        ahead: deque[Future[list[Decoded]]] = deque()
         # one more, for the item whose turn it is: all others may be waiting for a process
         with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as first:
-            waiting = enumerate(items)
+            waiting = enumerate(wanted)
             try:
                 while True:
-                    for number, source in islice(waiting, 4 * self._threads + 1 - len(ahead)):
-                        ahead.append(pool.submit(self._begin, queue, number, source, cached))
+                    while len(ahead) <= 4 * self._threads and (some := list(islice(waiting, self._together))):
+                        ahead.append(pool.submit(self._begin_all, queue, some, twins, cached))
                     if not ahead:
                         return
-                    decoded = ahead.popleft().result()
-                    if decoded.pieces is not None:  # decoded while the model has what comes before it
-                        ahead.appendleft(first.submit(_next_piece, decoded.item, decoded.pieces))
-                    yield decoded
+                    for decoded in ahead.popleft().result():
+                        yield from _to_its_end(decoded, first)
             finally:
                 queue.stop()
                 pool.shutdown(cancel_futures=True)
                 first.shutdown()
                 del ahead  # streams that nobody wants the rest of end their processes
 
-    def _begin(self, queue: _Queue, number: int, source: Fetched, known: dict[str, pa.Table]) -> Decoded:
-        item, process = Item(source), None
+    def _begin_all(
+        self, queue: _Queue, some: list[tuple[int, Item]], twins: dict[int, Item], known: dict[str, pa.Table]
+    ) -> list[Decoded]:
+        return [self._begin(queue, number, item, twins.get(number), known) for number, item in some]
+
+    def _begin(self, queue: _Queue, number: int, item: Item, twin: Item | None, known: dict[str, pa.Table]) -> Decoded:
+        source, process = item.source, None
         try:
+            if twin is not None:
+                return Decoded(item, twin=twin)
             with failures_as_faults():
                 if source.fault is not None:
                     raise source.fault
@@ -233,12 +252,36 @@ class _Queue:
             self._changed.notify_all()
 
 
+def _twins(items: list[Item]) -> dict[int, Item]:
+    """By number, of every item but the first of those that nothing tells apart: bytes, what their names promise, and
+    whether it is the sound that is asked for."""
+    first: dict[tuple[str, str, bool], Item] = {}
+    twins = {}
+    for number, item in enumerate(items):
+        source = item.source
+        if source.fault is not None:
+            continue
+        twin = first.setdefault((source.content_id, extension(source.name), source.is_sound_track), item)
+        if twin is not item:
+            twins[number] = twin
+    return twins
+
+
 def _by_content(known: pa.Table | None) -> dict[str, pa.Table]:
     """Rows of cached features, one item's for each content."""
     if known is None:
         return {}
     contents = pc.unique(known["content_id"]).to_pylist()
     return {content: known.filter(pc.equal(known["content_id"], content)) for content in contents}
+
+
+def _to_its_end(decoded: Decoded, pool: ThreadPoolExecutor) -> Iterator[Decoded]:
+    """Piece after piece of an item, the next one decoded while the model has what comes before it."""
+    while decoded.pieces is not None:
+        following = pool.submit(_next_piece, decoded.item, decoded.pieces)
+        yield decoded
+        decoded = following.result()
+    yield decoded
 
 
 def _next_piece(item: Item, pieces: Iterator[Piece]) -> Decoded:

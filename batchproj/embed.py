@@ -19,9 +19,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -36,23 +37,29 @@ from batchproj.changes import (
     mass_delete,
 )
 from batchproj.collection import commit, layout, ledger, manifest
+from batchproj.collection.efficiency import efficiency
 from batchproj.collection.lease import Lease, refuse_if_held
 from batchproj.collection.ledger import Entry, Report
 from batchproj.collection.plan import TRANSIENT, Counts, Plan
 from batchproj.collection.snapshot import Snapshot, write_snapshot
 from batchproj.collection.unit import DONE, Receipt, Unit, read_receipt, write_inputs
 from batchproj.decode.versions import decoders
-from batchproj.errors import BatchprojError, TryLater, UsageError
+from batchproj.errors import BatchprojError, TooManyBad, TryLater, UsageError
 from batchproj.failpoint import failpoint
 from batchproj.gate import refuse_if_worse
 from batchproj.index import VectorTable, is_written_anew, live_snapshot
 from batchproj.lance_store import lance_faults
+from batchproj.news import News
 from batchproj.objectstore import GONE, Folder, canonical
-from batchproj.pipeline import Job, News, label, ray_session, run_units
+from batchproj.pipeline import ray_session, run_units
 from batchproj.recipe import Recipe
 from batchproj.schema import Reason
+from batchproj.small_run import is_small, run_here
+from batchproj.source.reading import DISK_FAILS
 from batchproj.space import ResolvedSpace
+from batchproj.stages import Job, label
 from batchproj.switch import finish, next_run, unsettled, writing
+from batchproj.timeline import require_writable, write_timeline
 
 MASS_FORBIDDEN = 0.2
 """Share of all listed objects, newly forbidden, from which on we take it for a fault of the credentials."""
@@ -99,6 +106,7 @@ class Options:
 
     What is in quarantine for one of the reasons `retry_quarantined` is tried again. `max_bad` is the share of the
     last thousand finished items, and of all so far, that may have one and the same reason; with more the run is paused.
+    `profile` is a file for a timeline of the run.
     `force` lets a space take over that finds worse than the live one. `redo` names damaged parts and
     files of features, as in the collection, whose items are done again; `rebuild` writes the table
     anew from the parts. With either of these the run is a repair, which does nothing else: the source
@@ -112,6 +120,7 @@ class Options:
     verbose: bool = False
     retry_quarantined: frozenset[Reason] = frozenset()
     max_bad: float = 1.0
+    profile: Path | None = None
     redo: tuple[str, ...] = ()
     rebuild: bool = False
 
@@ -140,13 +149,15 @@ def embed(source: str, collection: str, space: ResolvedSpace, options: Options, 
     """
     started = time.monotonic()
     space.refuse_if_bridge()
+    if options.profile is not None:
+        require_writable(options.profile)
     retry.configure(options.recipe.retry_s)
     with retry.watch_pauses(watch.step):
         return _embed(source, Folder(collection), space, options, watch, started)
 
 
 def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, watch: Watch, started: float) -> Report:
-    check_places(source, folder)
+    check_places(source, folder, options.recipe)
     check_sound_tracks(options.recipe, space)
     refuse_if_held(folder, watch.step)
     live = live_snapshot(folder)
@@ -185,7 +196,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
-            job = Job(folder, space.dim, space.members, options.recipe)
+            job = Job(folder, space.dim, space.members, options.recipe, live.run if live else None)
             report = _do(_Run(plan, counts, job, live, target, lease), options, watch, started)
     return report or _unchanged(counts, live, started)
 
@@ -212,7 +223,17 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     folder = run.job.folder
     entry = _begin(run)
     run.lease.working_on = run.target.run
-    receipts, restarts = _execute(run, watch, options)
+    executed = _Executed()
+    try:
+        _execute(run, watch, options, executed)
+    except TooManyBad:
+        ended = {"state": "paused", "seconds": _since(started), "finished": ledger.now()}
+        ledger.write_entry(folder, entry.model_copy(update=ended))
+        raise
+    finally:
+        if options.profile is not None:
+            write_timeline(executed.fresh, options.profile)
+    receipts = executed.receipts
     retry.check_abandoned()
     watch.step("checking, indexing and switching")
     commit.check_complete(run.plan)
@@ -227,8 +248,10 @@ def _do(run: _Run, options: Options, watch: Watch, started: float) -> Report | N
     report = _account(run.counts, receipts, run.target.run)
     table = VectorTable(folder)
     snapshot, version = _commit(run, table, receipts, options)
-    report = report.model_copy(update={"rows": snapshot.rows, "seconds": _since(started), "commit": version})
-    entry = entry.model_copy(update={**report.model_dump(), "restarts": entry.restarts + restarts})
+    found = {"rows": snapshot.rows, "commit": version, "efficiency": efficiency(executed.fresh)}
+    report = report.model_copy(update={**found, "seconds": _since(started)})
+    told = {**report.model_dump(), "efficiency": report.efficiency}
+    entry = entry.model_copy(update={**told, "restarts": entry.restarts + executed.replaced})
     ledger.write_entry(folder, entry)
     failpoint("commit.ledger")
     finish(folder, run.lease, entry, version)
@@ -262,6 +285,7 @@ def _begin(run: _Run) -> Entry:
         host=holder.host,
         started=before.started if before else ledger.now(),
         attempts=before.attempts + 1 if before else 1,
+        pauses=before.pauses + (before.state == "paused") if before else 0,
         restarts=before.restarts if before else 0,
         differences=ledger.differences(run.live.fingerprints, target.fingerprints) if run.live else [],
     )
@@ -278,9 +302,10 @@ def _drop_records(folder: Folder, receipts: list[Receipt]) -> None:
 def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> None:
     """Many objects that are forbidden or gone are the fault of the credentials or of a mount, not the objects', and a
     repair must not take away what is sound: stop before anything shows."""
-    forbidden, gone, read = run.plan.rows(
-        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (reason = 'changed' AND ends_with(detail, "
-        f"'{GONE}')), count(*) FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
+    forbidden, failing, gone, read = run.plan.rows(
+        f"SELECT count(*) FILTER (reason = 'forbidden'), count(*) FILTER (starts_with(detail, '{DISK_FAILS}')), "
+        f"count(*) FILTER (reason = 'changed' AND ends_with(detail, '{GONE}')), count(*) "
+        "FROM final JOIN plan USING (item) WHERE action IN ('new', 'changed', 'encode')"
     )[0]
     if lost := run.plan.rows(_SOUND_BUT_UNREADABLE)[0][0] if options.is_repair else 0:
         _drop_records(run.job.folder, receipts)
@@ -291,6 +316,11 @@ def _check_readable(run: _Run, receipts: list[Receipt], options: Options) -> Non
         )
     if forbidden > MASS_FORBIDDEN * run.counts.listed:
         _drop_records(run.job.folder, receipts)
+        if failing > forbidden / 2:
+            raise TryLater(
+                f"{failing:,} of {read:,} objects could not be read from their disk; nothing was made visible; "
+                "check it and run the same command again"
+            )
         raise _unreadable(Reason.FORBIDDEN, f"{forbidden:,} of {read:,}")
     may_go = options.allow_mass_delete or options.is_repair  # what a repair reads had been lost before
     if gone > MASS_GONE * run.counts.listed and not may_go:
@@ -320,8 +350,17 @@ def _check_encoders(run: _Run, receipts: list[Receipt]) -> None:
         )
 
 
-def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], int]:
-    """Do every unit that is not done yet; receipts of all of them, and how many workers were replaced.
+@dataclass
+class _Executed:
+    """Receipts of all units, `fresh` ones of this attempt, and how many workers were replaced."""
+
+    receipts: list[Receipt] = field(default_factory=list)
+    fresh: list[Receipt] = field(default_factory=list)
+    replaced: int = 0
+
+
+def _execute(run: _Run, watch: Watch, options: Options, executed: _Executed) -> None:
+    """Do every unit that is not done yet.
 
     Raises TooManyBad if the units that are done, by this attempt or an earlier one, have too many items of one reason;
     UsageError or TryLater, as the check of all of them would, where hardly anything can be read.
@@ -330,8 +369,7 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
     breaker = Breaker(options.max_bad, _expected(options))
     cut = partial(run.plan.cut, run.target.run, max_items=limits.max_items, max_bytes=limits.max_bytes)
     pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
-    receipts: list[Receipt] = []
-    replaced = 0
+    receipts = executed.receipts
     with ExitStack() as stack:
         for _ in range(ROUNDS):
             done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
@@ -339,20 +377,29 @@ def _execute(run: _Run, watch: Watch, options: Options) -> tuple[list[Receipt], 
                 raise _stopped(job.folder, trip, receipts + done)
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
-                watch.step("starting workers")
-                stack.enter_context(ray_session(options.verbose))
                 teller = _Teller(watch)
-                for receipt in run_units(job, todo, teller):
+                for receipt in _run(job, todo, teller, stack, watch, options.verbose):
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
+                    executed.fresh.append(receipt)
                     if trip := breaker.add([receipt]):
                         raise _stopped(job.folder, trip, receipts + done)
-                replaced += teller.replaced
+                executed.replaced += teller.replaced
             commit.record(run.plan, job.folder, done)
             receipts += done
             pending = chain(cut("embed", run.plan.deferred()))
-    return receipts, replaced
+
+
+def _run(
+    job: Job, units: list[Unit], teller: _Teller, stack: ExitStack, watch: Watch, verbose: bool
+) -> Iterator[Receipt]:
+    """By this process, or by workers of a Ray that goes on to the end of `stack`."""
+    if is_small(job, units):
+        return run_here(job, units, teller)
+    watch.step("starting workers")
+    stack.enter_context(ray_session(verbose))
+    return run_units(job, units, teller)
 
 
 def _expected(options: Options) -> Collection[Reason]:
@@ -384,7 +431,12 @@ class _Teller:
             self._watch.step(line)
         if news.replaced > self.replaced:
             self.replaced = news.replaced
-            self._watch.step(f"{self.replaced} workers died so far and were replaced")
+            many = (
+                "1 worker died so far and was"
+                if self.replaced == 1
+                else f"{self.replaced} workers died so far and were"
+            )
+            self._watch.step(f"{many} replaced")
 
 
 def _divide(

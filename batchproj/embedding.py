@@ -21,6 +21,7 @@ from batchproj.decode.limits import Limits
 from batchproj.decoding import Decoded, Decoding, Fetched, Item
 from batchproj.errors import ItemFault, SpaceError
 from batchproj.features import Features, Half, fixed_size_list, from_column, gathered, to_column
+from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
 from batchproj.space import Embedder, Member, to_vectors
 from batchproj.token_features import TokenFeatures
@@ -28,6 +29,9 @@ from batchproj.token_features import TokenFeatures
 WINDOW_BYTES = 32 * 2**20
 WINDOW_SEGMENTS = 2_048
 """Decoded segments handed to the encoder at once; large enough to sort, small enough to hold."""
+
+CEILING_S = 1.0
+"""For so long an encoder runs again over what it had first, with nothing beside it, to see what it can do."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -52,6 +56,8 @@ class UnitWorker:
         self._piece = piece
         self._embedder: Embedder | None = None
         self._decoding: Decoding | None = None
+        self._to_measure = False
+        self._sample: list[Segment] = []
 
     def load(self) -> None:
         """Load the model; call once, before `embed`."""
@@ -61,13 +67,21 @@ class UnitWorker:
         spec = self._embedder.spec if self._embedder else None
         self._decoding = Decoding(modality, spec, self._in_space, self._limits, self._threads, self._piece)
 
-    def embed(self, unit: Unit, items: list[Fetched], known: pa.Table | None, report: Callable[[int], None]) -> Output:
-        """Decode, encode and project every item; `report` is told how many items are done.
+    def embed(
+        self,
+        unit: Unit,
+        items: list[Fetched],
+        known: pa.Table | None,
+        report: Callable[[int], None],
+        to_measure: bool = False,
+    ) -> Output:
+        """Decode, encode and project every item; `report` is told how many items are done, also where none is.
 
         `known` are cached features of contents that some of the items may have: those are not
-        encoded, and not even decoded.
+        encoded, and not even decoded. `to_measure`: some segments are kept for `measure`.
         """
         assert self._decoding is not None, "load() comes first"
+        self._to_measure = to_measure
         rows = _Rows(unit, self._member, self._dim)
         window: list[Decoded] = []
         held = count = 0
@@ -81,16 +95,32 @@ class UnitWorker:
         report(self._encode(window, rows))
         return rows.output()
 
+    def measure(self) -> float | None:
+        """Segments a second of the encoder with nothing beside it, on some of those it had last; None without any."""
+        if self._embedder is None or not self._sample:
+            return None
+        begun, done = time.monotonic(), 0
+        while (seconds := time.monotonic() - begun) < CEILING_S:
+            self._embedder.encode(self._sample)
+            done += len(self._sample)
+        self._sample = []
+        return done / seconds
+
     def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
         begun = time.monotonic()
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
-        rows.model_s += time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        rows.model_s += seconds
+        if self._to_measure and not self._sample:
+            self._sample = segments[:: max(1, round(seconds / CEILING_S))]
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:
                 decoded.item.copy(decoded.cached)
+            if decoded.twin is not None:
+                decoded.item.repeat(decoded.twin)
             if decoded.fault is not None:
                 decoded.item.stop(decoded.fault)
         complete = [decoded.item for decoded in window if decoded.pieces is None]

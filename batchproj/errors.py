@@ -8,6 +8,8 @@
     │   ├── CollectionError            the collection is missing, or of another fingerprint
     │   └── TooFewPairs                too few to train a projector of a modality on
     ├── TryLater              exit 75  locked, or storage is away: the same command may work later
+    │   ├── DiskFault              a disk fails over one object, for as long as we are patient
+    │   └── LeaseHeld              another run holds the collection, and does the work
     ├── TooManyBad            exit 3   paused: too many items have one reason; what is done is kept
     ├── DamagedFile           exit 1   a file of the collection is not what was written
     └── ItemFault             (none)   one item cannot be embedded: a quarantine row, never a stop
@@ -56,6 +58,14 @@ class TryLater(BatchprojError):
     """Locked by another run, or storage is away; exit code of BSD's EX_TEMPFAIL."""
 
     exit_code = 75
+
+
+class DiskFault(TryLater):
+    """A disk does not give one object, however often it is asked; whose fault that is, the objects beside it tell."""
+
+
+class LeaseHeld(TryLater):
+    """A living run holds the collection: what a schedule that overlaps itself meets, and no failure."""
 
 
 class TooManyBad(BatchprojError):

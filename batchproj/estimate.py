@@ -161,7 +161,7 @@ def make_plan(
     folder = Folder(collection)
     fingerprints = fingerprints_of(space)
     with retry.watch_pauses(say), Plan(fingerprints, recipe.limits, decoders()) as plan:
-        check_places(source, folder)
+        check_places(source, folder, recipe)
         check_sound_tracks(recipe, space)
         live = _committed(folder)
         counts = compare(plan, source, folder, live, recipe, say, retry_quarantined)

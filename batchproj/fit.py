@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 from torch import Tensor
 
 from batchproj import losses
@@ -44,7 +44,7 @@ _SPREAD = 0.25  # of one group's recall between two checks, by and large a stand
 
 
 class Config(BaseModel):
-    """How to train. `options` go to the projector's own config, beside `kind` and the dims.
+    """How to train. `options` go to the projector's own config, beside `kind` and the dims, which are none of them.
 
     feature_dropout: share of a sample's features hidden at each step; on a small set it gains more
     than any other setting. ridge_shares: how much of the direction ridge regression may give in the
@@ -73,6 +73,13 @@ class Config(BaseModel):
     checks: PositiveInt = 20
     patience: PositiveInt = 10
     seed: int = 0
+
+    @field_validator("options")
+    @classmethod
+    def _are_of_the_kind(cls, options: dict[str, Any]) -> dict[str, Any]:
+        if given := sorted({"kind", "in_dim", "out_dim"} & options.keys()):
+            raise ValueError(f"'{given[0]}' is no option: the kind is chosen beside, and the dims are the encoder's")
+        return options
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,8 @@ def fit(
     progress: Progress | None = None,
 ) -> Fit:
     """Fit a projector from features (N, D), or tokens of N segments, to unit target vectors (N, K) by a
-    contrastive loss.
+    contrastive loss. Of `AskedFeatures` and kind `cross_attention` with the option `query_dim` both modalities
+    decide the vector.
 
     What occurs together in one group is right for each other and never a negative, and so are
     samples of equal targets. A first run, on all but a validation slice cut by linked groups, tells

@@ -169,7 +169,9 @@ class _Collector:
         tagged = self._tags.runs()
         for run in {*tagged, *self._folder.names("units")} - {live.run, committed.run if committed else None}:
             entry = ledger.read_entry(self._folder, run)
-            if entry is None or entry.state == "running":  # None: begun, found needless, its number is the next run's
+            if (
+                entry is None or entry.state in ledger.UNFINISHED
+            ):  # None: begun, found needless, its number is the next run's
                 unfinished.add(run)
         others = sorted((run for run in tagged if run not in unfinished | {live.run}), reverse=True)
         kept = [live, *(self._read(run) for run in others[: keep - 1])]

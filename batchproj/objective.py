@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from batchproj.projector import Projector
 from batchproj.token_features import TokenFeatures
-from batchproj.token_projector import TokenProjector, padded_batch
+from batchproj.token_projector import TokenProjector, padded_batch, parts
 
 Features = np.ndarray[tuple[int, ...], np.dtype[np.float32]] | TokenFeatures
 
@@ -27,12 +27,18 @@ def dropped_vectors(projector: Projector, features: Features, hidden: float) -> 
     if not (isinstance(features, TokenFeatures) and isinstance(projector, TokenProjector)):
         standard_BD = projector.standardise(torch.from_numpy(np.asarray(features)).to(device))
         return functional.normalize(projector.head(functional.dropout(standard_BD, hidden)), dim=-1)
-    batch = padded_batch(features, int(features.lengths.max()))
-    tokens_BTD, real_BT, summary_BE = (each.to(device) for each in batch)
-    seen_BD = functional.dropout(torch.ones(len(features), features.dim, device=device), hidden)
-    tokens_BTD = projector.standardise(tokens_BTD) * seen_BD[:, None]
-    summary_BE = functional.dropout(projector.standardise_summary(summary_BE), hidden)
-    return functional.normalize(projector.head(tokens_BTD, real_BT, summary_BE), dim=-1)
+    batch = (each for part in parts(features) for each in padded_batch(part, int(part.lengths.max())))
+    tokens_BTD, real_BT, summary_BE, *asked = projector.standardised(*(each.to(device) for each in batch))
+    tokens_BTD = tokens_BTD * _seen(tokens_BTD, hidden)
+    summary_BE = functional.dropout(summary_BE, hidden)
+    if asked:
+        asked[0] = asked[0] * _seen(asked[0], hidden)
+    return functional.normalize(projector.head(tokens_BTD, real_BT, summary_BE, *asked), dim=-1)
+
+
+def _seen(tokens_BTD: Tensor, hidden: float) -> Tensor:
+    """What to multiply with (B, 1, D), so that of a segment's tokens the same features are left out."""
+    return functional.dropout(torch.ones_like(tokens_BTD[:, :1]), hidden)
 
 
 def adamw(

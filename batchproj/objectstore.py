@@ -84,6 +84,8 @@ def canonical(url: str) -> str:
     """
     if not url:
         raise UsageError("an empty path; expected a folder, or a URL such as s3://bucket/folder")
+    if "\0" in url:
+        raise UsageError(f"{url!r} has a NUL character in it, which no file or object has in its name; take it out")
     if has_credentials(url):
         raise UsageError(
             f"{masked(url)} has credentials in it, which would be kept beside every run: take them out, and give them "

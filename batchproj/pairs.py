@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchproj.collection.cache import live_features
+from batchproj.collection.cache import each_live_features
 from batchproj.comparison import HeldOut
 from batchproj.errors import BatchprojError, TryLater, UsageError
 from batchproj.features import Features, from_column
@@ -133,8 +133,14 @@ def cached_features(collection: Collection, modality: Modality) -> pa.Table | No
 
     Raises UsageError where they are missing or damaged.
     """
+    files = list(each_cached_features(collection, modality))
+    return pa.concat_tables(files) if files else None
+
+
+def each_cached_features(collection: Collection, modality: Modality) -> Iterator[pa.Table]:
+    """The same file by file, never all in memory."""
     try:
-        return live_features(Folder(collection.uri), collection.snapshot, modality)
+        yield from each_live_features(Folder(collection.uri), collection.snapshot, modality)
     except TryLater:
         raise
     except BatchprojError as error:

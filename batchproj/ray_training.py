@@ -25,10 +25,12 @@ import torch
 from batchproj import project
 from batchproj.errors import BatchprojError
 from batchproj.fit import Check, Config, TrainingSamples
+from batchproj.news import polling
 from batchproj.objective import no_denormals
 from batchproj.objectstore import Folder
-from batchproj.pipeline import READ_CPUS, failure, node_cpus, polling, reserved_cpus
+from batchproj.pipeline import asking, failure, node_cpus, reserved_cpus
 from batchproj.projector import Projector
+from batchproj.recipe import Recipe, Tasks
 from batchproj.streamed_fit import Batch, Objective, StreamedTraining
 from batchproj.training_set import from_bytes, tokens_from_bytes, unit
 
@@ -74,7 +76,8 @@ def train(
     from ray.train.torch import TorchTrainer
 
     filesystem = folder.arrow()
-    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=False), workers))
+    on_gpus = ray.cluster_resources().get("GPU", 0) >= workers
+    cpus = min(1.0, reserved_cpus(node_cpus(with_gpu=on_gpus), workers, Recipe().cpu_headroom))
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     desk = ray.remote(num_cpus=0, max_restarts=-1)(_Desk).remote()
     options = ray.data.ExecutionOptions(
@@ -85,7 +88,7 @@ def train(
         train_loop_config={"run": run, "desk": desk},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
-            use_gpu=ray.cluster_resources().get("GPU", 0) >= workers,
+            use_gpu=on_gpus,
             resources_per_worker={"CPU": cpus},
         ),
         datasets={"train": _samples(folder, shards, desk, READS * workers)},
@@ -99,7 +102,7 @@ def train(
         ),
     )
     try:
-        with _own_interrupts(), polling(desk.look, lambda told: on_check(*told)):
+        with _own_interrupts(), polling(asking(desk.look), lambda told: on_check(*told)):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         said = str(error).strip().splitlines()[-1]
@@ -135,7 +138,7 @@ def _samples(folder: Folder, shards: list[str], desk: Any, reads: int) -> Any:
         _Shard(folder, desk),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=READ_CPUS,
+        num_cpus=Tasks().cpus,
         compute=ray.data.TaskPoolStrategy(size=reads),
     )
 

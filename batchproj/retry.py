@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tenacity import Retrying, retry_if_exception, wait_random_exponential
 
-from batchproj.errors import BatchprojError, TryLater, UsageError
+from batchproj.errors import BatchprojError, DiskFault, TryLater, UsageError
 
 CALLS_AT_ONCE = 32
 LONGEST_WAIT_S = 5.0
@@ -258,6 +258,11 @@ class _Tries:
             _pauses.ended(self, answered)
 
     def _away(self, error: BaseException) -> TryLater:
+        if isinstance(error, OSError) and error.errno == errno.EIO and _response(error) is None:
+            return DiskFault(
+                f"storage is away: {self._uri} could not be read for {self._budget_s:.0f} s ({error.strerror}); check "
+                "the disk and run the same command again"
+            )
         return TryLater(
             f"storage is away: {self._uri} did not answer for {self._budget_s:.0f} s ({type(error).__name__}); "
             "run the same command again when it is back"

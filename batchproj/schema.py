@@ -74,7 +74,10 @@ ABOUT = {
     Reason.NO_ENCODER: About("the space has no encoder for this kind", "add one to the space"),
     Reason.CHANGED: About("changed or gone between listing and reading", "nothing: the next run tries it again"),
     Reason.BAD_NAME: About("the name is not UTF-8, or leads out of its tar", "rename it"),
-    Reason.FORBIDDEN: About("this very object may not be read", "give the right to read it; the next run tries again"),
+    Reason.FORBIDDEN: About(
+        "this very object may not be read, or its disk fails over it",
+        "give the right to read it; the next run tries again",
+    ),
     Reason.BAD_ROW: About("a row that names or holds no item; the detail says why", "mend the row"),
     Reason.OUTSIDE_ROOTS: About("a row names an object that its table may not open", "declare `roots` in the recipe"),
     Reason.MISSING: About("a row names an object that is not there", "upload the object, or mend the row"),

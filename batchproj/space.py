@@ -276,13 +276,12 @@ class ResolvedSpace:
 
 def resolve(opened: SpaceFolder) -> ResolvedSpace:
     """Find the models and check dimensions; raises SpaceError or WeightsError."""
-    members = {
-        modality: _resolve_member(modality, member, opened) for modality, member in opened.space.members().items()
-    }
-    return ResolvedSpace(opened.space, members)
+    return ResolvedSpace(opened.space, {each: resolve_member(opened, each) for each in opened.space.members()})
 
 
-def _resolve_member(modality: Modality, member: MemberFile, opened: SpaceFolder) -> Member:
+def resolve_member(opened: SpaceFolder, modality: Modality) -> Member:
+    """One modality alone, which must be in the space: describing the others may take libraries and seconds."""
+    member = opened.space.members()[modality]
     where = f"space {opened.space.name}, {modality}"
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
     model: LocalModel = resolve_weights(config.model, config.revision, config.digest)
@@ -394,6 +393,11 @@ def _check_projector(
     projector = project.read_header(weights, where)
     if projector.kind != project.plain_kind(member.projector.kind):
         raise SpaceError(f"{where}: the projector is of kind {projector.kind}, the space says {member.projector.kind}")
+    if projector.is_asked:
+        raise SpaceError(
+            f"{where}: another modality asks this {projector.kind} projector (query_dim), so an item alone has no "
+            "vector by it; use it in Python, by 'cross'"
+        )
     if projector.takes == "tokens" and member.cache == "pooled":
         raise SpaceError(f"{where}: a {projector.kind} projector takes tokens; add 'cache: tokens' beside 'encoder'")
     fitting = [described.dim]

@@ -178,13 +178,14 @@ class StreamedTraining:
 
     def resume(self, data: bytes) -> None:
         """Go on where `to_bytes` was called; weights alone are read, no code."""
-        device = self.objective.projector.device
-        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location=device)
+        # from the CPU each part goes where it belongs: the optimiser counts its steps there even for a GPU's weights
+        state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         self.objective.load_state_dict(state["objective"])
-        self.objective.queue = state["queue"]
+        device = self.objective.projector.device
+        self.objective.queue = None if state["queue"] is None else tuple(each.to(device) for each in state["queue"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._best = state["best"]
-        torch.set_rng_state(state["random"].cpu())
+        torch.set_rng_state(state["random"])
         kept = state["position"]
         self.position = Position(**{**kept, "history": [Check(**each) for each in kept["history"]]})

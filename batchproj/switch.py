@@ -62,7 +62,7 @@ def settle(folder: Folder, lease: Lease) -> None:
     entry = None
     with suppress(BatchprojError):  # damaged, which verify will say: it is only for people to read
         entry = ledger.read_entry(folder, lease.run)
-    if entry is not None and entry.state == "running":
+    if entry is not None and entry.state in ledger.UNFINISHED:
         ledger.write_entry(folder, entry.model_copy(update={"state": "done", "finished": ledger.now()}))
 
 
@@ -78,7 +78,7 @@ def next_run(folder: Folder, lease: Lease) -> str:
     if not begun:
         return f"{1:06d}"
     last = ledger.read_entry(folder, begun[-1])
-    finished = last is not None and (last.state != "running" or last.run == lease.run)
+    finished = last is not None and (last.state not in ledger.UNFINISHED or last.run == lease.run)
     return f"{int(begun[-1]) + finished:06d}"
 
 

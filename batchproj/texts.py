@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
@@ -18,18 +19,20 @@ from batchproj.decode.limits import Limits
 from batchproj.decode.text import decode_text
 from batchproj.errors import UsageError
 from batchproj.features import Features, from_column, gathered
-from batchproj.linking import linked
+from batchproj.linking import hash_share, linked
 from batchproj.media import Segment, TextSpec
-from batchproj.pairs import cached_features, check_finite, held_out_pairs
+from batchproj.pairs import check_finite, each_cached_features
 from batchproj.schema import Modality
 from batchproj.search import Collection
-from batchproj.space import Member, Split, to_vectors
+from batchproj.space import Member, to_vectors
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 MOST = 100_000
-"""Different texts that are taken, so that all of them fit in memory."""
+"""Different texts that are taken of however many; training looks at some 100,000 in its 400 batches of 256."""
+
+_KEYS = ["text", "content_id", "pair"]
 
 _WINDOW = 256
 """Texts handed to an encoder at once: enough to sort by length, few enough to show how it gets on."""
@@ -40,8 +43,8 @@ class Texts:
     """Each different text once, in order of the words, with its features as they are cached and its live vector (T, K).
 
     `asked` are the vectors (T, K) as queries, None if they are the live ones, and then `features` are theirs too.
-    `pairs`, `contents` and `number` are of the rows that have the texts: pair key, content id, number of the text.
-    A row's text is all of its segment, as the collection's encoder has seen it.
+    `pairs`, `contents` and `number` are of the rows that have the texts: pair key, content id, number of the text;
+    `of_rows` is how many have any text. A row's text is all of its segment, as the collection's encoder has seen it.
     """
 
     words: list[str]
@@ -51,6 +54,7 @@ class Texts:
     contents: list[str]
     number: list[int]
     asked: Array | None = None
+    of_rows: int = 0
 
     @property
     def queries(self) -> Array:
@@ -70,6 +74,7 @@ class Texts:
             [self.contents[row] for row in rows],
             [place[self.number[row]] for row in rows],
             None if self.asked is None else self.asked[mask_T],
+            self.of_rows,
         )
 
     def held_out(self, pairs: set[str]) -> Mask:
@@ -95,41 +100,89 @@ class Texts:
 
 
 def collected(collection: Collection, member: Member, say: Callable[[str], None]) -> Texts:
-    """The texts of the live run, in memory; `member` is what made their vectors.
+    """The texts of the live run, or `MOST` of them drawn at random; `member` is what made their vectors.
 
-    Equal objects give equal texts, in whatever order they were embedded.
+    Features are read file by file, so that memory does not follow their number. Equal objects give equal texts, in
+    whatever order they were embedded.
 
     Raises UsageError where there are none, or their features are missing, damaged or not finite.
     """
-    cached = cached_features(collection, Modality.TEXT)
-    rows = None if cached is None else cached.filter(pc.is_valid(cached["text"]))
-    if cached is None or rows is None or not rows.num_rows:
+    draw, rows = Draw(MOST), 0
+    for cached in each_cached_features(collection, Modality.TEXT):
+        rows += cached.num_rows
+        draw.add(cached.filter(pc.is_valid(cached["text"])))
+    if not draw.rows:
         raise no_texts(collection)
-    if rows.num_rows < cached.num_rows:
-        say(f"{cached.num_rows - rows.num_rows:,} of {cached.num_rows:,} rows have no text in them and are left out")
-    keys = rows.select(["text", "content_id", "pair"])
-    order = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names])
-    keys = keys.take(order)
-    first: dict[str, int] = {}
-    words = keys["text"].to_pylist()
-    for row, word in zip(order.to_pylist(), words, strict=True):
-        first.setdefault(word, row)
-    number = dict(zip(first, range(len(first)), strict=True))
-    features = check_finite(from_column(rows["feature"])[list(first.values())], Modality.TEXT)
-    texts = Texts(
-        list(first),
+    if draw.rows < rows:
+        say(f"{rows - draw.rows:,} of {rows:,} rows have no text in them and are left out")
+    keys, first = draw.drawn()
+    if keys.num_rows < draw.rows:
+        say(
+            f"{first.num_rows:,} different texts, drawn at random, are taken, which {keys.num_rows:,} of {draw.rows:,} "
+            "rows have"
+        )
+    words = first["text"].to_pylist()
+    number = dict(zip(words, range(len(words)), strict=True))
+    features = check_finite(from_column(first["feature"]), Modality.TEXT)
+    return Texts(
+        words,
         features,
         to_vectors(features, member.load_projector()),
         keys["pair"].to_pylist(),
         keys["content_id"].to_pylist(),
-        [number[word] for word in words],
+        [number[word] for word in keys["text"].to_pylist()],
+        of_rows=draw.rows,
     )
-    if len(texts) <= MOST:
-        return texts
-    say(f"{MOST:,} of {len(texts):,} different texts, drawn at random, are taken")
-    mask = np.zeros(len(texts), np.bool_)
-    mask[np.random.default_rng(0).choice(len(texts), MOST, replace=False)] = True
-    return texts.where(mask)
+
+
+class Draw:
+    """`most` different texts out of any number, whatever the order they come in: those with the least digests.
+
+    Any text is as likely to be taken, however many rows have it. In memory are the features of twice as many texts
+    and the keys of all rows that have them.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.rows = 0
+        self._most = most
+        self._least = 1.0  # what is drawn has a share below
+        self._keys: list[pa.Table] = []
+        self._first: list[pa.Table] = []
+
+    def add(self, rows: pa.Table) -> None:
+        """Some rows with columns `text`, `content_id`, `pair` and `feature`."""
+        self.rows += rows.num_rows
+        shares = pa.array([hash_share(text, "texts") for text in rows["text"].to_pylist()], pa.float64())
+        rows = rows.select([*_KEYS, "feature"]).append_column("share", shares)
+        self._take(rows.drop_columns("feature"), rows)
+        if sum(each.num_rows for each in self._first) > 2 * self._most:
+            self._narrow()
+
+    def _take(self, keys: pa.Table, rows: pa.Table) -> None:
+        self._keys.append(keys.filter(pc.less(keys["share"], self._least)))
+        self._first.append(_one_a_text(rows.filter(pc.less(rows["share"], self._least))))
+
+    def _narrow(self) -> None:
+        keys, first = pa.concat_tables(self._keys), _one_a_text(pa.concat_tables(self._first))
+        if first.num_rows > self._most:
+            self._least = float(np.partition(first["share"].to_numpy(), self._most)[self._most])
+        self._keys, self._first = [], []
+        self._take(keys, first)
+
+    def drawn(self) -> tuple[pa.Table, pa.Table]:
+        """Keys of all rows that have a text drawn, and one row of each text, with its feature; in their order."""
+        self._narrow()
+        keys = pa.concat_tables(self._keys).sort_by([(name, "ascending") for name in _KEYS])
+        return keys, pa.concat_tables(self._first)
+
+
+def _one_a_text(rows: pa.Table) -> pa.Table:
+    """The first row of each text, by the other keys, in the order of the texts."""
+    order = pc.sort_indices(rows.select(_KEYS), [(name, "ascending") for name in _KEYS])
+    first: dict[str, int] = {}
+    for row, word in zip(order.to_pylist(), rows["text"].take(order).to_pylist(), strict=True):
+        first.setdefault(word, row)
+    return rows.take(pa.array(first.values(), pa.int64()))
 
 
 def no_texts(collection: Collection) -> UsageError:
@@ -137,12 +190,6 @@ def no_texts(collection: Collection) -> UsageError:
         f"no texts in {collection.uri}: an adapter is trained on the texts of a collection, embedded with the new "
         "encoder"
     )
-
-
-def held_out(collection: Collection, how: Split) -> set[str]:
-    """Pair keys of the test part, as every other training on this collection divides them."""
-    rows = collection.dataset().to_table(columns=["pair", "content_id"], filter=pc.field("pair").is_valid())
-    return held_out_pairs(rows, how)
 
 
 def as_queries(texts: Texts, member: Member, progress: Callable[[int, int], None]) -> Texts:

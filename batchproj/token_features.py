@@ -82,6 +82,25 @@ class TokenFeatures:
         return pooled
 
 
+@dataclass(frozen=True)
+class AskedFeatures(TokenFeatures):
+    """Tokens, and for each segment those of another modality that ask it: `queries`, as many segments."""
+
+    queries: TokenFeatures
+
+    @staticmethod
+    def by(queries: TokenFeatures, tokens: TokenFeatures) -> AskedFeatures:
+        """Raises ValueError unless each segment has its queries."""
+        if len(queries) != len(tokens):
+            raise ValueError(
+                f"{len(queries)} segments ask {len(tokens)}: expected as many, each asks the one beside it"
+            )
+        return AskedFeatures(tokens.values, tokens.starts, tokens.lengths, queries)
+
+    def __getitem__(self, rows: slice | Sequence[int] | Indices | npt.NDArray[np.bool_]) -> AskedFeatures:
+        return AskedFeatures.by(self.queries[rows], super().__getitem__(rows))
+
+
 def bucket(length: int) -> int:
     """The padded length of a segment, of its own length alone: few shapes, a quarter of padding at most.
 

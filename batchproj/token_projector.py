@@ -18,7 +18,7 @@ from torch import Tensor
 from batchproj.attention import sinusoids
 from batchproj.errors import SpaceError
 from batchproj.projector import Array, Projector, ProjectorConfig, divisor
-from batchproj.token_features import TokenFeatures, bucket
+from batchproj.token_features import AskedFeatures, TokenFeatures, bucket
 
 _CHUNK_TOKENS = 1024
 """Padded tokens of a forward batch: every batch of one padded length has as many rows, so none shows."""
@@ -37,6 +37,11 @@ class TokenProjectorConfig(ProjectorConfig):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     skip: bool = True
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether features of another modality are its queries: it takes `AskedFeatures` alone then."""
+        return False
+
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> TokenProjectorConfig:
         if self.width % (2 * self.heads):
@@ -51,7 +56,8 @@ class TokenProjector(Projector):
     """Tokens (B, T, D) with a padding mask -> vectors (B, K) of unit L2 norm.
 
     A kind implements `attend`. As in kind `mlp`, the linear path is what a small set can fit; the
-    attention beside it starts at zero and adds to it.
+    attention beside it starts at zero and adds to it. Where another modality asks, `asked` are its
+    tokens (B, Q, E) and which of them are real (B, Q).
     """
 
     config: TokenProjectorConfig
@@ -71,17 +77,17 @@ class TokenProjector(Projector):
             torch.nn.init.zeros_(self.out.bias)
         self.skip = torch.nn.Linear(2 * config.in_dim, config.out_dim, bias=False) if config.skip else None
 
-    def attend(self, states_BTW: Tensor, real_BT: Tensor) -> Tensor:
+    def attend(self, states_BTW: Tensor, real_BT: Tensor, *asked: Tensor) -> Tensor:
         """Token states with their positions (B, T, W), and which are real (B, T) -> query states (B, Q, W)."""
         raise NotImplementedError(self.config.kind)
 
-    def head(self, standard_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor) -> Tensor:
+    def head(self, standard_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor, *asked: Tensor) -> Tensor:
         """Standardised tokens, which of them are real, and standardised summaries -> (B, K), of any length."""
-        return self.queries(standard_BTD, real_BT, summary_BE).mean(dim=1)
+        return self.queries(standard_BTD, real_BT, summary_BE, *asked).mean(dim=1)
 
-    def queries(self, standard_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor) -> Tensor:
+    def queries(self, standard_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor, *asked: Tensor) -> Tensor:
         """As `head`, before the mean over the query tokens: (B, Q, K)."""
-        return self.answer(self.attend(self.states(standard_BTD, real_BT), real_BT), summary_BE)
+        return self.answer(self.attend(self.states(standard_BTD, real_BT), real_BT, *asked), summary_BE)
 
     def states(self, standard_BTD: Tensor, real_BT: Tensor) -> Tensor:
         """What is attended to: the tokens with their positions (B, T, W)."""
@@ -99,12 +105,13 @@ class TokenProjector(Projector):
         return answer_BQK + linear_BK[:, None]
 
     def forward(self, *batch: Tensor) -> Tensor:
-        """A `padded_batch` -> (B, K) of unit L2 norm."""
-        return torch.nn.functional.normalize(self.standard_queries(*batch).mean(dim=1), dim=-1)
+        """A `padded_batch`, then that of what asks if anything does -> (B, K) of unit L2 norm."""
+        return torch.nn.functional.normalize(self.head(*self.standardised(*batch)), dim=-1)
 
-    def standard_queries(self, tokens_BTD: Tensor, real_BT: Tensor, summary_BE: Tensor) -> Tensor:
-        """As `queries`, of tokens and summaries that are still to be standardised."""
-        return self.queries(self.standardise(tokens_BTD), real_BT, self.standardise_summary(summary_BE))
+    def standardised(self, *batch: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` takes -> what `head` and `queries` take."""
+        tokens_BTD, real_BT, summary_BE = batch
+        return self.standardise(tokens_BTD), real_BT, self.standardise_summary(summary_BE)
 
     def standardise_summary(self, summary_BE: Tensor) -> Tensor:
         return (summary_BE - self.summary_mean) / self.summary_scale
@@ -112,7 +119,7 @@ class TokenProjector(Projector):
     def standardise_to(self, features: npt.ArrayLike | TokenFeatures) -> None:
         """Take mean and spread of these tokens, and of their summaries, as those of all input from now on."""
         tokens = self.checked(features)
-        self.take_moments(*_moments(tokens))
+        self.take_moments(*moments(tokens))
         summaries_NE = torch.from_numpy(tokens.mean_std())
         self.summary_mean.copy_(summaries_NE.mean(dim=0))
         self.summary_scale.copy_(divisor(summaries_NE.std(dim=0, correction=0)))
@@ -123,25 +130,25 @@ class TokenProjector(Projector):
 
         Raises SpaceError for pooled features, and if D is not what the projector was trained on.
         """
-        return self.run(self, self.checked(features))
+        return self.run(self, *parts(self.checked(features)))
 
     @torch.inference_mode()
     def query_tokens(self, features: TokenFeatures) -> Array:
         """Tokens of N segments -> (N, Q, K) float32, whose mean, normalised, is the vector; as input for an LLM."""
-        return self.run(self.standard_queries, self.checked(features))
+        return self.run(lambda *batch: self.queries(*self.standardised(*batch)), self.checked(features))
 
-    def checked(self, features: npt.ArrayLike | TokenFeatures, dim: int | None = None) -> TokenFeatures:
-        """These features, if they are tokens of `dim` dims (None: those trained on); SpaceError if not."""
+    def checked(self, features: npt.ArrayLike | TokenFeatures) -> TokenFeatures:
+        """These features, if they are such as it was trained on; SpaceError if not."""
         if not isinstance(features, TokenFeatures):
             raise SpaceError(
                 f"pooled features of shape {np.shape(features)} do not fit a {self.config.kind} projector, "
                 "it takes tokens: embed with 'cache: tokens' in the space file"
             )
-        if features.dim != (dim or self.config.in_dim):
-            raise SpaceError(
-                f"tokens of {features.dim} dims do not fit a projector trained on {dim or self.config.in_dim}: "
-                "train a projector for this encoder"
-            )
+        if self.config.is_asked and not isinstance(features, AskedFeatures):
+            raise SpaceError("this projector's queries are features of another modality: call 'cross' with both")
+        if isinstance(features, AskedFeatures) and not self.config.is_asked:
+            raise SpaceError(f"a {self.config.kind} projector without 'query_dim' is not asked: give the tokens alone")
+        check_dim(features, self.config.in_dim)
         return features
 
     def run(self, forward: Callable[..., Tensor], *inputs: TokenFeatures) -> Array:
@@ -189,6 +196,19 @@ class TokenProjector(Projector):
         return output
 
 
+def parts(features: TokenFeatures) -> tuple[TokenFeatures, ...]:
+    """What is padded each by itself: the tokens, and what asks them if anything does."""
+    return (features, features.queries) if isinstance(features, AskedFeatures) else (features,)
+
+
+def check_dim(tokens: TokenFeatures, dim: int) -> None:
+    """Raises SpaceError for tokens of other dims than those trained on."""
+    if tokens.dim != dim:
+        raise SpaceError(
+            f"tokens of {tokens.dim} dims do not fit a projector trained on {dim}: train a projector for this encoder"
+        )
+
+
 def padded_batch(tokens: TokenFeatures, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (B, length, D), which of them are real (B, length), and summaries (B, E)."""
     tokens_BTD, real_BT = tokens.padded(length)
@@ -201,7 +221,7 @@ def _probe(dim: int, lengths: tuple[int, ...]) -> TokenFeatures:
     return TokenFeatures.of([tokens_TD] * len(lengths))
 
 
-def _moments(tokens: TokenFeatures) -> tuple[Tensor, Tensor]:
+def moments(tokens: TokenFeatures) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of all tokens (D,), widened one segment at a time."""
     count = int(tokens.lengths.sum())
     mean_D = sum(tokens_TD.sum(axis=0, dtype=np.float64) for tokens_TD in tokens) / count

@@ -45,6 +45,11 @@ def forward_tokens(hidden: int) -> int:
     return 16_384 if device().type == "cuda" else max(64, 256 * 384 // hidden)
 
 
+def packed_tokens(hidden: int) -> int:
+    """Tokens in a row of packed texts; on CPU 512 at width 384 are 1.1 times as fast as 256 or 1,024 (measured)."""
+    return max(256, 512 * 384 // hidden)
+
+
 def forward_images() -> int:
     """Images in a full forward batch; on CPU 8 stay in the cache and are the fastest (measured)."""
     return 64 if device().type == "cuda" else 8

@@ -57,15 +57,14 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
     no pairs to train on, SpaceError for an unknown kind of projector. Nothing is written before all are trained, but
     for what streams from disk (`many_pairs`), which lies in a folder of its own and is removed again.
     """
-    if options.reverse:
-        _check_reverse(options)
+    config = options.fit.model_copy(update={"kind": options.projector})
+    _check(options, config)
     folder = writable_space(out, uri)
     if options.reverse and folder.exists("space.yaml"):
         raise UsageError(f"--out {out} holds a space, whose card would be lost; choose an empty or a new folder")
     collection = Collection(uri)
     before = open_space(f"{collection.uri}/{layout.space(collection.snapshot.space)}")
     modalities = _trainable(collection, options.modality)
-    config = options.fit.model_copy(update={"kind": options.projector})
     if not options.reverse and (options.workers or count_rows(collection) > IN_MEMORY_ROWS):
         fit_one = _streamed(collection, out, options, say)
     else:
@@ -107,13 +106,20 @@ def train(uri: str, out: str, options: TrainOptions, watch: Watch, say: Say) -> 
     return {"space": out, "modality": {modality: _contract(modality, each) for modality, each in results.items()}}
 
 
-def _check_reverse(options: TrainOptions) -> None:
-    if options.workers:
-        raise UsageError("--reverse trains in memory: expected no --workers")
-    config = fitting.projector_config(options.fit.model_copy(update={"kind": options.projector}), 1, 1)
-    if isinstance(config, TokenProjectorConfig):
+def _check(options: TrainOptions, config: fitting.Config) -> None:
+    """Raises UsageError for options that do not go together, SpaceError for what no projector is made with."""
+    kind = fitting.projector_config(config, 1, 1)
+    takes_tokens = isinstance(kind, TokenProjectorConfig)
+    if isinstance(kind, TokenProjectorConfig) and kind.is_asked:
         raise UsageError(
-            f"--reverse starts from text vectors, which are pooled: expected linear or mlp, not {config.kind}"
+            "query_dim: train makes projectors of one modality, and another one asks these; in Python fit.fit trains "
+            "them, on AskedFeatures"
+        )
+    if options.reverse and options.workers:
+        raise UsageError("--reverse trains in memory: expected no --workers")
+    if options.reverse and takes_tokens:
+        raise UsageError(
+            f"--reverse starts from text vectors, which are pooled: expected linear or mlp, not {kind.kind}"
         )
 
 
@@ -186,6 +192,7 @@ class _Rival:
 def _told(fitted: Fitted, config: fitting.Config) -> dict[str, Any]:
     return {
         "projector": config.kind,
+        "projector_options": config.options,
         "loss": config.loss,
         "pairs_train": fitted.pairs_train,
         "pairs_validation": fitted.pairs_validation,

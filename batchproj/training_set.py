@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from batchproj.collection.plan import raise_if_full
+from batchproj.disk_links import linked_items
 from batchproj.errors import TooFewPairs, UsageError
 from batchproj.features import Features, from_column
 from batchproj.linking import hash_share
@@ -39,7 +37,6 @@ Array = npt.NDArray[np.float32]
 ReadFeatures = Callable[[str], pa.Table]
 Say = Callable[[str], None]
 
-MEMORY_LIMIT = "256MB"
 SHARD_ROWS, SHARD_BYTES = 16_384, 64 * 2**20
 SIDE_SAMPLES = 20_000
 """Samples of either side that are judged by; a group may have any number."""
@@ -48,26 +45,6 @@ MOST_JUDGED = 5_000
 """Held-out groups that are ranked: each among all others, so that time grows with the square."""
 FEWEST_VALIDATING, MOST_VALIDATING = 2, 2_000
 BATCH_ROWS = 65_536
-
-_ITEMS = """
-CREATE TABLE items AS SELECT item, pair, content_id, modality, features
-    FROM ({items}) WHERE status = 'embedded' AND pair IS NOT NULL
-"""
-
-# whatever shares a pair or a content is linked, and so is all that is linked through it: the least key of all is
-# handed on until nothing changes, which takes as many rounds as the longest chain is long
-_LINKS = """
-CREATE TABLE label AS SELECT DISTINCT pair, pair AS label FROM items;
-CREATE TABLE shared AS SELECT DISTINCT pair, content_id FROM items
-    WHERE content_id IN (SELECT content_id FROM items GROUP BY content_id HAVING count(DISTINCT pair) > 1);
-"""
-_HAND_ON = """
-CREATE OR REPLACE TABLE lower AS
-SELECT pair, min(least_label) AS label FROM shared JOIN (
-    SELECT content_id, min(label) AS least_label FROM shared JOIN label USING (pair) GROUP BY content_id
-) USING (content_id) GROUP BY pair
-"""
-_LOWER = "UPDATE label SET label = lower.label FROM lower WHERE lower.pair = label.pair AND lower.label < label.label"
 
 _SAMPLES = """
 SELECT i.features, i.item, i.pair, c.caption, g.number AS grp, g.side
@@ -118,14 +95,10 @@ def build(
     texts, `read_features` gives a file of the cache (`schema.feature_schema`). The same inputs give the
     same files. Raises UsageError where all captions are equal or features are not finite.
     """
-    settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
-    with _disk_faults(scratch), duckdb.connect(str(scratch / "pairs.duckdb"), config=settings) as db:
-        db.execute("SET enable_progress_bar = false")
-        db.execute(_ITEMS.format(items=items))
+    with linked_items(items, scratch) as db:
         db.execute("CREATE TABLE captions (caption BIGINT, pair VARCHAR)")
         with _Targets(scratch / "targets.f16") as targets:
             _load_captions(db, captions, targets, say)
-            _link(db)
             pairs_train, pairs_validation, pairs_test = _divide(db, modality, split, validation_fraction)
             if not pairs_train + pairs_validation + pairs_test:
                 return None
@@ -137,15 +110,6 @@ def build(
             return writer.finish(pairs_train, pairs_test)
 
 
-@contextmanager
-def _disk_faults(scratch: Path) -> Iterator[None]:
-    try:
-        yield
-    except (duckdb.Error, OSError) as error:
-        raise_if_full(error, scratch.parent)
-        raise
-
-
 def _load_captions(db: Any, captions: Iterable[pa.RecordBatch], targets: _Targets, say: Say) -> None:
     for batch in captions:
         numbers = pa.array(range(targets.count, targets.count + batch.num_rows), pa.int64())
@@ -154,15 +118,6 @@ def _load_captions(db: Any, captions: Iterable[pa.RecordBatch], targets: _Target
         db.unregister("incoming")
         targets.append(batch["vector"])
         say(f"captions: {targets.count:,}")
-
-
-def _link(db: Any) -> None:
-    for statement in [each for each in _LINKS.split(";") if each.strip()]:
-        db.execute(statement)
-    while True:
-        db.execute(_HAND_ON)
-        if not db.execute(_LOWER).fetchall()[0][0]:
-            return
 
 
 def _divide(db: Any, modality: Modality, split: Split, validation_fraction: float) -> tuple[int, int, int]:

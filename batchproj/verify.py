@@ -207,7 +207,7 @@ class _Check:
         states = {run: self._state(run) for run in ledger.numbers(self._folder)}
         if committed and committed.run:
             states[committed.run] = "done"  # whatever its entry says, or if it cannot be read
-        unfinished = {run for run, state in states.items() if state == "running"}
+        unfinished = {run for run, state in states.items() if state in ledger.UNFINISHED}
         done = [run for run, state in states.items() if state == "done"]
         before = len(self._damaged)
         tags: dict[str, int] = {}

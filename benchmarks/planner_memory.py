@@ -47,15 +47,18 @@ def page(start: int, stop: int, changed: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema=listing_schema())
 
 
-def live_manifest(items: int, file: Path) -> None:
-    """What the first run over these objects would have left."""
+def live_manifest(items: int, file: Path, first: int = 0) -> None:
+    """What the first run over so many objects from the `first` on would have left."""
     writer = None
     for start in range(0, items, 100 * PAGE):
         listed = pa.Table.from_batches(
-            [page(at, min(at + PAGE, items), changed=0) for at in range(start, min(start + 100 * PAGE, items), PAGE)]
+            [
+                page(first + at, first + min(at + PAGE, items), changed=0)
+                for at in range(start, min(start + 100 * PAGE, items), PAGE)
+            ]
         )
         count = listed.num_rows
-        part = [f"{number // 512:032x}" for number in range(start, start + count)]
+        part = [f"{number // 512:032x}" for number in range(first + start, first + start + count)]
         made = {"status": "embedded", "modality": "text", "feature_fp": "feature", "vector_fp": "vector"}
         for name, value in made.items():
             listed = listed.append_column(name, pa.array([value] * count, pa.string()))
@@ -108,11 +111,12 @@ def _stream(file: Path, columns: dict[str, pads.Expression]) -> pa.RecordBatchRe
     return pads.dataset(str(file)).scanner(columns=columns, batch_size=8_192, batch_readahead=2).to_reader()
 
 
-def planned(items: int, live: str | None, whole: bool) -> dict[str, float]:
+def planned(items: int, live: str | None, whole: bool, first: int = 0) -> dict[str, float]:
     started = time.monotonic()
     with Plan(FINGERPRINTS, Limits()) as plan, tempfile.TemporaryDirectory() as collection:
         for start in range(0, items, PAGE):
-            plan.add_listing(page(start, min(start + PAGE, items), changed=items // CHANGED_ONE_IN if live else 0))
+            changed = first + items // CHANGED_ONE_IN if live else 0
+            plan.add_listing(page(first + start, first + min(start + PAGE, items), changed))
         listed_s = time.monotonic() - started
         if live:
             plan.load_manifest(manifest.rows([Path(live)]))

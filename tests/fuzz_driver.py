@@ -33,6 +33,7 @@ from batchproj.objectstore import Folder
 from batchproj.recipe import load_recipe
 from batchproj.schema import Reason, listing_schema
 from batchproj.source.listing import Seal, list_items
+from batchproj.source.parser import Parser
 from batchproj.source.place import FAULT, parse_place
 from batchproj.source.reading import read_items
 from batchproj.space import open_space
@@ -41,6 +42,8 @@ CASE_S = 60
 MORE_BYTES = 1 << 30
 ITEM_BYTES = 1 << 20
 LANCE = "table.lance"
+_PARSER = Parser(MORE_BYTES)
+"""One for all cases: to start it takes far longer than a case."""
 
 
 def case(number: int) -> tuple[str, dict[str, bytes]]:
@@ -76,14 +79,15 @@ def outcome(folder: Path, name: str, files: dict[str, bytes]) -> str:
 
 
 def _listed(source: Path) -> str:
-    pages = [page for page in list_items(str(source), "file:///nowhere") if not isinstance(page, Seal)]
+    found = list_items(str(source), "file:///nowhere", parser=_PARSER)
+    pages = [page for page in found if not isinstance(page, Seal)]
     assert all(page.schema == listing_schema() for page in pages)
     rows = [row for page in pages for row in page.to_pylist()]
     bad = [row for row in rows if row["place"] and parse_place(row["place"]).kind == FAULT]
-    found = read_items(rows, ITEM_BYTES, 2)
-    faults = [read for read in found if isinstance(read, ItemFault)]
+    read_all = read_items(rows, ITEM_BYTES, 2)
+    faults = [read for read in read_all if isinstance(read, ItemFault)]
     assert all(isinstance(fault.reason, Reason) for fault in faults)
-    assert all(isinstance(read, bytes | ItemFault) for read in found)
+    assert all(isinstance(read, bytes | ItemFault) for read in read_all)
     return f"{len(rows)} rows, {len(bad)} bad, {len(faults)} not read"
 
 

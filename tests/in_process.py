@@ -17,19 +17,20 @@ import pyarrow as pa
 import pytest
 
 import batchproj
-from batchproj import cli, pipeline
+from batchproj import cli, pipeline, stages
 from batchproj import embed as module_embed
 from batchproj.collection.ledger import Report
 from batchproj.collection.unit import Receipt, Unit
 from batchproj.embed import Options, Watch, embed
-from batchproj.pipeline import Job, News, OnNews
+from batchproj.news import News, OnNews
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
 from batchproj.space import ResolvedSpace, open_space, resolve
+from batchproj.stages import Job
 
 OPTIONS = Options(Recipe(units=Units(max_items=8), read_threads=2))
 
-_actors: dict[tuple[object, ...], pipeline._EmbedActor] = {}
+_actors: dict[tuple[object, ...], stages.Embedding] = {}
 """Loaded models; their vectors depend on nothing but the member's fingerprint, what else they do on the rest of the
 key."""
 
@@ -43,12 +44,12 @@ class _Unheard:
 
 def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     desk = _Unheard()
-    for (task, modality), group in pipeline._by_pool(job, units).items():
+    for (task, modality), group in pipeline.by_pool(job, units).items():
         work = _projecting(job, modality, desk) if task == "project" else _embedding(job, modality, desk)
         for unit in group:
             batch = work(pa.table({"unit": [unit.model_dump_json()]}))
             yield Receipt.model_validate_json(batch["receipt"][0].as_py())
-    on_news(News({}, 0, []))
+    on_news(News({}, 0, [], 0, [], 0))
 
 
 _Work = Callable[[pa.Table], pa.Table]
@@ -56,14 +57,14 @@ _Work = Callable[[pa.Table], pa.Table]
 
 def _projecting(job: Job, modality: Modality | None, desk: Any) -> _Work:
     assert modality is not None, "what is projected has an encoder"
-    return pipeline._ProjectActor(job, modality, pool=1, desk=desk)
+    return stages.Projecting(job, modality, pool=1, desk=desk)
 
 
 def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
     key = (job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
     if key not in _actors:
-        _actors[key] = pipeline._EmbedActor(job, modality, threads=2, pool=1, desk=desk)
-    read, write = pipeline._Reader(job, desk), pipeline._Writer(job, desk)
+        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, to_measure=False, desk=desk)
+    read, write = stages.Reader(job, desk), stages.Writer(job, desk)
     return lambda batch: write(_actors[key](read(batch)))
 
 
@@ -71,6 +72,7 @@ def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
 def without_ray() -> Iterator[None]:
     """Every run inside is done in this process."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module_embed, "is_small", lambda *_: False)
         patched.setattr(module_embed, "run_units", _run_units)
         patched.setattr(module_embed, "ray_session", lambda _: contextlib.nullcontext())
         yield

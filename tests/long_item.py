@@ -2,7 +2,8 @@
 
 python long_item.py SPACE MODALITY FILE ROWS
 
-gives {"peak_mib", "before_mib", "decoders_mib"} on stdout, and the rows in Parquet.
+gives {"peak_mib", "before_mib", "decoders_mib"} on stdout, and the rows in Parquet. Memory is what is resident; pages
+that decoders share with the worker are counted as the worker's alone.
 """
 
 from __future__ import annotations
@@ -39,8 +40,15 @@ def peak_mib(pid: str = "self") -> int:
 
 
 def decoders_mib() -> int:
-    """The same of this process's children together."""
-    return sum(peak_mib(pid) for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split())
+    """The same of this process's children together, less what they share with it: that is counted there."""
+    pids = [pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()]
+    return sum(peak_mib(pid) - shared_mib(pid) for pid in pids)
+
+
+def shared_mib(pid: str) -> int:
+    """What others must answer for (RSS - PSS), of the libraries that a process has open with them."""
+    told = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return (int(told["Rss"].split()[0]) - int(told["Pss"].split()[0])) // 1024
 
 
 def main(space_uri: str, name: str, file: str, rows: str) -> None:

@@ -29,6 +29,7 @@ from batchproj.adapter import train_adapter
 from batchproj.agreement import by_chance, nearest, recalled
 from batchproj.bridge_report import ADAPTER, NEW, OLD
 from batchproj.card import read_card
+from batchproj.disk_links import Links, links_of
 from batchproj.embed import Options, Watch, embed
 from batchproj.errors import CollectionError, SpaceError, UsageError
 from batchproj.estimate import make_plan
@@ -40,7 +41,7 @@ from batchproj.report import CHANCE, RIDGE
 from batchproj.schema import Modality
 from batchproj.search import Collection
 from batchproj.space import Adapts, Split, open_space, resolve
-from batchproj.texts import Texts, collected, encoded
+from batchproj.texts import Draw, Texts, collected, encoded
 from batchproj.train import Say, TrainOptions, train
 
 PAIRS = 80
@@ -309,6 +310,21 @@ def test_equal_texts_stay_on_one_side(twice: Path) -> None:
     assert len(set(texts.linked()[0])) == 12
 
 
+def test_links_on_disk_are_those_in_memory(new_space: Path, tmp_path: Path) -> None:
+    """Of a few pairs: which are held out, and what they are linked to, here by equal content."""
+    write_twice(tmp_path, "ac")
+    collection = Collection(str(embedded(tmp_path, new_space, "c")))
+    rows = paired_rows(collection)
+    pairs = rows["pair"].to_pylist()
+    asked = {f"c{number}" for number in range(12)}
+    links = links_of(collection, asked, HELD_OUT.split)
+    assert links.held_out == held_out_pairs(rows, HELD_OUT.split) & asked
+    assert 0 < len(links.held_out) < 12
+    assert sorted(links.items[Modality.TEXT]["pair"].to_pylist()) == sorted(pairs)  # the other copies as well
+    few = links_of(collection, ["c3"], HELD_OUT.split).items[Modality.TEXT]
+    assert set(few["pair"].to_pylist()) == {"a3", "c3"}
+
+
 def test_equal_objects_give_equal_adapters_in_whatever_order_they_were_embedded(
     twice: Path, new_space: Path, tiny_space: Path, tmp_path: Path
 ) -> None:
@@ -331,7 +347,9 @@ def test_a_text_that_an_encoder_does_not_tell_from_one_trained_on_is_not_counted
     for name, text in texts.items():
         (tmp_path / f"corpus/{name}.txt").write_text(text)
     collection = embedded(tmp_path, new_space, "c")
-    monkeypatch.setattr(adapter_module, "held_out", lambda *_: {"large", "green", "plain1", "plain2"})
+    nothing = pa.table({name: pa.array([], pa.string()) for name in ("item", "pair", "content_id")})
+    links = Links({"large", "green", "plain1", "plain2"}, dict.fromkeys(Modality, nothing))
+    monkeypatch.setattr(adapter_module, "links_of", lambda *_: links)
     said: list[str] = []
     made = trained(collection, tiny_space, tmp_path / "bridge", say=said.append)["modality"]["text"]
     assert said == ["2 held-out texts equal one that is trained on, to one of the encoders: left out"]
@@ -359,28 +377,65 @@ def test_a_text_too_long_for_the_old_encoder_gets_the_vector_of_a_query(home: Pa
 
 
 def test_rows_without_a_text_and_texts_beyond_the_limit_are_left_out_and_said(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tiny_space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collection = Collection(str(home / "new"))
     cached = cached_features(collection, Modality.TEXT)
     assert cached is not None
     place = cached.schema.get_field_index("text")
     holed = cached.set_column(place, "text", pa.array([None, None, *cached["text"].to_pylist()[2:]], pa.string()))
-    monkeypatch.setattr(texts_module, "cached_features", lambda *_: holed)
-    monkeypatch.setattr(texts_module, "MOST", 50)
+    files = [holed.slice(start, 7) for start in range(0, PAIRS, 7)]
+    monkeypatch.setattr(texts_module, "each_cached_features", lambda *_: iter(files))
+    monkeypatch.setattr(texts_module, "MOST", 20)
     said: list[str] = []
     taken = collected(collection, collection.member(Modality.TEXT), said.append)
     assert said == [
         f"2 of {PAIRS} rows have no text in them and are left out",
-        f"50 of {PAIRS - 2} different texts, drawn at random, are taken",
+        f"20 different texts, drawn at random, are taken, which 20 of {PAIRS - 2} rows have",
     ]
+    assert (len(taken), taken.of_rows) == (20, PAIRS - 2)
+    monkeypatch.setattr(texts_module, "each_cached_features", lambda *_: reversed(files))
+    again = collected(collection, collection.member(Modality.TEXT), ignore)
+    assert (again.words, again.features.tobytes()) == (taken.words, taken.features.tobytes())
     rows = rows_of(home / "new", "text")
     table = dict(zip(rows["text"].to_pylist(), matrix(rows["vector"]), strict=True))
     pair_of = dict(zip(rows["text"].to_pylist(), rows["pair"].to_pylist(), strict=True))
-    assert len(taken) == len(taken.live) == len(taken.features) == 50
+    assert len(taken) == len(taken.live) == len(taken.features) == 20
     for number, word in enumerate(taken.words):
         np.testing.assert_array_equal(taken.live[number], table[word])
         assert [taken.pairs[row] for row, own in enumerate(taken.number) if own == number] == [pair_of[word]]
+
+    made = trained(home / "new", tiny_space, tmp_path / "bridge")["modality"]["text"]
+    assert (made["rows"], made["rows_used"], made["pairs_train"] + made["pairs_test"]) == (PAIRS - 2, 20, 20)
+    assert f"20 of {PAIRS - 2} rows with a text have one of them" in (tmp_path / "bridge/README.md").read_text()
+    assert f"all that the collection has: {PAIRS} rows" in (home / "bridge/README.md").read_text()
+
+
+def test_any_text_is_as_likely_to_be_drawn_and_few_are_ever_kept() -> None:
+    """One in ten of the rows has the same text; the others' occur twice, in files apart."""
+    numbers = [*range(900), *range(900)]
+    words_of = ["the same" if row % 10 == 9 else f"text {numbers[row]}" for row in range(1_800)]
+    contents = [f"{row:04d}" for row in range(1_800)]
+    features = pa.array([[number, 1] for number in numbers], pa.list_(pa.float16(), 2))
+    rows = pa.table({"text": words_of, "content_id": contents, "pair": contents, "feature": features})
+    draw, most = Draw(100), 0
+    for start in range(0, 1_800, 30):
+        draw.add(rows.slice(start, 30))
+        most = max(most, sum(each.num_rows for each in draw._first))
+    keys, first = draw.drawn()
+    assert most <= 200
+    drawn = set(first["text"].to_pylist())
+    assert (draw.rows, first.num_rows, len(drawn)) == (1_800, 100, 100)
+    assert set(keys["text"].to_pylist()) == drawn
+    assert keys.num_rows == sum(word in drawn for word in words_of)
+    halves = [
+        sum(word in {f"text {number}" for number in half} for word in drawn) for half in (range(450), range(450, 900))
+    ]
+    assert min(halves) > 30
+    for row in first.to_pylist():
+        assert row["content_id"] == min(
+            own for own, word in zip(contents, words_of, strict=True) if word == row["text"]
+        )
 
 
 def test_an_adapter_starts_from_pooled_tokens_too(
@@ -633,7 +688,7 @@ def test_texts_that_cannot_be_trained_on(
     assert cached is not None
     place = cached.schema.get_field_index("text")
     few = cached.slice(0, len(texts)).set_column(place, "text", pa.array(texts, pa.string()))
-    monkeypatch.setattr(texts_module, "cached_features", lambda *_: few)
+    monkeypatch.setattr(texts_module, "each_cached_features", lambda *_: [few])
     options = replace(LINEAR, split=Split(test_fraction=0.01))
     with pytest.raises(UsageError, match=said):
         trained(home / "new", tiny_space, tmp_path / "b", options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +166,13 @@ def spoilt(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
+def ledger_of(collection: Path) -> tuple[str, int]:
+    """State of the newest run, and how many processes of it died."""
+    newest = json.loads(command("runs", collection, "--json").stdout)[-1]
+    assert newest["state"] in command("runs", collection).stdout
+    return newest["state"], newest["died"]
+
+
 def test_a_paused_run_shows_nothing_and_goes_on_from_what_is_done(
     spoilt: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch, reads: Counter[str]
 ) -> None:
@@ -180,16 +189,32 @@ def test_a_paused_run_shows_nothing_and_goes_on_from_what_is_done(
     assert "for a run with the same space, limits and decoders" in said
     assert "\x1b" not in said
     assert command("search", tmp_path / "c", "w1").returncode == 2  # nothing is visible
+    assert ledger_of(tmp_path / "c") == ("paused", 0)
+    shown = command("quarantine", tmp_path / "c", "-n", "1").stdout.splitlines()
+    assert re.fullmatch(r"Run 000001 is paused, and nothing of it is committed: \d+ items found bad so far:", shown[0])
+    assert re.fullmatch(r"\d+ invalid_utf8: .*", shown[1])
+    assert shown[2].endswith("byte 0xff at offset 3 is not UTF-8 (decode, tried once)")
     assert 12 <= (before := reads.total()) < 30
 
     assert command(*arguments).returncode == 3  # nothing has changed, so it does not even begin
     assert reads.total() == before
+    assert ledger_of(tmp_path / "c") == ("paused", 0)  # nobody died: it was begun twice, and paused twice
 
     done = command(*arguments[:-1], "100%")
     assert done.returncode == 0, done.stderr
     assert set(reads.values()) == {1}  # of what was done before nothing was read again
     assert batchproj.open(str(tmp_path / "c")).table().num_rows == 20
     assert len(reads) == 30
+    assert ledger_of(tmp_path / "c") == ("done", 0)
+
+    for number in range(20):  # a run beside the live one shows both
+        (tmp_path / "s" / f"c{number:02d}.txt").write_bytes(b"w2 \xff" + bytes([48 + number]))
+    assert command(*arguments).returncode == 3
+    found = json.loads(command("quarantine", tmp_path / "c", "--json").stdout)
+    assert (found["run"], found["items"], found["committed"]) == ("000001", 10, True)
+    assert (found["paused"]["run"], found["paused"]["committed"]) == ("000002", False)
+    assert found["paused"]["items"] >= 12
+    assert ledger_of(tmp_path / "c") == ("paused", 0)
 
 
 def test_the_next_attempt_tries_again_what_it_is_told_to(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_picture, write_words
-from in_process import without_ray
+from in_process import command, without_ray
 
 import batchproj
 from batchproj import fit
@@ -25,6 +25,7 @@ from batchproj.features import from_column
 from batchproj.media import Segment
 from batchproj.objectstore import Folder
 from batchproj.project import load, parse_config
+from batchproj.project.cross_attention import CrossAttentionProjector
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality, feature_schema
 from batchproj.search import Collection
@@ -140,6 +141,61 @@ def test_trained_on_tokens_and_embedded_again(corpus: Path, space: Path, tmp_pat
         opened = batchproj.open(str(collection))
         assert len(opened.search(words, k=12, modality="image")) == 12
         assert opened.search(image=image, k=1, modality="image")[0].score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_query_tokens_for_a_language_model_are_trained_by_the_command(
+    corpus: Path, space: Path, tmp_path: Path
+) -> None:
+    """(N, Q, K), of which the live vectors are the normalised means."""
+    collection, out = tmp_path / "c", tmp_path / "trained"
+    run(corpus, collection, space)
+    options = "{queries: 5, layers: 2, width: 16, heads: 2}"
+    given = ("--projector", "cross_attention", "--projector-options", options, "--test-fraction", 0.3)
+    done = command("train", collection, "--out", out, *given)
+    assert done.returncode == 0, done.stderr
+    assert "`cross_attention` (queries 5, layers 2, width 16, heads 2)" in (out / "README.md").read_text()
+    run(corpus, collection, out)
+
+    projector = load(out / "image.safetensors")
+    assert isinstance(projector, CrossAttentionProjector)
+    ids, features = cached(collection)
+    queries = projector.query_tokens(features)
+    assert queries.shape == (12, 5, 24)
+    means = queries.mean(axis=1)
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    vectors = {row["id"]: row["vector"] for row in batchproj.open(str(collection)).table().to_pylist()}
+    np.testing.assert_allclose(means, [vectors[each] for each in ids], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("{query_dim: 8}", "query_dim: train makes projectors of one modality"),
+        ("{querys: 5}", "unknown key 'querys'; did you mean 'queries'?"),
+        ("{queries: 0}", "'queries': Input should be greater than 0"),
+        ("{out_dim: 3}", "'out_dim' is no option"),
+        ("queries=5", "--projector-options: expected a mapping"),
+    ],
+    ids=lambda each: each,
+)
+def test_options_of_a_projector_that_cannot_be(
+    options: str, said: str, embedded: tuple[Path, Report], tmp_path: Path
+) -> None:
+    given = ("--projector", "cross_attention", "--projector-options", options)
+    done = command("train", embedded[0], "--out", tmp_path / "out", *given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_projector_that_another_modality_asks_is_of_no_space(space: Path) -> None:
+    fields = {"kind": "cross_attention", "in_dim": 32, "out_dim": 24, "query_dim": 8}
+    parse_config(fields).build().save(space / "image.safetensors")
+    text = (space / "space.yaml").read_text()
+    (space / "space.yaml").write_text(text.replace("kind: linear", "kind: cross_attention"))
+    with pytest.raises(SpaceError, match=r"another modality asks this cross_attention projector"):
+        resolved(space)
 
 
 def test_kinds_that_take_tokens_say_how_to_get_them(embedded: tuple[Path, Report], tmp_path: Path) -> None:

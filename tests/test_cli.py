@@ -178,7 +178,7 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("while_", ["ray starts", "switching"])
+@pytest.mark.parametrize("while_", ["ray starts", "working without it", "switching"])
 def test_a_stop_is_a_stop_at_any_time(
     while_: str, number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:
@@ -186,13 +186,20 @@ def test_a_stop_is_a_stop_at_any_time(
     write_words(tmp_path / "texts" / "one.txt", 1)
     marker = f"{tmp_path.name}-{number}"
     line = [sys.executable, "-m", "batchproj.cli", "embed", tmp_path / "texts", tmp_path / "c", "--space", tiny_space]
+    if while_ == "ray starts":  # for one text alone it would not
+        (tmp_path / "recipe.yaml").write_text("pools: {text: {workers: 1}}")
+        line += ["--recipe", tmp_path / "recipe.yaml"]
     # without the stay the run could be through before the signal comes
-    environment = {"BATCHPROJ_TEST_MARKER": marker, VARIABLE: "commit.recorded:60s"}
+    stay = "unit.begun:60s" if while_ == "working without it" else "commit.recorded:60s"
+    environment = {"BATCHPROJ_TEST_MARKER": marker, VARIABLE: stay}
     process = subprocess.Popen(
         [str(each) for each in line], stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
     )
     if while_ == "ray starts":
         wait_for(lambda: len(marked_processes(marker)) > 1, process)  # the first of Ray's servers
+    elif while_ == "working without it":
+        wait_for(lambda: list((tmp_path / "c/units").glob("*/*/inputs.parquet")) != [], process)
+        time.sleep(3)  # in the unit or on the way to it
     else:
         wait_for(lambda: (tmp_path / "c/log/00000002.json").exists(), process)  # the commit's record
     process.send_signal(number)

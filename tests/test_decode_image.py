@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from batchproj.decode.image import decode_image
@@ -332,3 +333,24 @@ def test_a_detail_says_more_than_a_number():
     tiff = encoded(Image.fromarray(smooth(8, 8)).quantize(4), "TIFF")
     palette = tiff.index(struct.pack("<HH", 320, 3))
     assert fault(tiff[:palette] + b"\xff\x7f" + tiff[palette + 2 :]).detail == "Pillow: KeyError 320"
+
+
+def test_a_png_without_its_last_chunk_is_truncated_and_what_lies_behind_that_is_no_matter() -> None:
+    picture = Image.fromarray(smooth())
+    sound = encoded(picture, "PNG")
+    assert sound[-8:-4] == b"IEND"
+    for cut in (1, 4, 5, 12, 13):
+        assert fault(sound[:-cut]).reason is Reason.TRUNCATED
+    assert fault(sound[:-12]).detail == "PNG file ends before its last chunk, IEND"
+    expected = pixels(sound)
+    described = PngInfo()
+    described.add_text("title", "a frog")
+    described.add_itxt("comment", "behind the pixels", zip=True)
+    for data in (
+        sound + b"whatever was written behind it" * 100,
+        encoded(picture, "PNG", pnginfo=described),
+        encoded(picture, "PNG", save_all=True, append_images=[picture.rotate(180)] * 3, duration=100),
+    ):
+        np.testing.assert_array_equal(pixels(data), expected)
+    text = b"\0\0\0\x04tEXtk\0vv" + struct.pack(">I", zlib.crc32(b"tEXtk\0vv"))  # behind the pixels
+    np.testing.assert_array_equal(pixels(sound[:-12] + text + sound[-12:]), expected)

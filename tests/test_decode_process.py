@@ -24,7 +24,7 @@ from waves import picture, sound
 
 from batchproj.collection.unit import Unit
 from batchproj.decode import process
-from batchproj.decode.child import Work
+from batchproj.decode.child import DECODE, LOOK, Work
 from batchproj.decode.item import PIECE, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.process import DecoderProcess
@@ -111,6 +111,43 @@ def test_the_process_gives_what_the_decoder_gives(modality: Modality) -> None:
     assert any(outcome(decoder.pieces(data))[1] for data in CONTENTS[modality])
 
 
+@pytest.fixture
+def in_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every item but pictures is read as a large one is."""
+    monkeypatch.setattr(process, "KEPT_BYTES", 0)
+
+
+@pytest.mark.usefixtures("in_ranges")
+@pytest.mark.parametrize("modality", [Modality.AUDIO, Modality.VIDEO])
+def test_the_process_reads_a_large_item_from_the_worker(modality: Modality) -> None:
+    decoder = DecoderProcess(work(modality, piece=PieceSize(segments=2)))
+    assert all(decoder._in_ranges(job, bytes(1)) for job in (LOOK, DECODE))
+    for data in CONTENTS[modality]:
+        assert outcome(decoder.pieces(data)) == outcome(decode_pieces(data, modality, SPECS[modality], Limits()))
+    assert decoder.look(film(seconds_of(1, 10))) is Modality.VIDEO
+
+
+def test_a_picture_is_sent_whole_however_large() -> None:
+    decoder = DecoderProcess(work(Modality.IMAGE))
+    data = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1_700, 1_700, 3), np.uint8)), "BMP")
+    assert not decoder._in_ranges(DECODE, data)
+    assert decoder._in_ranges(LOOK, data)
+    assert outcome(decoder.pieces(data)) == outcome(decode_pieces(data, Modality.IMAGE, IMAGE, Limits()))
+
+
+@pytest.mark.usefixtures("in_ranges")
+def test_to_wait_for_a_worker_that_has_other_work_takes_none_of_the_item_s_time(poisoned: list[int]) -> None:
+    """The first piece is of the first 65 s, which are decoded at once; for the next one more bytes are wanted."""
+    limits = Limits(decode_s=0.05)
+    data = wave(150)
+    pieces = DecoderProcess(work(Modality.AUDIO, limits, PieceSize(segments=64))).pieces(data)
+    found = [next(pieces)]
+    time.sleep(limits.wall_seconds(len(data)) + 1)
+    found += pieces
+    assert [len(piece.segments) for piece in found] == [64, 64, 22]
+    assert len(poisoned) == 1
+
+
 def test_what_comes_back_may_be_written_to() -> None:
     """As what a decoder gives may: an encoder need not copy it."""
     (piece,) = DecoderProcess(work(Modality.IMAGE)).pieces(PNG)
@@ -193,7 +230,21 @@ def test_what_ends_its_decoder_twice_is_at_fault(poison: str, reason: Reason, sa
     assert len(poisoned) == 3
 
 
-def test_a_process_killed_once_costs_no_item(poisoned: list[int]) -> None:
+@pytest.mark.usefixtures("in_ranges")
+@pytest.mark.parametrize("poison", ["crash", "eat"])
+def test_what_ends_its_decoder_twice_is_at_fault_when_it_is_large(poison: str, poisoned: list[int]) -> None:
+    reason = {"crash": Reason.DECODER_CRASHED, "eat": Reason.TOO_LARGE}[poison]
+    decoder = DecoderProcess(work(Modality.AUDIO))
+    with pytest.raises(ItemFault) as fault:
+        list(decoder.pieces(wave(1) + b"!" + poison.encode()))
+    assert fault.value.reason == reason
+    assert len(poisoned) == 2
+    assert outcome(decoder.pieces(wave(1)))[1] is None
+
+
+@pytest.mark.parametrize("kept", [0, 8 << 20])
+def test_a_process_killed_once_costs_no_item(kept: int, poisoned: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "KEPT_BYTES", kept)
     decoder = DecoderProcess(work(Modality.AUDIO, piece=PieceSize(segments=1)))
     pieces = decoder.pieces(wave(5))
     found = [next(pieces), next(pieces)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import itertools
 from collections.abc import Iterator
@@ -202,6 +203,21 @@ def test_frames_are_turned_as_the_container_says(matrix: Matrix, corners: list[i
     picture = np.asarray(only.data)[0, :, :, 0].astype(int)
     found = [picture[8, 8], picture[8, 24], picture[24, 8], picture[24, 24]]
     np.testing.assert_allclose(found, corners, atol=4)
+
+
+def test_frames_are_given_back_at_once_and_not_by_the_garbage_collector() -> None:
+    """A frame of 8K is 50 MB."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert (
+            sum(len(np.asarray(segment.data)) for segment in cut(film(seconds_of(3, 25), fps=25), frames=75, seconds=3))
+            == 75
+        )
+        kept = sum(type(each) is av.VideoFrame for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert kept <= 1
 
 
 def test_a_frame_is_resized_as_an_image_is() -> None:

@@ -34,12 +34,12 @@ from batchproj.embed import embed as run_embed
 from batchproj.errors import CollectionError, SourceError, TryLater, UsageError
 from batchproj.index import connect
 from batchproj.objectstore import Folder
-from batchproj.pipeline import Job
 from batchproj.recipe import Index, Recipe, Units
 from batchproj.schema import outcome_schema, vector_schema
 from batchproj.search import Collection
 from batchproj.source.objects import item_id
 from batchproj.space import open_space, resolve
+from batchproj.stages import Job
 from batchproj.switch import rollback
 
 through_ray = pytest.mark.usefixtures("ray_here")

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
 import torch
 from in_process import OPTIONS, run
 from PIL import Image
-from table_files import listed, write
+from table_files import listed, quarantined, write
 
 import batchproj
 from batchproj import objectstore, retry
@@ -28,8 +29,9 @@ from batchproj.decode.limits import Limits
 from batchproj.decode.process import DecoderProcess
 from batchproj.decode.versions import decoders
 from batchproj.embed import Options
-from batchproj.errors import BatchprojError, CollectionError, ItemFault, TryLater, UsageError
+from batchproj.errors import BatchprojError, CollectionError, DiskFault, ItemFault, TryLater, UsageError
 from batchproj.media import ImageSpec
+from batchproj.recipe import Recipe
 from batchproj.schema import Modality
 from batchproj.source import reading
 from batchproj.source.place import Place
@@ -64,6 +66,47 @@ def test_a_mount_that_went_away_or_a_machine_in_trouble_is_not_the_objects_fault
     table = write(tmp_path / "t.jsonl", [{"uri": "a.txt"}])
     with pytest.raises(TryLater):
         listed(table)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(("failing", "of"), [(1, 16), (3, 16), (3, 8), (4, 16)])
+def test_a_disk_that_fails_over_few_objects_costs_these_and_over_many_the_run(
+    failing: int, of: int, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(of):
+        (tmp_path / "s").mkdir(exist_ok=True)
+        (tmp_path / f"s/{number}.txt").write_text(f"w{number % 13 + 1} w{number % 7 + 1}")
+    read = objectstore._read_version
+
+    def fail(fs: object, path: str, *told: Any) -> bytes:
+        if int(Path(path).stem) < failing:
+            raise OSError(errno.EIO, "Input/output error", path)
+        return read(fs, path, *told)
+
+    options = Options(Recipe(retry_s=0.01))
+    with monkeypatch.context() as patched:
+        patched.setattr(objectstore, "_read_version", fail)
+        if failing > 0.2 * of:
+            with pytest.raises(TryLater, match=r"check (it|the disk) and run the same command again"):
+                run(tmp_path / "s", tmp_path / "c", tiny_space, options)
+            return
+        report = run(tmp_path / "s", tmp_path / "c", tiny_space, options)
+        found = quarantined(tmp_path / "c", report)
+    assert (report.embedded, report.quarantined) == (of - failing, failing)
+    assert all(
+        said.startswith("forbidden: its disk fails over it, and not over what is beside it: [Errno 5]")
+        for said in found.values()
+    )
+    assert (
+        run(tmp_path / "s", tmp_path / "c", tiny_space, options).embedded == failing
+    )  # it reads again: tried by itself
+
+
+def test_an_object_alone_tells_nothing_of_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("w1")
+    monkeypatch.setattr(objectstore, "_read_version", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "trouble")))
+    with pytest.raises(DiskFault):
+        reading.read_items([row(f"file://{tmp_path}/a.txt", 2, "1")], 100, 1)
 
 
 def test_an_answer_of_s3_that_is_not_known_is_no_trouble_of_the_machine() -> None:

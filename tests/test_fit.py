@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch
 from batchproj.errors import SpaceError, UsageError
 from batchproj.fit import Check, Config, Fit, TrainingSamples, best_share, fit, projector_config, ridge
 from batchproj.linking import split
+from batchproj.project import load
+from batchproj.project.cross_attention import CrossAttentionProjector
 from batchproj.recall import retrieval
-from batchproj.token_features import TokenFeatures
+from batchproj.token_features import AskedFeatures, TokenFeatures
 
 SMALL: dict[str, Any] = {
     "options": {"hidden": (64,), "dropout": 0.1},
@@ -127,6 +130,37 @@ def test_same_seed_same_bits_on_tokens(kind: str) -> None:
     assert fit(*told_by_order(60), config.model_copy(update={"seed": 1})).projector.to_bytes() != first.to_bytes()
 
 
+def asked_of(count: int, seed: int = 0) -> tuple[AskedFeatures, np.ndarray, list[str]]:
+    """One of 12 words asks one of 12 pictures: what is right follows from both; 10 and 16 dims, targets of 8."""
+    random, same = np.random.default_rng(seed), np.random.default_rng(96)
+    words, pictures = same.standard_normal((12, 10)), same.standard_normal((12, 16))
+    of_word, of_picture = same.standard_normal((2, 12, 8))
+    word, picture = random.integers(12, size=(2, count))
+    targets = of_word[word] + of_picture[picture]
+    targets /= np.linalg.norm(targets, axis=1, keepdims=True)
+    heard = TokenFeatures.of(
+        [np.repeat(pictures[own][None], 1 + own % 4, axis=0).astype(np.float16) for own in picture]
+    )
+    asking = TokenFeatures.of([np.repeat(words[own][None], 1 + own % 3, axis=0).astype(np.float16) for own in word])
+    names = [f"{asks} {shown}" for asks, shown in zip(word, picture, strict=True)]
+    return AskedFeatures.by(asking, heard), targets.astype(np.float32), names
+
+
+def test_the_direct_form_of_cross_attention_is_trained_saved_and_asked(tmp_path: Path) -> None:
+    """Features of one modality as queries over those of another; pooled or learned queries cannot know the word."""
+    options = {**ON_TOKENS["options"], "query_dim": 10}
+    trained = fit(*asked_of(400), Config(kind="cross_attention", **{**ON_TOKENS, "options": options})).projector
+    trained.save(tmp_path / "asked.safetensors")
+    loaded = load(tmp_path / "asked.safetensors")
+    assert isinstance(loaded, CrossAttentionProjector)
+    features, targets, names = asked_of(100, seed=7)
+    vectors = loaded.cross(features.queries, features)
+    np.testing.assert_array_equal(vectors, trained.project(features))
+    alone = ridge(*asked_of(400)).project(features)
+    assert retrieval(targets, names, alone, names)["r@1"] < 0.3
+    assert retrieval(targets, names, vectors, names)["r@1"] > 0.9
+
+
 @pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
 def test_pooled_kinds_get_mean_and_spread_of_tokens(kind: str) -> None:
     tokens, targets, names = told_by_order(60)
@@ -195,6 +229,11 @@ def test_too_few_pairs_are_refused() -> None:
         fit(features, targets, groups)
     with pytest.raises(UsageError, match="3 features, 2 targets"):
         fit(features, targets[:2], groups)
+
+
+def test_the_dims_and_the_kind_are_no_options() -> None:
+    with pytest.raises(ValueError, match="'out_dim' is no option"):
+        Config(options={"out_dim": 3, "bias": False})
 
 
 def test_unknown_kind_is_refused() -> None:

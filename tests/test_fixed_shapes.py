@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from batchproj.fixed_shapes import FixedShapes, SmallBatches
 
@@ -78,3 +79,32 @@ def test_nan_in_a_row_is_a_result_like_any_other() -> None:
     rows[1][0] = np.nan
     output = run(Moody(0), rows)
     assert np.isnan(output[:, 0]).tolist() == [False, True, False]
+
+
+class Narrow(Moody):
+    """Has room for `room` rows at once."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(honest_from=0)
+        self.room = room
+
+    def __call__(self, rows: Sequence[Array]) -> Array:
+        if len(rows) > self.room:
+            self.sizes.append(len(rows))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().__call__(rows)
+
+
+def test_a_batch_without_room_is_halved_and_the_next_is_not_tried_whole() -> None:
+    model, rows = Narrow(room=3), rows_of(*[3] * 8)
+    batches = FixedShapes[Array](model, "as they come")
+    np.testing.assert_array_equal(run(model, rows, batches)[:, 0], [row.sum() for row in rows])
+    assert model.sizes == [8, 4, 2, 2, 2, 2]
+    model.sizes.clear()
+    run(model, rows, batches)
+    assert model.sizes == [2, 2, 2, 2]
+
+
+def test_a_single_row_without_room_is_an_error() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        run(Narrow(room=0), rows_of(3), FixedShapes[Array](Narrow(room=0), "as they come"))

@@ -63,3 +63,4 @@ def test_what_is_trained_on_a_gpu_is_the_same_projector_on_the_cpu(kind: str) ->
     assert back.objective.projector.project(features).tobytes() == vectors.tobytes()
     projector, _, _ = ran.best()
     assert projector.device.type == "cpu"
+    assert np.isfinite(back.step(batch))  # the queue and the optimiser's moments came along

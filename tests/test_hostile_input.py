@@ -18,7 +18,7 @@ from table_files import quarantined
 from tiny_pictures import save_clip
 from tiny_text import save_clap
 
-from batchproj import embedding, pipeline
+from batchproj import embedding, stages
 from batchproj.embed import Options
 from batchproj.errors import UsageError
 from batchproj.explain import explain, lines
@@ -119,8 +119,8 @@ def check_warnings(source: Path, collection: Path) -> None:
 
 def test_a_run_warns_of_names_that_lie(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str | None] = []
-    line = pipeline.misnamed_line
-    monkeypatch.setattr(pipeline, "misnamed_line", lambda *given: said.append(line(*given)) or said[-1])
+    line = stages.misnamed_line
+    monkeypatch.setattr(stages, "misnamed_line", lambda *given: said.append(line(*given)) or said[-1])
     write_all(tmp_path / "s", {"a.jpg": saved(drawn(1), "PNG"), "b.gif": saved(drawn(2), "PNG"), "c.png": b""})
     run(tmp_path / "s", tmp_path / "c", space, OPTIONS)
     assert said == [

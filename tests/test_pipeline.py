@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from batchproj.pipeline import CPU_HEADROOM, reserved_cpus
+from batchproj.pipeline import reserved_cpus
+
+CPU_HEADROOM = 0.5
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,6 @@ from batchproj.pipeline import CPU_HEADROOM, reserved_cpus
     ],
 )
 def test_workers_fit_when_the_largest_node_is_lost(nodes: list[float], workers: int, share: float) -> None:
-    assert reserved_cpus(nodes, workers) == share
+    assert reserved_cpus(nodes, workers, CPU_HEADROOM) == share
     left = sorted(nodes)[:-1] or nodes
     assert sum(int((cpus - CPU_HEADROOM) / share + 1e-9) for cpus in left) >= workers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from batchproj.errors import SpaceError
 from batchproj.project import loads, parse_config, read_header
 from batchproj.project.cross_attention import CrossAttentionProjector
 from batchproj.project.linear import Config as LinearConfig
-from batchproj.token_features import TokenFeatures
+from batchproj.token_features import AskedFeatures, TokenFeatures
 from batchproj.token_projector import TokenProjector, padded_batch
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -37,6 +38,18 @@ def build(fields: dict[str, Any], in_dim: int = 24, out_dim: int = 20, **more: A
 def tokens(*lengths: int, dim: int = 24, seed: int = 0) -> TokenFeatures:
     random = np.random.default_rng(seed)
     return TokenFeatures.of([random.normal(3, 2, (length, dim)).astype(np.float16) for length in lengths])
+
+
+THREADS = torch.get_num_threads()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_of_the_import() -> Iterator[None]:
+    """Bits are promised for one number of threads, and models that other tests have loaded may have set another."""
+    now = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(now)
 
 
 LENGTHS = (3, 50, 7, 1, 120, 33, 8, 9, 16, 57, 50, 3)
@@ -185,7 +198,7 @@ def test_features_of_another_modality_as_queries(crossing: CrossAttentionProject
 def test_padded_queries_say_nothing(crossing: CrossAttentionProjector) -> None:
     asked, heard = tokens(3, dim=10, seed=1), tokens(11)
     with torch.inference_mode():
-        expected = crossing.cross_forward(*padded_batch(asked, 3), *padded_batch(heard, 11))[0].numpy()
+        expected = crossing(*padded_batch(heard, 11), *padded_batch(asked, 3))[0].numpy()
     np.testing.assert_allclose(crossing.cross(asked, heard)[0], expected, atol=1e-5)
 
 
@@ -193,8 +206,8 @@ def test_every_weight_of_the_direct_form_can_be_trained() -> None:
     projector = build({"kind": "cross_attention", "query_dim": 10, "skip": True})
     assert isinstance(projector, CrossAttentionProjector)
     torch.nn.init.normal_(projector.out.weight)
-    inputs = *padded_batch(tokens(3, 2, dim=10), 3), *padded_batch(tokens(5, 4), 5)
-    projector.cross_forward(*inputs)[:, 0].sum().backward()
+    inputs = *padded_batch(tokens(5, 4), 5), *padded_batch(tokens(3, 2, dim=10), 3)
+    projector(*inputs)[:, 0].sum().backward()
     assert [name for name, weight in projector.named_parameters() if weight.grad is None] == []
 
 
@@ -203,3 +216,22 @@ def test_the_direct_form_needs_both(crossing: CrossAttentionProjector) -> None:
         crossing.project(tokens(3))
     with pytest.raises(SpaceError, match=r"tokens of 9 dims.*trained on 10"):
         crossing.cross(tokens(3, dim=9), tokens(3))
+    with pytest.raises(ValueError, match="2 segments ask 1"):
+        crossing.cross(tokens(3, 3, dim=10), tokens(3))
+    both = AskedFeatures.by(tokens(3, dim=10), tokens(3))
+    with pytest.raises(SpaceError, match="no query tokens of its own"):
+        crossing.query_tokens(both)
+    with pytest.raises(SpaceError, match="a transformer projector without 'query_dim' is not asked"):
+        BUILT["transformer"].project(both)
+
+
+def test_the_direct_form_standardises_what_asks_too(crossing: CrossAttentionProjector) -> None:
+    asked, heard = tokens(2, 9, 1, 30, dim=10, seed=1), tokens(50, 3, 33, 8)
+    projector = loads(crossing.to_bytes())
+    assert isinstance(projector, CrossAttentionProjector)
+    projector.standardise_to(AskedFeatures.by(asked, heard))
+    batch = *padded_batch(heard, 50), *padded_batch(asked, 30)
+    standard, asked_BQ = projector.standardised(*batch)[3:]
+    np.testing.assert_allclose(standard[asked_BQ].mean(dim=0), 0, atol=1e-5)
+    np.testing.assert_allclose(standard[asked_BQ].std(dim=0, correction=0), 1, rtol=1e-4)
+    assert loads(projector.to_bytes()).to_bytes() == projector.to_bytes()

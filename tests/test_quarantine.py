@@ -141,7 +141,7 @@ def test_the_command_counts_by_reason_and_shows_examples(with_bad_files: Path) -
 
     wrong = command("quarantine", with_bad_files, "--reason", "corupt")
     assert wrong.returncode == 2
-    assert "no 'corupt'; expected one of empty, unknown_type" in " ".join(wrong.stderr.replace("│", "").split())
+    assert "no 'corupt'; expected one of empty, unknown_type" in wrong.stderr
 
 
 def test_a_table_of_an_earlier_version_is_shown_too(with_bad_files: Path) -> None:
@@ -213,7 +213,7 @@ def test_what_is_asked_for_is_tried_again_and_costs_no_commit_in_vain(
 
     wrong = command("embed", *arguments, "corupt")
     assert wrong.returncode == 2
-    assert "no 'corupt'; expected one of all, empty, unknown_type" in " ".join(wrong.stderr.replace("│", "").split())
+    assert "no 'corupt'; expected one of all, empty, unknown_type" in wrong.stderr
 
 
 def test_what_a_run_of_an_earlier_version_could_not_decode_is_tried_again_once(

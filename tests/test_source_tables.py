@@ -28,7 +28,8 @@ from batchproj.objectstore import Folder
 from batchproj.pipeline import run_units
 from batchproj.repair import repair
 from batchproj.schema import Modality
-from batchproj.source import listing, reading
+from batchproj.source import reading
+from batchproj.source.parser import Parser
 from batchproj.verify import verify
 
 
@@ -166,9 +167,9 @@ def test_a_table_that_is_the_same_is_not_even_listed(
         write(tmp_path / "s" / name, [{"text": words(10 * number + n), "n": n} for n in range(5)])
     run(tmp_path / "s", tmp_path / "c", tiny_space)
     opened: list[str] = []
-    records = listing._RECORDS["parquet"]
-    noting = lambda table: opened.append(table.key) or records(table)  # noqa: E731
-    monkeypatch.setitem(listing._RECORDS, "parquet", noting)
+    pages = Parser.pages
+    noting = lambda parser, table, kind: opened.append(table.key) or pages(parser, table, kind)  # noqa: E731
+    monkeypatch.setattr(Parser, "pages", noting)
     assert run(tmp_path / "s", tmp_path / "c", tiny_space).commit is None
     assert opened == []
     write(tmp_path / "s/b.parquet", [{"text": words(99), "n": 1}, *({"text": words(10 + n), "n": n} for n in range(5))])

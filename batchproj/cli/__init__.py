@@ -7,6 +7,7 @@ serving.py    serve
 inventory.py   encoders
 upkeep.py      quarantine, rollback, verify, gc, forget
 benchmarking.py   bench
+cluster.py     submit, jobs
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ import sys
 import traceback
 from contextlib import suppress
 
-from batchproj.cli import benchmarking, embedding, inventory, querying, serving, upkeep
-from batchproj.cli.console import app, on_signal, one_line, say, stopped_by
+from batchproj.cli import benchmarking, cluster, embedding, inventory, querying, serving, upkeep
+from batchproj.cli.console import app, on_signal, one_line, say, stopped_by, stopping_line
 from batchproj.errors import BatchprojError
 
-__all__ = ["app", "benchmarking", "embedding", "inventory", "main", "querying", "serving", "upkeep"]
+__all__ = ["app", "benchmarking", "cluster", "embedding", "inventory", "main", "querying", "serving", "upkeep"]
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def _exit_code(error: BaseException) -> int:
     """What the command ends with, said in one line where something is wrong."""
     number = stopped_by()
     if number is not None and not _is_success(error):
-        say("stopped; nothing half-done is visible, run the same command again")
+        say(stopping_line())
         return 128 + number
     if isinstance(error, BatchprojError):
         say(f"error: {one_line(error)}")

@@ -16,10 +16,48 @@ from typing import Annotated, Any, TextIO
 import typer
 
 # Only what parsing arguments needs is imported here: --help must not wait for torch.
-from batchproj.errors import BatchprojError
+from batchproj.errors import BatchprojError, UsageError
 from batchproj.terminal import json_line, printable
 
-app = typer.Typer(
+BAD_USAGE = 2
+
+_BadUsage: Any = typer.BadParameter.__mro__[1]
+"""Of the command line itself; its class is where typer has taken it over from click."""
+
+
+class _App(typer.Typer):
+    """Commands whose bad usage is one line, as all our errors are, and no box."""
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        try:
+            code = super().__call__(*given, prog_name="batchproj", standalone_mode=False, **options)
+        except _BadUsage as error:
+            if type(error).__name__ == "NoArgsIsHelpError":
+                error.show()
+                raise SystemExit(BAD_USAGE) from error
+            raise UsageError(_bad_usage(error)) from error
+        except typer.Abort:
+            raise UsageError("not confirmed, so nothing was done") from None
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _bad_usage(error: Any) -> str:
+    """What is wrong with a command line, what it should be, and where to read of it."""
+    complaints = getattr(error.__cause__, "errors", None)
+    if complaints is not None:  # of pydantic, which typer makes numbers by
+        from batchproj.config import expected, shown
+
+        said = f"{error.param.opts[0]} is {shown(complaints()[0]['input'])}, expected {expected(complaints()[0])}"
+    else:
+        said = error.format_message().rstrip(".").removeprefix("Invalid value for ")
+        said = said[:1].lower() + said[1:]
+    if error.ctx is None:
+        return said
+    usage = " ".join(error.ctx.command.get_usage(error.ctx).split()).removeprefix("Usage: ")
+    return f"{said}; usage: {usage}; more by: {error.ctx.command_path} --help"
+
+
+app = _App(
     help="One searchable vector space from object storage full of images, sound and text.",
     no_args_is_help=True,
     add_completion=False,
@@ -44,6 +82,7 @@ CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collectio
 
 
 _stopped_by: int | None = None
+_stopping_line = "stopped; nothing half-done is visible, run the same command again"
 
 
 def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -64,6 +103,13 @@ def on_signal(number: int, _frame: FrameType | None) -> None:
 def stopped_by() -> int | None:
     """The signal that ends this process, whatever libraries have made of it on its way to the top."""
     return _stopped_by
+
+
+def stopping_line(instead: str | None = None) -> str:
+    """What is said when a signal ends this process; a command whose work goes on elsewhere says something else."""
+    global _stopping_line
+    _stopping_line = instead or _stopping_line
+    return _stopping_line
 
 
 def one_line(error: BaseException) -> str:

@@ -22,6 +22,8 @@ from batchproj.cli.console import (
     print_json,
     say,
 )
+from batchproj.cli.notices import OnFailureOption, OnSuccessOption, Summary, notices
+from batchproj.credentials import masked
 from batchproj.errors import UsageError
 from batchproj.terminal import printable
 
@@ -38,7 +40,9 @@ RetryOption = Annotated[
         show_default=False,
     ),
 ]
-RecipeOption = Annotated[str | None, typer.Option(help="YAML file with limits, units, pools, index, roots, patience.")]
+RecipeOption = Annotated[
+    str | None, typer.Option(help="YAML file with space, limits, units, pools, index, roots, patience.")
+]
 
 TELLS_NOTHING = 0.5
 """Chance Recall@10 from which on a recall is not worth reading."""
@@ -129,8 +133,8 @@ def plan(
     from batchproj.space import open_space, resolve
 
     with console(verbose) as stream, RunProgress(stream) as progress:
-        resolved = resolve(open_space(space or usual_space(collection)))
         wanted = load_recipe(recipe)
+        resolved = resolve(open_space(space or wanted.space or usual_space(collection)))
         document = make_plan(source, collection, resolved, wanted, gpu_hour_price, progress.step, retried)
     if as_json:
         print_json(document.model_dump(mode="json"))
@@ -161,43 +165,67 @@ def embed(
     force: Annotated[
         bool, typer.Option("--force", help="Use a space that finds worse than the live one on held-out pairs.")
     ] = False,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a timeline of every unit's stages to this file, for Perfetto or chrome://tracing.",
+            show_default=False,
+        ),
+    ] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(help="Refuse a run that would cost more, by the estimate of plan on this machine.", min=0),
+    ] = None,
+    gpu_hour_price: Annotated[float | None, typer.Option(help="What an hour of a GPU costs, for --max-cost.")] = None,
+    on_success: OnSuccessOption = None,
+    on_failure: OnFailureOption = None,
     single_writer: SingleWriterFlag = False,
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
     """Bring a collection up to date with a source; a second run does only what changed."""
     allowed, retried = _max_bad(max_bad), _retried(retry_quarantined)
+    if max_cost is not None and gpu_hour_price is None:
+        raise UsageError("--max-cost without --gpu-hour-price: expected what an hour of a GPU costs as well")
+    from batchproj.budget import Budget, refuse_if_costly
     from batchproj.embed import Options, Watch, usual_space
     from batchproj.embed import embed as run_embed
     from batchproj.progress import RunProgress
     from batchproj.recipe import load_recipe
     from batchproj.space import open_space, resolve
 
-    with console(verbose) as stream:
-        options = Options(
-            load_recipe(recipe),
-            allow_mass_delete,
-            single_writer,
-            force=force,
-            verbose=verbose,
-            retry_quarantined=retried,
-            max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
-        )
-        resolved = resolve(open_space(space or usual_space(collection)))
-        with RunProgress(stream) as progress:
-            watch = Watch(progress.step, progress.totals, progress.progress)
-            report = run_embed(source, collection, resolved, options, watch)
-    if as_json:
-        print_json(report.model_dump())
-    else:
-        _print_report(report, collection)
-        untrained = [str(modality) for modality in resolved.space.untrained()]
-        if untrained:
-            print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
-    bad = report.quarantined - _not_bad(report, collection)
-    if _too_many_bad(bad, report.items, allowed):
-        say(f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows")
-        raise typer.Exit(TOO_MANY_BAD)
+    with notices(Summary("embed", masked(source), masked(collection)), on_success, on_failure) as summary:
+        with console(verbose) as stream:
+            options = Options(
+                load_recipe(recipe),
+                allow_mass_delete,
+                single_writer,
+                force=force,
+                verbose=verbose,
+                retry_quarantined=retried,
+                max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
+                profile=profile,
+            )
+            resolved = resolve(open_space(space or options.recipe.space or usual_space(collection)))
+            with RunProgress(stream) as progress:
+                if max_cost is not None and gpu_hour_price is not None:
+                    budget = Budget(max_cost, gpu_hour_price)
+                    refuse_if_costly(source, collection, resolved, options.recipe, budget, progress.step, retried)
+                watch = Watch(progress.step, progress.totals, progress.progress)
+                report = run_embed(source, collection, resolved, options, watch)
+        summary.report = report.model_dump()
+        if as_json:
+            print_json(summary.report)
+        else:
+            _print_report(report, collection)
+            untrained = [str(modality) for modality in resolved.space.untrained()]
+            if untrained:
+                print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
+        bad = report.quarantined - _not_bad(report, collection)
+        if _too_many_bad(bad, report.items, allowed):
+            summary.error = f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows"
+            say(summary.error)
+            raise typer.Exit(TOO_MANY_BAD)
 
 
 def _not_bad(report: Any, collection: str) -> int:
@@ -224,6 +252,10 @@ def _print_report(report: Any, collection: str) -> None:
             f"{report.reprojected:,} projected again, {report.unchanged:,} unchanged, {report.deleted:,} deleted, "
             f"{report.quarantined:,} in quarantine, {report.rows:,} rows, {report.seconds:,.1f} s."
         )
+    if report.efficiency:
+        from batchproj.collection.efficiency import lines
+
+        print("\n".join(lines(report.efficiency)))
     if report.quarantined:
         from batchproj.collection.ledger import quarantine_reasons
         from batchproj.objectstore import Folder
@@ -245,6 +277,15 @@ def train(
     collection: CollectionArgument,
     out: Annotated[str, typer.Option("--out", help="Folder for the new space, any fsspec URL; replaces one there.")],
     projector: Annotated[str, typer.Option(help=KINDS_HELP)] = "mlp",
+    projector_options: Annotated[
+        str,
+        typer.Option(
+            metavar="YAML",
+            help="What the kind of projector can be told: '{hidden: [512]}' of mlp; '{queries: 32, layers: 2, "
+            "width: 256}' of cross_attention. An unknown name is answered with all that there are.",
+            show_default=False,
+        ),
+    ] = "{}",
     modality: Annotated[str | None, typer.Option(help="Only image, audio or video; else all that have pairs.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the pairs held out.", min=0.01, max=0.9)] = 0.2,
     seed: Annotated[int, typer.Option(help="Of the split and of the training.", min=0)] = 0,
@@ -282,7 +323,7 @@ def train(
         raise UsageError("--adapter makes a bridge for queries, which no collection can be brought to: no --promote")
     from batchproj import fit
     from batchproj.card import read_card, reverse_file
-    from batchproj.config import validate
+    from batchproj.config import read_yaml, validate
     from batchproj.embed import Watch
     from batchproj.progress import RunProgress
     from batchproj.promote import promote as run_promote
@@ -290,7 +331,8 @@ def train(
     from batchproj.train import TrainOptions
     from batchproj.train import train as run_train
 
-    config = validate(fit.Config, {"seed": seed, "loss": loss}, "train")
+    told = read_yaml(projector_options.encode(), "--projector-options")
+    config = validate(fit.Config, {"seed": seed, "loss": loss, "options": told}, "train")
     options = TrainOptions(
         projector, chosen, Split(seed=seed, test_fraction=test_fraction), config, workers, reverse, verbose
     )
@@ -348,7 +390,8 @@ def _train_adapter(collection: str, old_space: str, out: str, options: Any, as_j
         return
     text, card = result["modality"]["text"], read_card(out)
     print(
-        f"text: {text['projector']} on {text['pairs_train']:,} texts; Recall@10 against the full re-embedding "
+        f"text: {text['projector']} on {text['pairs_train']:,} texts; {text['rows_used']:,} of {text['rows']:,} rows "
+        f"used; Recall@10 against the full re-embedding "
         f"{_score(text['r@10'])} on {text['pairs_test']:,} held-out texts (ridge {_score(text['baseline_r@10'])}, "
         f"the old encoder itself {_score(text['old_r@10'])}, chance {_score(text['chance_r@10'])})"
     )

@@ -192,8 +192,8 @@ def runs(collection: CollectionArgument, as_json: JsonFlag = False, verbose: Ver
 
 
 def _died(entry: dict[str, Any]) -> int:
-    """Processes of a run that were killed and made up for: earlier attempts, and workers."""
-    return int(entry["attempts"] - 1 + entry["restarts"])
+    """Processes of a run that were killed and made up for: earlier attempts that were not paused, and workers."""
+    return int(entry["attempts"] - 1 - entry["pauses"] + entry["restarts"])
 
 
 def _print_runs(entries: list[dict[str, Any]], live: str | None) -> None:

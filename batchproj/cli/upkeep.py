@@ -48,7 +48,6 @@ def quarantine(
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    print(f"Run {found.run}: {found.items:,} items in quarantine{'.' if not found.items else ':'}")
     print("".join(f"{printable(line)}\n" for line in lines(found)), end="")
 
 

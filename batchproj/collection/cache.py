@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -20,22 +21,43 @@ _ITEMS = """
 SELECT item, pair, metadata, features
 FROM (SELECT NULL::VARCHAR AS metadata WHERE false UNION ALL BY NAME SELECT * FROM ({rows}))
 WHERE status = 'embedded' AND modality = ?
+ORDER BY features
 """
+
+MEMORY_LIMIT = "256MB"
+BATCH_ROWS = 65_536
 
 
 def live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> pa.Table | None:
     """Cached features (`schema.feature_schema`) of the items that are live; None without any."""
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = manifest.rows(manifest.fetch(folder, snapshot, Path(scratch)))
-        with duckdb.connect() as db:
-            items = db.sql(_ITEMS.format(rows=rows), params=[str(modality)]).to_arrow_table()
+    files = list(each_live_features(folder, snapshot, modality))
+    return pa.concat_tables(files) if files else None
+
+
+def each_live_features(folder: Folder, snapshot: Snapshot, modality: Modality) -> Iterator[pa.Table]:
+    """The same file by file, in the order of their names; never all in memory."""
     fingerprint = snapshot.fingerprints[modality].feature
     digests = {file.name: file.sha256 for file in snapshot.features}
-    files = []
-    for name in sorted(pc.unique(items["features"]).to_pylist()):
-        wanted = items.filter(pc.equal(items["features"], name))
-        files.append(chosen(read_rows(folder, layout.features(fingerprint, name), digests[name]), wanted))
-    return pa.concat_tables(files) if files else None
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = manifest.rows(manifest.fetch(folder, snapshot, Path(scratch)))
+        settings = {"memory_limit": MEMORY_LIMIT, "threads": 2}
+        with duckdb.connect(str(Path(scratch) / "items.duckdb"), config=settings) as db:
+            db.execute("SET enable_progress_bar = false")
+            items = db.sql(_ITEMS.format(rows=rows), params=[str(modality)]).to_arrow_reader(BATCH_ROWS)
+            for name, wanted in _by_file(items):
+                yield chosen(read_rows(folder, layout.features(fingerprint, name), digests[name]), wanted)
+
+
+def _by_file(items: pa.RecordBatchReader) -> Iterator[tuple[str, pa.Table]]:
+    """Rows of `_ITEMS` of one file of features each, as they come."""
+    waiting = items.schema.empty_table()
+    for batch in items:
+        waiting = pa.concat_tables([waiting, pa.Table.from_batches([batch])])
+        for name in pc.unique(waiting["features"]).to_pylist()[:-1]:  # of the last one more may come
+            yield name, waiting.filter(pc.equal(waiting["features"], name))
+        waiting = waiting.filter(pc.equal(waiting["features"], waiting["features"][-1]))
+    if waiting.num_rows:
+        yield waiting["features"][0].as_py(), waiting
 
 
 def chosen(cached: pa.Table, items: pa.Table) -> pa.Table:

@@ -29,7 +29,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchproj.collection import layout
-from batchproj.errors import CollectionError, TryLater
+from batchproj.errors import CollectionError, LeaseHeld, TryLater
 from batchproj.objectstore import Folder
 
 HEARTBEAT_S = 5.0
@@ -227,14 +227,14 @@ def _look(folder: Folder) -> _Look:
         return _Look(newest, None)
 
 
-def _alive(look: _Look) -> TryLater:
-    return TryLater(f"{look.locked()}; wait for it to end, or stop it, and run the same command again")
+def _alive(look: _Look) -> LeaseHeld:
+    return LeaseHeld(f"{look.locked()}; wait for it to end, or stop it, and run the same command again")
 
 
 def _watch(folder: Folder, quiet_s: float, say: Say | None) -> Record | None:
     """The head, when nobody holds it or nothing has changed for `quiet_s`.
 
-    Raises TryLater, naming the holder, as soon as he shows a sign of life.
+    Raises LeaseHeld, naming the holder, as soon as he shows a sign of life.
     """
     first = _look(folder)
     if first.is_free():
@@ -257,7 +257,7 @@ def _watch(folder: Folder, quiet_s: float, say: Say | None) -> Record | None:
 
 
 def refuse_if_held(folder: Folder, say: Say | None = None) -> None:
-    """Raises TryLater if a live holder is seen within two beats; `acquire` has the last word. Writes nothing."""
+    """Raises LeaseHeld if a live holder is seen within two beats; `acquire` has the last word. Writes nothing."""
     _watch(folder, 2 * HEARTBEAT_S, say)
 
 
@@ -267,7 +267,7 @@ def refuse_if_held(folder: Folder, say: Say | None = None) -> None:
 def acquire(folder: Folder, command: str, say: Say | None = None) -> Lease:
     """Become the holder, at once if there is none, or after TAKEOVER_S without a sign of life of the last one.
 
-    `say` is told once if that has to be waited for. Raises TryLater naming the holder if he lives.
+    `say` is told once if that has to be waited for. Raises LeaseHeld naming the holder if he lives.
     """
     newest = _watch(folder, TAKEOVER_S, say)
     record = Record(

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from batchproj.collection import layout
+from batchproj.collection.efficiency import Efficiency
 from batchproj.collection.snapshot import Fingerprints
 from batchproj.collection.unit import read_rows
 from batchproj.errors import BatchprojError
@@ -24,7 +25,7 @@ class Report(BaseModel):
     cached features, `rows` are live, `encode_calls` counts the segments that went through an
     encoder, `items_per_s` is per worker while it had work, `commit` the live version of the Lance
     table, None if nothing had to change: then `tried`, which is for the console alone, counts what was in
-    quarantine and was tried again in vain.
+    quarantine and was tried again in vain. `efficiency`, of the last attempt, is for the console and the ledger.
     """
 
     run: str
@@ -41,6 +42,11 @@ class Report(BaseModel):
     items_per_s: dict[str, float] = {}
     commit: int | None = None
     tried: int = Field(default=0, exclude=True)
+    efficiency: dict[str, Efficiency] = Field(default={}, exclude=True)
+
+
+UNFINISHED = ("running", "paused")
+"""States of a run that the next one takes up again."""
 
 
 class Difference(BaseModel):
@@ -57,11 +63,12 @@ class Entry(Report):
     """One run: by whom, when, from what, and what came of it.
 
     `attempts` counts the starts it took, `restarts` workers that died and were replaced. A run
-    that is `running` in the ledger may also have died; the next one takes it up again. Of a
-    `collected` run nothing is left but this.
+    that is `running` in the ledger may also have died, one that is `paused` was stopped for too many items of one
+    reason; the next one takes either up again. `pauses` of the attempts before ended so. Of a `collected` run nothing
+    is left but this.
     """
 
-    state: Literal["running", "done", "collected"]
+    state: Literal["running", "paused", "done", "collected"]
     parent: str | None
     source: str
     space: str
@@ -71,7 +78,9 @@ class Entry(Report):
     started: str
     finished: str | None = None
     attempts: int = 1
+    pauses: int = 0
     restarts: int = 0
+    efficiency: dict[str, Efficiency] = {}
     differences: list[Difference] = []
 
 

@@ -24,6 +24,7 @@ from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
 Task = Literal["embed", "project"]
+Stage = Literal["read", "embed", "measure", "project", "write"]
 
 INPUTS = "inputs.parquet"
 OUTCOME = "outcome.parquet"
@@ -53,13 +54,34 @@ class Unit(BaseModel):
     again: bool = False
 
 
+class Span(BaseModel):
+    """What a process (`where`, node:pid) did with a unit, from `began` (Unix time) on.
+
+    To `measure` is to see what an encoder does alone, after a worker's first unit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    stage: Stage
+    where: str
+    began: float
+    seconds: float
+
+    @property
+    def node(self) -> str:
+        return self.where.rpartition(":")[0]
+
+    @property
+    def ended(self) -> float:
+        return self.began + self.seconds
+
+
 class Receipt(BaseModel):
     """The done-record: what came of a unit. `copied` items were read, but had cached features.
 
     `reasons` counts the quarantined ones by theirs; of those that are `changed`, `gone` were not there any more.
-    `began` and `ended` are Unix times, of a worker with its model loaded taking the unit up and of its files
-    lying there, for measuring alone: no decision rests on a clock. Of the seconds between, `busy_s` are the
-    worker's, `model_s` of these inside the encoder, and `write_s` went into the files.
+    For measuring alone, no decision rests on a clock: `spans` tell which process did what with it and when, `busy_s`
+    are the seconds of the worker that embedded or projected it, `model_s` of these inside the encoder, and
+    `ceiling_per_s` is how many segments a second the encoder does alone, if the worker took the time to see.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,9 +95,8 @@ class Receipt(BaseModel):
     encoded: int
     busy_s: float
     model_s: float = 0
-    write_s: float = 0
-    began: float | None = None
-    ended: float | None = None
+    spans: tuple[Span, ...] = ()
+    ceiling_per_s: float | None = None
     part: Part | None
     features: FeatureFile | None = None
 

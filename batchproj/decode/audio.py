@@ -23,6 +23,7 @@ from av.video.stream import VideoStream
 from batchproj.decode.audio_windows import Samples, windows
 from batchproj.decode.complete import shortfall, wav_data
 from batchproj.decode.container import demuxer, moving_pictures, open_container
+from batchproj.decode.content import Content, ContentFile, replaced
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
@@ -38,7 +39,7 @@ _UNKNOWN_FRAMES = 1 << 48
 """libsndfile's answer is near 2**63 where a FLAC header leaves the count open."""
 
 
-def stream_audio(data: bytes, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
+def stream_audio(data: Content, spec: AudioSpec, limits: Limits) -> Iterator[Segment]:
     """Decode sound, as it is asked for, to (N,) float32 mono segments at `spec.sample_rate` of at most `window_s`.
 
     Mono is the mean of the channels; samples beyond [-1, 1] are clipped, after resampling.
@@ -82,14 +83,14 @@ class _Bytes(io.BytesIO):
         return super().seek(max(0, origin + offset))
 
 
-def _open_soundfile(data: bytes) -> soundfile.SoundFile | None:
+def _open_soundfile(data: Content) -> soundfile.SoundFile | None:
     """None where libsndfile does not know the codec, or refuses the file: PyAV then has the word."""
     found = wav_data(data) if data[:4] == b"RIFF" else None
     if found is not None and found.streamed:
         # libsndfile reads a size left at 0 as no sound at all, and 2**32 - 1 as "to the end".
-        data = data[: found.start - 4] + b"\xff\xff\xff\xff" + data[found.start :]
+        data = replaced(data, found.start - 4, b"\xff\xff\xff\xff")
     try:
-        file = soundfile.SoundFile(_Bytes(data))
+        file = soundfile.SoundFile(_Bytes(data) if isinstance(data, bytes) else ContentFile(data))
     except soundfile.SoundFileError:
         return None
     if file.frames >= _UNKNOWN_FRAMES:
@@ -121,7 +122,7 @@ def _cut_flac(file: soundfile.SoundFile, done: int) -> ItemFault | None:
 
     Told apart by where the reader stands: at a cut it has eaten the whole file.
     """
-    source: _Bytes = file.name
+    source: _Bytes | ContentFile = file.name
     if file.format != "FLAC" or source.tell() < source.size:
         return None
     return ItemFault(Reason.TRUNCATED, f"FLAC file of {file.frames} samples, {done} of them can be decoded")
@@ -134,7 +135,7 @@ def _later(heard: Segment, seconds: float) -> Segment:
     return replace(heard, start=max(0.0, heard.start + seconds), end=max(0.0, heard.end + seconds))
 
 
-def _behind_pictures(data: bytes, name: str) -> float:
+def _behind_pictures(data: Content, name: str) -> float:
     """Seconds from a film's first frame to its first sound: a sound track's times are the film's."""
     with refusals_as_faults("PyAV"), open_container(data, name) as container:
         pictures, sounds = moving_pictures(container), container.streams.audio
@@ -151,7 +152,7 @@ def _begins(stream: VideoStream | AudioStream) -> Fraction | None:
     return stream.start_time * stream.time_base
 
 
-def _from_pyav(data: bytes, name: str, rate: int, limits: Limits) -> Iterator[Samples]:
+def _from_pyav(data: Content, name: str, rate: int, limits: Limits) -> Iterator[Samples]:
     """Samples (N,) at `rate` of the first sound stream, in pieces."""
     with refusals_as_faults("PyAV"):
         container = open_container(data, name)

@@ -8,10 +8,11 @@ Once its libraries are loaded it opens no file and no connection any more, and w
 further file descriptor, and files of its own would have size 0. Memory, processor time and time are limited
 for each item, by the kernel, so that a decoder that no longer listens ends as well.
 
-    asked      "look" or "decode", and the item's bytes
+    asked      "look" or "decode", and the item's bytes; of a large item the size behind the word, and no bytes
     answered   {"modality"} after a look inside a container;
                {"segments": [[shape, dtype, start, end], ...], "last"} and each segment's bytes, piece by piece;
                {"fault": [reason, detail]}; or {"memory": true} before it ends for want of memory
+    between    {"range": [begin, end]} of a large item's bytes, which are then sent
 
 Nothing that crosses is unpickled, on either side.
 """
@@ -29,14 +30,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from pydantic import TypeAdapter
 
+from batchproj.confinement import address_space, close_doors, cpu_s, limit
 from batchproj.decode import turns
+from batchproj.decode.content import KEPT_BYTES, Content, Ranges
 from batchproj.decode.faults import failures_as_faults
 from batchproj.decode.item import Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
@@ -63,6 +65,7 @@ _IMPORTED_LATE = ("PIL.ImageCms", "PIL.ImageColor", "PIL.ImageFilter", "PIL.Imag
 """By Pillow, when a picture wants it; so does PyAV with kinds of streams."""
 WORK = TypeAdapter(Work)
 READY, LOOK, DECODE = b"ready", b"look", b"decode"
+_NO_MEMORY = b'{"memory": true}'
 
 
 def main(files: str, told: str) -> None:
@@ -71,26 +74,48 @@ def main(files: str, told: str) -> None:
     work = WORK.validate_json(told)
     turns.share(*shared)
     connection: Connection[Any, Any] = Connection(socket)
-    idle_bytes = _address_space()
-    _close_doors()
+    idle_bytes = address_space()
+    _close_all_doors()
     connection.send_bytes(READY)
     while True:
         try:
-            look, data = connection.recv_bytes() == LOOK, connection.recv_bytes()
+            look, data = _asked(connection)
         except EOFError:
             return
-        # beside the item itself, of which libraries make a copy
-        _limit(resource.RLIMIT_AS, idle_bytes + 2 * len(data) + work.limits.decode_bytes)
-        _limit(resource.RLIMIT_CPU, math.ceil(_cpu_s() + work.limits.cpu_seconds(len(data))))
+        # beside what is here of the item itself, of which libraries make a copy
+        here_bytes = len(data) if isinstance(data, bytes) else KEPT_BYTES
+        limit(resource.RLIMIT_AS, idle_bytes + 2 * here_bytes + work.limits.decode_bytes)
+        limit(resource.RLIMIT_CPU, math.ceil(cpu_s() + work.limits.cpu_seconds(len(data))))
         try:
             _answer(connection, _answers(look, data, work), work.limits.wall_seconds(len(data)))
         except MemoryError:
-            _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
-            connection.send_bytes(b'{"memory": true}')
+            limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+            connection.send_bytes(_NO_MEMORY)
             return  # what is left of it may be in pieces
         turns.end()
-        _limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+        limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
         del data
+
+
+def _asked(connection: Connection[Any, Any]) -> tuple[bool, Content]:
+    """Whether only to look, and the item."""
+    job, *size = connection.recv_bytes().split()
+    if not size:
+        return job == LOOK, connection.recv_bytes()
+
+    def read(begin: int, end: int) -> bytes:
+        left, _ = signal.setitimer(signal.ITIMER_REAL, 0)  # the other side may be busy with what it has
+        try:
+            connection.send_bytes(json.dumps({"range": [begin, end]}).encode())
+            return connection.recv_bytes()
+        except MemoryError:  # a library that called back would take it for the end of the file
+            limit(resource.RLIMIT_AS, resource.RLIM_INFINITY)
+            connection.send_bytes(_NO_MEMORY)
+            os._exit(0)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, left)
+
+    return job == LOOK, Ranges(int(size[0]), read)
 
 
 Answer = tuple[dict[str, Any], Piece | None]
@@ -114,9 +139,10 @@ def _answer(connection: Connection[Any, Any], answers: Iterator[Answer], seconds
             connection.send_bytes(np.ascontiguousarray(segment.data).data.cast("B"))
         if piece is None:
             return
+        del piece  # before the next one is made
 
 
-def _answers(look: bool, data: bytes, work: Work) -> Iterator[Answer]:
+def _answers(look: bool, data: Content, work: Work) -> Iterator[Answer]:
     with failures_as_faults():
         if look:
             yield {"modality": look_inside(data)}, None
@@ -131,30 +157,11 @@ def _described(segment: Any) -> list[Any]:
     return [segment.data.shape, segment.data.dtype.name, segment.start, segment.end]
 
 
-def _close_doors() -> None:
-    """From here on nothing is opened, written or started; what a library prints is nobody's to read."""
+def _close_all_doors() -> None:
+    """Load what libraries load late, which they cannot do any more, and close the doors."""
     for module in (*_IMPORTED_LATE, *(found.name for found in pkgutil.walk_packages(av.__path__, "av."))):
         importlib.import_module(module)
-    os.dup2(os.open(os.devnull, os.O_RDWR), 2)
-    for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE):
-        resource.setrlimit(what, (0, 0))
-
-
-def _limit(what: int, value: int) -> None:
-    """Set a limit, no higher than the one that the process was started with."""
-    _, hard = resource.getrlimit(what)
-    allowed = value if hard == resource.RLIM_INFINITY else hard if value == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(what, (allowed, hard))
-
-
-def _cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def _address_space() -> int:
-    """Bytes of address space that the process has, before it is given work."""
-    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    close_doors()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from batchproj.decode import mpeg
+from batchproj.decode.content import Content, ContentFile
 from batchproj.schema import Modality
 
 _BY_MAGIC = (
@@ -36,7 +37,7 @@ MIXED = frozenset({"ogg", "matroska", "mov", "asf", "avi", "flv", "mpeg", "mpegt
 """Containers that hold sound alone as readily as film."""
 
 
-def demuxer(data: bytes) -> str | None:
+def demuxer(data: Content) -> str | None:
     """Name of the FFmpeg demuxer for these bytes, None if we hand such bytes to no demuxer."""
     if data[:4] in (b"RIFF", b"RF64", b"FORM"):
         return _BY_FORM.get(data[8:12])
@@ -50,23 +51,22 @@ def demuxer(data: bytes) -> str | None:
     return "mp3" if data[:3] == b"ID3" or mpeg.is_mpeg_audio(data) else None
 
 
-def _is_transport_stream(data: bytes) -> bool:
+def _is_transport_stream(data: Content) -> bool:
     return any(
         len(data) > first + 2 * step and data[first] == data[first + step] == data[first + 2 * step] == _TRANSPORT_SYNC
         for first, step in _TRANSPORT_PACKETS
     )
 
 
-def open_container(data: bytes, name: str) -> InputContainer:
+def open_container(data: Content, name: str) -> InputContainer:
     """Open with this demuxer and no other; the caller closes.
 
     The name is never left to FFmpeg to guess: among its formats are playlists, whose bytes could
     make it open other files and URLs; and should a demuxer try that, it is refused. Titles and other tags
     need not be UTF-8: nobody reads them. Raises what PyAV raises.
     """
-    opened: InputContainer = av.open(
-        io.BytesIO(data), mode="r", format=name, io_open=_refuse, metadata_errors="replace"
-    )
+    file = io.BytesIO(data) if isinstance(data, bytes) else ContentFile(data)
+    opened: InputContainer = av.open(file, mode="r", format=name, io_open=_refuse, metadata_errors="replace")
     return opened
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+import posixpath
 
 from batchproj.schema import Modality
 
@@ -37,16 +37,17 @@ _PICTURES = {
 
 def hint(name: str) -> Modality | None:
     """Modality that the file name's extension promises, None for one that promises nothing."""
-    return _HINTS.get(_extension(name))
+    return _HINTS.get(extension(name))
 
 
 def picture_named(name: str) -> str | None:
     """The format of pictures, of those that are opened, that the extension promises."""
-    return _PICTURES.get(_extension(name))
+    return _PICTURES.get(extension(name))
 
 
-def _extension(name: str) -> str:
-    return PurePosixPath(name).suffix.removeprefix(".").lower()
+def extension(name: str) -> str:
+    """All that is heeded of a name: `jpg` of `a/B.JPG`."""
+    return posixpath.splitext(name)[1].removeprefix(".").lower()
 
 
 def is_film(name: str) -> bool:

@@ -23,6 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from batchproj.decode.container import demuxer, moving_pictures, open_container
+from batchproj.decode.content import Content
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.decode.image import check_pixels
 from batchproj.decode.limits import Limits
@@ -67,7 +68,7 @@ class Film:
     Times are seconds from its first frame on. Raises ItemFault: UNSUPPORTED_FORMAT, CORRUPT, TRUNCATED, TOO_LARGE.
     """
 
-    def __init__(self, data: bytes, limits: Limits) -> None:
+    def __init__(self, data: Content, limits: Limits) -> None:
         self._data, self._limits = data, limits
         packets = _Packets()
         with self._opened() as (container, stream):

@@ -28,6 +28,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from batchproj.decode import turns
+from batchproj.decode.complete import png_shortfall
 from batchproj.decode.faults import one_line, refusals_as_faults
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
@@ -89,6 +90,8 @@ def decode_image(data: bytes, spec: ImageSpec, limits: Limits) -> list[Segment]:
     turns.wait_if_large(image.size)
     with _refusals_of_pillow():
         image.load()
+    if isinstance(image, PngImageFile) and (missing := png_shortfall(data)):
+        raise ItemFault(Reason.TRUNCATED, missing)
     turn = 1 if isinstance(image, TiffImageFile) else _orientation(image)  # Pillow turns TIFF itself
     upright = image.transpose(_TURNS[turn]) if turn in _TURNS else image
     return [Segment(fitted(_rgb(upright), _turned(full, turn), spec))]

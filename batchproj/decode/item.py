@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from batchproj.decode.audio import stream_audio
+from batchproj.decode.content import Content
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
 from batchproj.decode.text import stream_text
@@ -38,7 +39,7 @@ class Piece:
 
 
 def decode_pieces(
-    data: bytes, modality: Modality, spec: Spec, limits: Limits, size: PieceSize = PIECE
+    data: Content, modality: Modality, spec: Spec, limits: Limits, size: PieceSize = PIECE
 ) -> Iterator[Piece]:
     """Decode one item piece by piece, in order; a short one is one piece.
 
@@ -49,11 +50,11 @@ def decode_pieces(
         raise ItemFault(Reason.TOO_LARGE, f"item of {len(data)} bytes, the limit is {limits.item_bytes}")
     match modality, spec:
         case Modality.IMAGE, ImageSpec():
-            yield Piece(decode_image(data, spec, limits))
+            yield Piece(decode_image(data[:], spec, limits))
         case Modality.AUDIO, AudioSpec():
             yield from _pieces(stream_audio(data, spec, limits), size)
         case Modality.TEXT, TextSpec():
-            yield from _pieces(stream_text(data, spec, limits), size)
+            yield from _pieces(stream_text(data[:], spec, limits), size)
         case Modality.VIDEO, VideoSpec():
             yield from _pieces(decode_video(data, spec, limits), size)
         case _:

@@ -21,7 +21,8 @@ class Limits(BaseModel):
     `image_ratio` is the longer edge over the shorter one, of pictures and of frames: of what is longer
     the encoder's crop shows nothing, and resizing by the shorter edge makes a large picture of a small file.
     `decode_bytes` is the memory that decoding an item may take beside the item itself; `decode_s` the processor
-    time in seconds, and a quarter of it more for each MiB of the item.
+    time in seconds, and a quarter of it more for each MiB of the item; listing a table may take as much.
+    `table_bytes` is the memory that listing a table may take.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +37,7 @@ class Limits(BaseModel):
     text_bytes: int = Field(default=50_000_000, gt=0)
     decode_bytes: int = Field(default=1 << 30, gt=0)
     decode_s: float = Field(default=60.0, gt=0)
+    table_bytes: int = Field(default=2 << 30, gt=0)
 
     def cpu_seconds(self, size: int) -> float:
         """Processor time that decoding an item of so many bytes may take."""

@@ -5,8 +5,9 @@ Source: ISO/IEC 11172-3 and 13818-3, section 2.4.2.3 (frame header); Xing/Info h
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
+
+from batchproj.decode.content import Content
 
 _KBPS_V1_L2 = (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
 _KBPS_V1_L3 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
@@ -25,11 +26,11 @@ class Frame:
     xing_offset: int
 
 
-def frame_at(data: bytes, position: int) -> Frame | None:
+def frame_at(data: Content, position: int) -> Frame | None:
     """The frame whose header starts at `position`, or None if no valid header is there."""
     if position + 4 > len(data):
         return None
-    (header,) = struct.unpack_from(">I", data, position)
+    header = int.from_bytes(data[position : position + 4], "big")
     version, layer = (header >> 19) & 3, (header >> 17) & 3
     bitrate, rate, padding = (header >> 12) & 15, (header >> 10) & 3, (header >> 9) & 1
     mono = (header >> 6) & 3 == 3
@@ -45,7 +46,7 @@ def frame_at(data: bytes, position: int) -> Frame | None:
     return Frame(per_kbps * kbps_by_index[bitrate - 1] // hertz + padding, 4 + side_info)
 
 
-def first_frame(data: bytes) -> int:
+def first_frame(data: Content) -> int:
     """Where the first frame should start: after the ID3v2 tag, if there is one."""
     if not data.startswith(b"ID3") or len(data) < _ID3_HEADER_BYTES:
         return 0
@@ -56,7 +57,7 @@ def first_frame(data: bytes) -> int:
     return _ID3_HEADER_BYTES + size + footer
 
 
-def is_mpeg_audio(data: bytes) -> bool:
+def is_mpeg_audio(data: Content) -> bool:
     """Whether bytes without a tag are MPEG audio: two frames in a row, or one that ends the file."""
     frame = frame_at(data, 0)
     if frame is None:
@@ -64,7 +65,7 @@ def is_mpeg_audio(data: bytes) -> bool:
     return frame.length + 4 > len(data) or frame_at(data, frame.length) is not None
 
 
-def is_adts(data: bytes, position: int = 0) -> bool:
+def is_adts(data: Content, position: int = 0) -> bool:
     """Whether AAC in ADTS frames starts at `position`: two in a row, or one that ends the file."""
     length = _adts_length(data, position)
     if length is None:
@@ -73,7 +74,7 @@ def is_adts(data: bytes, position: int = 0) -> bool:
     return second + 7 > len(data) or _adts_length(data, second) is not None
 
 
-def _adts_length(data: bytes, position: int) -> int | None:
+def _adts_length(data: Content, position: int) -> int | None:
     """Length of the ADTS frame at `position` (ISO/IEC 13818-7, section 6.2), None if none is there."""
     header = data[position : position + 7]
     if len(header) < 7 or header[0] != 0xFF or header[1] & 0xF6 != 0xF0:
@@ -91,7 +92,7 @@ class XingHeader:
     own_frame: int
 
 
-def xing_header(data: bytes) -> XingHeader | None:
+def xing_header(data: Content) -> XingHeader | None:
     """The header in the first frame, None if there is none or if it states no bytes."""
     begin = first_frame(data)
     frame = frame_at(data, begin)
@@ -100,8 +101,9 @@ def xing_header(data: bytes) -> XingHeader | None:
     position = begin + frame.xing_offset
     if data[position : position + 4] not in (b"Xing", b"Info") or position + 16 > len(data):
         return None
-    (flags,) = struct.unpack_from(">I", data, position + 4)
+    flags = int.from_bytes(data[position + 4 : position + 8], "big")
     if not flags & 2:
         return None
-    (declared,) = struct.unpack_from(">I", data, position + (12 if flags & 1 else 8))
+    field = position + (12 if flags & 1 else 8)
+    declared = int.from_bytes(data[field : field + 4], "big")
     return XingHeader(declared, len(data) - begin, frame.length)

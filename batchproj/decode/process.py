@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -17,7 +16,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from batchproj.confinement import environment
 from batchproj.decode.child import DECODE, LOOK, READY, WORK, Work
+from batchproj.decode.content import KEPT_BYTES
 from batchproj.decode.faults import one_line
 from batchproj.decode.item import Piece
 from batchproj.errors import BatchprojError, ItemFault, TryLater
@@ -28,8 +29,6 @@ PROGRAM = "batchproj.decode.child"
 DEATHS = 2
 """So often an item may end its decoder: what dies once may have been killed from outside."""
 
-_KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _DTYPES = ("uint8", "float32")
 
 
@@ -105,16 +104,23 @@ class DecoderProcess:
                 if death == DEATHS:
                     raise ItemFault(died.reason, str(died)) from None
 
+    def _in_ranges(self, job: bytes, data: bytes) -> bool:
+        """Whether it reads the item from here, so that its bytes are in memory once; Pillow wants pictures whole."""
+        return len(data) > KEPT_BYTES and (job == LOOK or self._work.modality is not Modality.IMAGE)
+
     def _ask(self, job: bytes, data: bytes) -> Iterator[dict[str, Any]]:
         if self._is_asked:  # somebody keeps the rest of another answer, which he must not be given instead
             self.close()
         child = self._started()
         self._is_asked, finished = True, False
         try:
-            child.connection.send_bytes(job)
-            child.connection.send_bytes(data)
+            if self._in_ranges(job, data):
+                child.connection.send_bytes(b"%s %d" % (job, len(data)))
+            else:
+                child.connection.send_bytes(job)
+                child.connection.send_bytes(data)
             while not finished:
-                answer = _received(child.connection)
+                answer = _received(child.connection, data)
                 finished = "piece" not in answer or answer["piece"].last
                 if "memory" in answer:
                     self.close()
@@ -139,8 +145,6 @@ class DecoderProcess:
 
 def _start(work: Work, turns: IO[bytes] | None) -> _Child:
     ours, theirs = Pipe()
-    environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **_ONE_THREAD}
     with theirs, tempfile.TemporaryFile() as said:
         program = [sys.executable, "-P", "-m", PROGRAM]
         files = [theirs.fileno(), *([turns.fileno()] if turns else [])]
@@ -149,7 +153,7 @@ def _start(work: Work, turns: IO[bytes] | None) -> _Child:
         try:
             process = subprocess.Popen(
                 [*program, *told],
-                env=environment,
+                env=environment(),
                 cwd="/",
                 pass_fds=files,
                 stdin=nothing,
@@ -170,8 +174,13 @@ def _start(work: Work, turns: IO[bytes] | None) -> _Child:
     return child
 
 
-def _received(connection: Connection[Any, Any]) -> dict[str, Any]:
+def _received(connection: Connection[Any, Any], item: bytes) -> dict[str, Any]:
+    """The next answer; until it is there, ranges of the item are sent as they are asked for."""
     answer: dict[str, Any] = json.loads(connection.recv_bytes())
+    while "range" in answer:
+        begin, end = answer["range"]
+        connection.send_bytes(memoryview(item)[begin:end])
+        answer = json.loads(connection.recv_bytes())
     if "segments" not in answer:
         return answer
     segments = []

@@ -10,6 +10,7 @@ import filetype
 from batchproj.decode import mpeg
 from batchproj.decode.complete import shortfall
 from batchproj.decode.container import MIXED, demuxer, modality_of, open_container
+from batchproj.decode.content import Content
 from batchproj.decode.extensions import hint, picture_named
 from batchproj.decode.faults import refusals_as_faults
 from batchproj.errors import ItemFault
@@ -172,7 +173,7 @@ def _refuse_by_magic(data: bytes, magics: tuple[tuple[bytes, str], ...] = _UNSUP
         raise ItemFault(Reason.UNSUPPORTED_FORMAT, "CR2 raw pictures are not opened")
 
 
-def look_inside(data: bytes) -> Modality:
+def look_inside(data: Content) -> Modality:
     """Modality by the streams of a container that may hold sound or film. Raises ItemFault: CORRUPT, TRUNCATED,
     UNSUPPORTED_FORMAT (neither in it)."""
     container = demuxer(data)

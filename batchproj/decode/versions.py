@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from batchproj.errors import BatchprojError
 
-DECODE_EPOCH = 2
+DECODE_EPOCH = 3
 """Raised by hand when our own code comes to open, or to refuse, something that it did not before."""
 
 

@@ -15,6 +15,7 @@ from av.video.frame import VideoFrame
 from PIL import Image
 
 from batchproj.decode.complete import shortfall
+from batchproj.decode.content import Content
 from batchproj.decode.film import Film, rgb
 from batchproj.decode.image import check_ratio, check_resized, fitted
 from batchproj.decode.limits import Limits
@@ -38,7 +39,7 @@ _TURNS = {
 _SWAPS_EDGES = frozenset(turn for (a, *_), turn in _TURNS.items() if a == 0)
 
 
-def decode_video(data: bytes, spec: VideoSpec, limits: Limits) -> Iterator[Segment]:
+def decode_video(data: Content, spec: VideoSpec, limits: Limits) -> Iterator[Segment]:
     """Decode a video to (T, height, width, 3) uint8 segments, one after the other, cut as `spec.segments` says.
 
     The T frames are those on show at the middles of T equal shares of a segment, so that frame rate and keyframes
@@ -69,16 +70,20 @@ def _middles(start: float, end: float, count: int) -> Iterator[float]:
 
 def _pictures(frames: Iterable[VideoFrame], aspect: float, spec: ImageSpec, limits: Limits) -> Iterator[Picture]:
     last: VideoFrame | None = None
+    rotation: int | None = None
     for frame in frames:
+        if frame.rotation != rotation:
+            turn, rotation = _turn(frame), frame.rotation
         if frame is not last:
-            picture, last = _picture(frame, aspect, spec, limits), frame
+            picture, last = _picture(frame, turn, aspect, spec, limits), frame
         yield picture
 
 
-def _picture(frame: VideoFrame, aspect: float, spec: ImageSpec, limits: Limits) -> Picture:
-    """A frame whose pixels are `aspect` times as wide as high, upright and of the encoder's size."""
+def _picture(
+    frame: VideoFrame, turn: Image.Transpose | None, aspect: float, spec: ImageSpec, limits: Limits
+) -> Picture:
+    """A frame whose pixels are `aspect` times as wide as high, turned upright and of the encoder's size."""
     full = (max(1, round(frame.width * aspect)), frame.height)
-    turn = _turn(frame)
     if turn in _SWAPS_EDGES:
         full = full[::-1]
     check_ratio(full, limits, "video frame")
@@ -88,6 +93,8 @@ def _picture(frame: VideoFrame, aspect: float, spec: ImageSpec, limits: Limits) 
 
 
 def _turn(frame: VideoFrame) -> Image.Transpose | None:
+    """By its display matrix. Not of every frame: one that was asked for its side data refers to itself, and its pixels
+    are kept until the garbage collector comes by, some hundred frames later."""
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return None

@@ -122,6 +122,7 @@ class Config(EncoderConfig):
         from transformers import AutoModel, AutoModelForTextEncoding
 
         from batchproj import torch_runtime
+        from batchproj.packed_texts import PackedTexts
         from batchproj.text_encoder import TextEncoder
 
         self.require(modality)
@@ -134,6 +135,9 @@ class Config(EncoderConfig):
         dim = self._dim(layout.sentence.width(width))
         pooled = _Pooled(loaded, layout.sentence, dim, torch_runtime.device())
         tokenizers = load_tokenizers(model.path, layout.max_tokens, layout.prompts, lowercase=lowercases(model.path))
+        packed = None
+        if self._is_packed(model.path, loaded, layout):
+            packed = PackedTexts(loaded, pooled.pool, torch_runtime.packed_tokens(width), tokenizers[role].pad)
         return TextEncoder(
             tokenizers[role],
             pooled.states,
@@ -143,6 +147,7 @@ class Config(EncoderConfig):
             loaded.dtype,
             routed=any(getattr(loaded.config, name, None) for name in _EXPERTS),
             skipped=0 if layout.sentence.include_prompt else tokenizers[role].prompt_tokens,
+            packed=packed,
         )
 
     def _dim(self, width: int) -> int:
@@ -150,6 +155,14 @@ class Config(EncoderConfig):
         if self.dims is not None and self.dims > width:
             raise SpaceError(f"dims is {self.dims}, this model's vectors have {width}")
         return self.dims or width
+
+    def _is_packed(self, folder: Path, loaded: Any, layout: _Layout) -> bool:
+        """A dense layer after pooling would see as many rows as texts of one length came together, and that shows."""
+        from batchproj.packed_texts import FIRST_POSITION
+        from batchproj.torch_runtime import small_batches
+
+        may_be = loaded.config.model_type in FIRST_POSITION and not _is_causal(folder) and not layout.sentence.dense
+        return may_be and small_batches(loaded.dtype) == "filled"
 
     def _layout(self, folder: Path) -> _Layout:
         _refuse_unsuitable(folder)
@@ -192,9 +205,13 @@ class _Pooled:
     def __call__(
         self, ids_BL: torch.Tensor, mask_BL: torch.Tensor, starts_B: torch.Tensor, ends_B: torch.Tensor
     ) -> torch.Tensor:
+        return self.pool(self.states(ids_BL, mask_BL), starts_B, ends_B)
+
+    def pool(self, states_BLD: torch.Tensor, starts_B: torch.Tensor, ends_B: torch.Tensor) -> torch.Tensor:
+        """States (B, L, D) -> (B, D), and what comes after."""
         import torch
 
-        pooled_BD = pool(self.states(ids_BL, mask_BL), starts_B, ends_B, self._sentence.pooling)
+        pooled_BD = pool(states_BLD, starts_B, ends_B, self._sentence.pooling)
         for layer in self._dense:
             pooled_BD = layer(pooled_BD)
         pooled_BD = pooled_BD[:, : self._dim]

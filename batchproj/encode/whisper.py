@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -185,14 +185,32 @@ def _sizes(folder: Path) -> _Sizes:
     return _Sizes(int(config.d_model), int(config.num_mel_bins))
 
 
-def _ctranslate2_frames(folder: Path, threads: int) -> Frames:
+def _ctranslate2_model(folder: Path, threads: int) -> Any:
+    """On the accelerator where CTranslate2 can use it, tried on a moment of silence, else on CPUs.
+
+    It needs CUDA libraries of its own major version, and torch may have come with those of another.
+    """
     import ctranslate2
 
     from batchproj.torch_runtime import device
 
-    model = ctranslate2.models.Whisper(
-        str(folder), device=device().type, compute_type="float32", inter_threads=1, intra_threads=threads
-    )
+    options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": threads}
+    if device().type == "cuda":
+        silence = np.zeros((1, _sizes(folder).mels, _FRAMES_STEP), np.float32)
+        try:
+            model = ctranslate2.models.Whisper(str(folder), device="cuda", **options)
+            model.encode(ctranslate2.StorageView.from_array(silence), to_cpu=True)
+        except (RuntimeError, ValueError):  # no library or driver that fits; made without CUDA
+            pass
+        else:
+            return model
+    return ctranslate2.models.Whisper(str(folder), device="cpu", **options)
+
+
+def _ctranslate2_frames(folder: Path, threads: int) -> Frames:
+    import ctranslate2
+
+    model = _ctranslate2_model(folder, threads)
 
     def frames(mel_BMF: Array) -> Array:
         output = model.encode(ctranslate2.StorageView.from_array(mel_BMF), to_cpu=True)

@@ -48,6 +48,11 @@ class Header:
         return str(self.config.get("takes", "pooled"))
 
     @property
+    def is_asked(self) -> bool:
+        """Whether features of another modality are its queries."""
+        return self.config.get("query_dim") is not None
+
+    @property
     def in_dim(self) -> int:
         return int(self.config.get("in_dim", 0))
 

@@ -38,7 +38,7 @@ class TransformerProjector(TokenProjector):
             self.pool = Attention(config.width, config.heads)
             self.query = torch.nn.Parameter(0.02 * torch.randn(1, config.width))
 
-    def attend(self, states_BTW: Tensor, real_BT: Tensor) -> Tensor:
+    def attend(self, states_BTW: Tensor, real_BT: Tensor, *asked: Tensor) -> Tensor:  # noqa: ARG002
         for block in self.blocks:
             states_BTW = block(states_BTW, states_BTW, real_BT)
         if self.pool is not None:

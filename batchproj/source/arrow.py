@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchproj.errors import SourceError
 from batchproj.objectstore import Folder, Listed, head
-from batchproj.source.pinned import open_buffered
+from batchproj.source.pinned import RangedFile, buffered, open_buffered
 from batchproj.source.record import UNREADABLE, Record, pick, said, values_of
 
 INFO, STATE, SPLITS = "dataset_info.json", "state.json", "dataset_dict.json"
@@ -48,20 +48,22 @@ def _files(folder: Folder, below: str) -> list[Listed]:
     return [Listed(each.uri, f"{below}{each.key}", each.size, each.version) for each in found]
 
 
-def records(table: Listed) -> Iterator[Record]:
+def records(table: Listed, file: RangedFile) -> Iterator[Record]:
     """Raises SourceError if it is damaged."""
     try:
-        with open_buffered(table) as file:
-            schema = pa.ipc.read_schema(file)
+        with buffered(file) as opened:
+            schema = pa.ipc.read_schema(opened)
             number = 0
-            while (begun := file.tell()) < table.size:
-                batch = _next_batch(file, schema)
+            while (begun := opened.tell()) < table.size:
+                batch = _next_batch(opened, schema)
                 if batch is None:
                     break
                 for at, values in enumerate(values_of(batch)):
                     number += 1
                     yield Record(number, (begun, at), values)
-    except (*UNREADABLE, MemoryError) as error:  # the latter by sizes that it states and does not have
+    except MemoryError:  # pyarrow's is one of its own as well
+        raise
+    except UNREADABLE as error:
         raise SourceError(f"{table.uri} is no sound Arrow stream: {said(error)}; save it again") from error
 
 

@@ -10,19 +10,19 @@ from typing import Any, BinaryIO
 from batchproj.errors import ItemFault, SourceError
 from batchproj.objectstore import Listed
 from batchproj.schema import Reason
-from batchproj.source.pinned import open_buffered
+from batchproj.source.pinned import RangedFile, buffered
 from batchproj.source.record import LINE_BYTES, Record, pass_line
 
 csv.field_size_limit(LINE_BYTES)  # of the process; by itself it refuses fields from 128 KiB on
 
 
-def records(table: Listed) -> Iterator[Record]:
+def records(table: Listed, file: RangedFile) -> Iterator[Record]:
     """Rows are numbered without the header; an empty field is no value.
 
     Raises SourceError for a header that is not UTF-8 or names a column twice, and for a quote that is never closed.
     """
-    with open_buffered(table) as file:
-        lines = _Lines(file, table.uri)
+    with buffered(file) as opened:
+        lines = _Lines(opened, table.uri)
         reader = csv.reader(lines, strict=True)
         header = _header(reader, table.uri)
         number = 0

@@ -9,20 +9,20 @@ from typing import Any
 from batchproj.errors import ItemFault
 from batchproj.objectstore import Listed
 from batchproj.schema import Reason
-from batchproj.source.pinned import open_buffered
+from batchproj.source.pinned import RangedFile, buffered
 from batchproj.source.record import LINE_BYTES, Record, pass_line
 
 
-def records(table: Listed) -> Iterator[Record]:
+def records(_: Listed, file: RangedFile) -> Iterator[Record]:
     """Rows are numbered by lines; blank lines are none."""
-    with open_buffered(table) as file:
+    with buffered(file) as opened:
         at = number = 0
-        while line := file.readline(LINE_BYTES):
+        while line := opened.readline(LINE_BYTES):
             number += 1
             begun, length = at, len(line)
             at += length
             if length == LINE_BYTES and not line.endswith(b"\n"):
-                at += pass_line(file)
+                at += pass_line(opened)
                 detail = f"line {number} is longer than {LINE_BYTES} bytes"
                 yield Record(number, (begun, 0), ItemFault(Reason.TOO_LARGE, detail))
             elif not line.isspace():
@@ -41,6 +41,8 @@ def _parsed(line: bytes, number: int) -> dict[str, Any] | ItemFault:
         return ItemFault(Reason.INVALID_UTF8, f"line {number}: byte {error.start} is not UTF-8")
     except (ValueError, RecursionError) as error:
         return ItemFault(Reason.BAD_ROW, f"line {number} is not JSON: {error}")
+    except MemoryError:  # a byte of brackets makes a list of fifty
+        return ItemFault(Reason.TOO_LARGE, f"line {number} takes more memory than a table may")
     if not isinstance(found, dict):
         return ItemFault(Reason.BAD_ROW, f"line {number} is no JSON object but {type(found).__name__}")
     return found

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -31,14 +30,11 @@ from batchproj.errors import BatchprojError, SourceError, TryLater, UsageError
 from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Listed
 from batchproj.retry import configure, patience_s, retrying
+from batchproj.source.ended import death
 from batchproj.source.record import UNREADABLE, Record, pick, said, values_of
 
 BATCH_ROWS = 256
 _PROGRAM = "batchproj.source.lance"
-_DAMAGE = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
-"""What a process dies of by itself."""
-
-_LAST_BYTES = 4_096
 _ERRORS = {each.__name__: each for each in (TryLater, UsageError, SourceError)}
 
 
@@ -112,7 +108,7 @@ def _answers(uri: str, version: int | None) -> Generator[dict[str, Any]]:
                     (answer["batch"],) = pa.ipc.open_stream(connection.recv_bytes())
                 yield answer
         except (EOFError, ConnectionError):
-            raise _death(uri, process.wait(), told) from None
+            raise death(uri, process.wait(), "Lance", told) from None
 
 
 @contextmanager
@@ -137,19 +133,6 @@ def _lister() -> Iterator[tuple[subprocess.Popen[bytes], Connection[Any, Any], I
         finally:
             process.kill()
             process.wait()
-
-
-def _death(uri: str, status: int, told: IO[bytes]) -> BatchprojError:
-    """What to raise for a process that ended with this status in place of an answer."""
-    if status >= 0:
-        told.seek(max(0, told.seek(0, os.SEEK_END) - _LAST_BYTES))
-        last = told.read().decode(errors="replace").strip().rpartition("\n")[2]
-        return BatchprojError(f"the process that lists {uri} ended with exit code {status}: {last[:200]}")
-    name = signal.Signals(-status).name
-    if -status in _DAMAGE:
-        return SourceError(f"{uri} cannot be read: it is damaged, and Lance ends with {name}; write it again")
-    hint = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
-    return TryLater(f"the process that lists {uri} was ended by {name}{hint}; run the same command again")
 
 
 def main(socket: int) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import PurePosixPath
@@ -23,21 +24,14 @@ import pyarrow as pa
 
 from batchproj.errors import SourceError
 from batchproj.objectstore import Folder, Listed, canonical, head, list_objects
-from batchproj.source import arrow, csv, jsonl, lance, objects, parquet
+from batchproj.source import arrow, lance, objects
+from batchproj.source.parser import Parser
 from batchproj.source.place import Place, parse_place
-from batchproj.source.record import Record
 from batchproj.source.roots import Roots
 from batchproj.source.sound_tracks import IsFilm, with_sound_tracks
 from batchproj.source.tables import Table, list_rows, version_of
 from batchproj.source.tar import list_members
 
-_RECORDS: dict[str, Callable[[Listed], Iterator[Record]]] = {
-    "parquet": parquet.records,
-    "jsonl": jsonl.records,
-    "csv": csv.records,
-    "arrow": arrow.records,
-    "lance": lance.records,
-}
 _TABLES = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv"}
 _TAR = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -73,16 +67,18 @@ def list_items(
     roots: Sequence[str] = (),
     sealed: Mapping[str, str] = MappingProxyType({}),
     is_film: IsFilm | None = None,
+    parser: Parser | None = None,
 ) -> Iterator[Page]:
     """Pages of rows (`schema.listing_schema`), without objects below the URI `exclude`.
 
     `roots` are the folders that tables may name objects in, beside their own. `sealed` are the digests
     of seals by their keys: tables and shards that still have theirs are not read. With `is_film` the
-    sound of films is listed as well. Raises SourceError if the source is missing, forbidden or damaged,
-    TryLater if it is overwritten meanwhile.
+    sound of films is listed as well. `parser` has the limits of what a table may take; it stays open. Raises
+    SourceError if the source is missing, forbidden or damaged, TryLater if it is overwritten meanwhile.
     """
-    for page in _pages(source, _Where(exclude, tuple(roots), sealed, with_sound=is_film is not None)):
-        yield page if is_film is None or isinstance(page, Seal) else with_sound_tracks(page, is_film)
+    with nullcontext(parser) if parser else Parser() as open_parser:
+        for page in _pages(source, _Where(exclude, tuple(roots), sealed, is_film is not None, open_parser)):
+            yield page if is_film is None or isinstance(page, Seal) else with_sound_tracks(page, is_film)
 
 
 def _pages(source: str, where: _Where) -> Iterator[Page]:
@@ -106,6 +102,7 @@ class _Where:
     roots: tuple[str, ...]
     sealed: Mapping[str, str]
     with_sound: bool
+    parser: Parser
 
     def seal(self, kind: str, listed: Listed) -> Seal:
         told = [_EPOCH, kind, listed.uri, listed.version, *(["sound tracks"] if self.with_sound else [])]
@@ -152,7 +149,7 @@ def _of_table(listed: Listed, kind: str, folder: str, where: _Where) -> Iterator
         yield seal
         return
     alone = True
-    for page in list_rows(Table(listed, kind, _RECORDS[kind], Roots(folder, where.roots, where.exclude))):
+    for page in list_rows(Table(listed, kind, Roots(folder, where.roots, where.exclude)), where.parser):
         kinds = {parse_place(place).kind for place in page["place"].to_pylist()}
         alone = alone and kinds == {kind}  # objects change beside it, and what is faulty may be one's fault
         yield page
@@ -171,7 +168,8 @@ def version_now(item: str, uri: str, place: Place) -> str | None:
         pages = (page.to_pylist() for page in list_members(listed))
         return next((row["source_version"] for page in pages for row in page if row["item"] == item), None)
     roots = Roots(_folder_of(container), (), container)  # of no account: what rows name is not looked at
-    return version_of(Table(listed, place.kind, _RECORDS[place.kind], roots), item)
+    with Parser() as parser:
+        return version_of(Table(listed, place.kind, roots), item, parser)
 
 
 def _kind_of(uri: str) -> str:

@@ -13,16 +13,22 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from batchproj.errors import BatchprojError, ItemFault
+from batchproj.errors import BatchprojError, DiskFault, ItemFault
 from batchproj.objectstore import GONE, read_pinned, read_range
 from batchproj.schema import Reason
 from batchproj.source import arrow, csv, jsonl, lance, parquet
 from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, parse_place
 from batchproj.source.record import UNREADABLE
-from batchproj.source.tables import payload
+from batchproj.source.rows import payload
 
 GAP_BYTES = 64 * 1024
 """Ranges that are no further apart are read by one request."""
+
+DISK_FAILS = "its disk fails over it, and not over what is beside it"
+"""How the detail of a fault begins whose object a disk does not give."""
+
+FAILING_ITEMS = 3
+"""So many objects of a unit may be at fault that their disk does not give them; each is waited for."""
 
 SPAN_BYTES = 8 * 2**20
 """What is read by one request, unless a single item is larger."""
@@ -61,7 +67,9 @@ class _Item:
 def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int) -> list[Read]:
     """Bytes of each row (uri, size, source_version, place), or why there are none; none is larger than `most_bytes`.
 
-    Raises TryLater if storage is away.
+    What a disk fails over (EIO), again and again while objects beside it are read, is the object's fault: FORBIDDEN. So
+    are at most `FAILING_ITEMS` of these rows, and fewer than are read well; with more it is the disk's. Raises TryLater
+    if that, or any storage, is away.
     """
     found: dict[int, Read] = {}
     items = []
@@ -74,9 +82,20 @@ def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int)
         else:
             items.append(_Item(number, row["uri"], row["size"], row["source_version"], place))
     with ThreadPoolExecutor(threads) as pool:
+        failing: dict[int, DiskFault] = {}
         for read in pool.map(_read_together, _together(items)):
-            found |= read
+            failing |= {number: each for number, each in read.items() if isinstance(each, DiskFault)}
+            found |= {number: each for number, each in read.items() if not isinstance(each, DiskFault)}
+            _check_failing(failing, FAILING_ITEMS)
+    _check_failing(failing, sum(isinstance(each, bytes) for each in found.values()) - 1)
+    for number, fault in failing.items():
+        found[number] = ItemFault(Reason.FORBIDDEN, f"{DISK_FAILS}: {fault.__cause__}")
     return [found[number] for number in range(len(rows))]
+
+
+def _check_failing(failing: dict[int, DiskFault], most: int) -> None:
+    if len(failing) > max(0, most):
+        raise next(iter(failing.values()))
 
 
 def _together(items: list[_Item]) -> Iterator[list[_Item]]:
@@ -106,7 +125,7 @@ def _spans(items: list[_Item]) -> Iterator[list[_Item]]:
         yield span
 
 
-def _read_together(items: list[_Item]) -> dict[int, Read]:
+def _read_together(items: list[_Item]) -> Mapping[int, Read | DiskFault]:
     first = items[0]
     try:
         if first.place is None or first.place.kind == OBJECT:
@@ -123,6 +142,8 @@ def _read_together(items: list[_Item]) -> dict[int, Read]:
         return {item.number: gone for item in items}
     except PermissionError as error:
         return {item.number: ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") for item in items}
+    except DiskFault as fault:
+        return {item.number: fault for item in items}
 
 
 def _from_block(kind: str, items: list[_Item]) -> dict[int, Read]:

@@ -1,265 +1,89 @@
-"""Items that are rows of a table: what its columns mean, whatever kind of file it is.
-
-    uri     the item is the object of that name, below the roots of the table
-    bytes   the item is this value; in JSON and CSV it is base64
-    text    the item is this text
-    id      names the row, so that it may move; without one a row is known by its number
-    pair    which items belong together
-    others  go as JSON into `metadata`; so do `text` beside another payload, but bytes never
-
-A row is one item: of `uri`, `bytes` and `text` the first that has a value. A column of structs of
-`bytes` and `path`, as Hugging Face `datasets` stores images and sound, counts as `bytes` or `uri`.
-"""
+"""Tables in the listing: their rows, and what is found of the objects that these name."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any
-from urllib.parse import quote
+from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 
-from batchproj.errors import ItemFault, SourceError, TryLater
+from batchproj.errors import ItemFault, TryLater
 from batchproj.objectstore import Listed, head
 from batchproj.retry import CALLS_AT_ONCE
 from batchproj.schema import Reason, listing_schema
-from batchproj.source.metadata import to_json
+from batchproj.source import lance, rows
 from batchproj.source.objects import item_id, pair_key
-from batchproj.source.place import OBJECT, Place, fault_place
-from batchproj.source.record import Record
+from batchproj.source.parser import Parser
+from batchproj.source.place import OBJECT, Place
 from batchproj.source.roots import Roots
-
-PAYLOADS = ("uri", "bytes", "text")
-RESERVED = (*PAYLOADS, "id", "pair")
-
-PAGE_ROWS = 1_000
-PAGE_BYTES = 8 * 2**20
-"""A page of rows is full when its metadata are."""
-
-_NAMES = {"text": "row.txt", "bytes": "row"}
-"""In the place of a file name: what a payload promises, if nothing else names it."""
-
-_NAMES_CHARS = 300
-"""So many are shown of the names of columns, which may be anything."""
-
-_DETAIL_CHARS = 300
-"""So many are kept of what is wrong with a row."""
-
-_NAME_CHARS = 100
-"""So many are kept of a name, from its end: the extension alone promises something."""
+from batchproj.source.rows import Row, faulty
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: `listed` is its file or folder, `kind` the file in `source/` that gives its `records`."""
+    """One table: `listed` is its file or folder, `kind` the file in `source/` that knows its format."""
 
     listed: Listed
     kind: str
-    records: Callable[[Listed], Iterator[Record]]
     roots: Roots
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One row of the listing; `target` is set while the version of the object it names is not known."""
-
-    item: str
-    uri: str
-    key: str
-    pair: str | None
-    size: int
-    source_version: str
-    metadata: str | None
-    place: Place
-    target: str | None = None
-
-
-def list_rows(table: Table) -> Iterator[pa.RecordBatch]:
+def list_rows(table: Table, parser: Parser) -> Iterator[pa.RecordBatch]:
     """Pages of rows, in the table's order.
 
     Raises SourceError if it is damaged or has no column to embed, TryLater if it is overwritten meanwhile.
     """
-    page: list[_Row] = []
-    held = 0
+    look_up = partial(_looked_up, table.roots)
     with ThreadPoolExecutor(CALLS_AT_ONCE) as pool:
-        for row in _rows(table):
-            page.append(row)
-            held += len(row.metadata or "")
-            if len(page) >= PAGE_ROWS or held >= PAGE_BYTES:
-                yield _batch(list(pool.map(_looked_up, page)))
-                page, held = [], 0
-        if page:
-            yield _batch(list(pool.map(_looked_up, page)))
+        for page in _pages(table, parser):
+            named = any(row.names is not None for row in page)
+            yield _batch(list(pool.map(look_up, page)) if named else [(row.address, row) for row in page])
 
 
-def version_of(table: Table, item: str) -> str | None:
+def version_of(table: Table, item: str, parser: Parser) -> str | None:
     """The `source_version` that an item, whose bytes are in its row, has now; None if it is not there."""
-    return next((row.source_version for row in _rows(table) if row.item == item), None)
+    found = (row.source_version for page in _pages(table, parser) for row in page if item_id(row.address) == item)
+    return next(found, None)
 
 
-def _rows(table: Table) -> Iterator[_Row]:
-    columns = _Columns(table.listed.uri)
-    try:
-        for record in table.records(table.listed):
-            columns.see(record.values)
-            yield _row(table, record)
-        columns.end()
-    except ItemFault as fault:  # of the table itself
-        raise TryLater(f"{table.listed.uri} was overwritten while it was listed; run the same command again") from fault
-
-
-class _Columns:
-    """Looks for a column to embed; the columns of a row of JSON, and which structs hold media, only values tell."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._unfit = 0
-        self._seen: dict[str, None] = {}
-        self._found = False
-
-    def see(self, values: dict[str, Any] | ItemFault) -> None:
-        if self._found or isinstance(values, ItemFault):
-            return
-        self._found = any(name in values for name in PAYLOADS) or any(map(_is_media, values.values()))
-        self._seen |= dict.fromkeys(values)
-        self._unfit += 1
-        if self._unfit == PAGE_ROWS:
-            self.end()
-
-    def end(self) -> None:
-        """Raises SourceError if rows were seen and none with a column to embed."""
-        if self._unfit and not self._found:
-            columns = " ".join(", ".join(self._seen).split())[:_NAMES_CHARS] or "none"
-            raise SourceError(f"{self._uri} has no column uri, text or bytes to embed; its columns are {columns}")
-
-
-def _promised(value: Any) -> str | None:
-    """The file name that a struct of media gives its bytes, if any."""
-    path = value["path"] if _is_media(value) else None
-    return re.split(r"[/\\]", path)[-1][-_NAME_CHARS:] if isinstance(path, str) else None
-
-
-def _is_media(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"bytes", "path"}
-
-
-def _row(table: Table, record: Record) -> _Row:
-    """A record as a row of the listing; what is wrong with it becomes its place."""
-    address = f"{table.listed.uri}#row={record.number}"
-    key = f"{table.listed.key}#{record.number:012d}"
-    if isinstance(record.values, ItemFault):
-        return _faulty(address, key, record.values)
-    try:
-        if "id" in record.values:
-            address = f"{table.listed.uri}#id={_id(record.values['id'])}"
-        return _sound(table, record, record.values, address, key)
-    except ItemFault as fault:
-        return _faulty(address, key, fault)
-    except UnicodeEncodeError:
-        half = ItemFault(Reason.INVALID_UTF8, "a value has half of a surrogate pair in it, which is no character")
-        return _faulty(address, key, half)
-
-
-def _faulty(address: str, key: str, fault: ItemFault) -> _Row:
-    version = _digest(str(fault))
-    if len(fault.detail) > _DETAIL_CHARS:  # a name in it is of any length; what is wrong stands before or behind it
-        half = _DETAIL_CHARS // 2
-        fault = ItemFault(fault.reason, f"{fault.detail[: half - 1]}…{fault.detail[-half:]}")
-    return _Row(item_id(address), address, key, None, 0, version, None, fault_place(fault))
-
-
-def _sound(table: Table, record: Record, values: dict[str, Any], address: str, key: str) -> _Row:
-    column, form, value = _payload(values)
-    metadata = to_json({name: each for name, each in values.items() if name not in ("id", "pair", "bytes", column)})
-    pair = values.get("pair")
-    pair = None if pair is None else _plain_text("pair", pair)
-    item = item_id(address)
-    if form == "uri":
-        target, real = table.roots.resolve(value)
-        place = Place(OBJECT, (address,) if real is None else (address, real))
-        pair = pair if "pair" in values else pair_key(target.removeprefix(f"{table.roots.folder}/"))
-        return _Row(item, target, key, pair, 0, "", metadata, place, target)
-    data = payload(value, form)
-    position = list(values).index(column)
-    place = Place(table.kind, (*record.at, position, form), _promised(value) or _NAMES[form])
-    return _Row(item, address, key, pair, len(data), hashlib.sha256(data).hexdigest(), metadata, place)
-
-
-def _payload(values: dict[str, Any]) -> tuple[str, str, Any]:
-    """Column, form (one of PAYLOADS) and value of what a row embeds."""
-    media = [name for name, value in values.items() if name not in RESERVED and _is_media(value)]
-    for column in ("uri", "bytes", *media, "text"):
-        value: Any = values.get(column)
-        if column in ("bytes", *media) and _is_media(value):
-            if value["bytes"] is not None:
-                return column, "bytes", value
-            value, form = value["path"], "uri"
-        else:
-            form = column
-        if value is not None:
-            return column, form, value if form == "bytes" else _plain_text(column, value)
-    raise ItemFault(Reason.BAD_ROW, "no value in any of the columns uri, text and bytes")
-
-
-def payload(value: Any, form: str) -> bytes:
-    """The bytes of an item that a row holds itself; raises ItemFault BAD_ROW if they are none."""
-    if form == "text":
-        return str(value).encode()
-    if _is_media(value):
-        value = value["bytes"]
-    if isinstance(value, bytes):
-        return value
-    try:
-        return base64.b64decode(value, validate=True)
-    except (TypeError, ValueError, binascii.Error) as error:
-        raise ItemFault(Reason.BAD_ROW, f"the column bytes has neither bytes nor base64: {error}") from error
-
-
-def _plain_text(column: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ItemFault(Reason.BAD_ROW, f"the column {column} has a {type(value).__name__}, expected text")
-    text = str(value)
-    text.encode()
-    return text
-
-
-def _id(value: Any) -> str:
-    """An id as it stands in a URI: what would be taken for a part of a path, or not be seen, is percent-encoded."""
-    if value is None:
-        raise ItemFault(Reason.BAD_ROW, "the column id has no value in this row")
-    return re.sub(r"[%#/\0-\x20\x7f]", lambda found: quote(found[0], safe=""), _plain_text("id", value))
-
-
-def _looked_up(row: _Row) -> _Row:
-    """The row with size and version of the object it names."""
-    if row.target is None:
-        return row
-    try:
-        found = head(row.target, stay=True)
-    except ItemFault as led_away:
-        fault = led_away
-    except FileNotFoundError:
-        fault = ItemFault(Reason.MISSING, f"no object {row.target}")
-    except PermissionError as error:
-        fault = ItemFault(Reason.FORBIDDEN, f"{row.target} may not be read: {error}")
-    except OSError as error:
-        fault = ItemFault(Reason.BAD_ROW, f"{row.target} cannot be opened: {error}")
+def _pages(table: Table, parser: Parser) -> Generator[list[Row]]:
+    listed = table.listed
+    if table.kind == "lance":  # which reads by itself, in a process of its own
+        found = rows.pages(listed, table.kind, lance.records(listed))
     else:
-        return replace(row, size=found.size, source_version=found.version, target=None)
-    return _faulty(str(row.place.at[0]), row.key, fault)
+        found = parser.pages(listed, table.kind)
+    try:
+        yield from found
+    except ItemFault as fault:  # of the table itself
+        raise TryLater(f"{listed.uri} was overwritten while it was listed; run the same command again") from fault
 
 
-def _batch(rows: list[_Row]) -> pa.RecordBatch:
-    columns = {name: [getattr(row, name) for row in rows] for name in listing_schema().names if name != "place"}
-    columns["place"] = [str(row.place) for row in rows]
+def _looked_up(roots: Roots, row: Row) -> tuple[str, Row]:
+    """The URI of an item, and its row with size, version and place of the object that it names."""
+    if row.names is None:
+        return row.address, row
+    try:
+        target, real = roots.resolve(row.names)
+        found = head(target, stay=True)
+    except ItemFault as refused:
+        fault = refused
+    except FileNotFoundError:
+        fault = ItemFault(Reason.MISSING, f"no object {target}")
+    except PermissionError as error:
+        fault = ItemFault(Reason.FORBIDDEN, f"{target} may not be read: {error}")
+    except OSError as error:
+        fault = ItemFault(Reason.BAD_ROW, f"{target} cannot be opened: {error}")
+    else:
+        pair = row.pair if row.is_paired else pair_key(target.removeprefix(f"{roots.folder}/"))
+        place = Place(OBJECT, (row.address,) if real is None else (row.address, real))
+        return target, row._replace(pair=pair, size=found.size, source_version=found.version, place=str(place))
+    return row.address, faulty(row.address, row.key, fault)
+
+
+def _batch(page: list[tuple[str, Row]]) -> pa.RecordBatch:
+    columns = {name: [getattr(row, name) for _, row in page] for name in listing_schema().names if name in Row._fields}
+    columns["item"] = [item_id(row.address) for _, row in page]
+    columns["uri"] = [uri for uri, _ in page]
     return pa.RecordBatch.from_pydict(columns, schema=listing_schema())
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32]

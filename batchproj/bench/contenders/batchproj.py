@@ -64,15 +64,14 @@ def _receipts(folder: Folder, run: str) -> list[Receipt]:
 
 
 def _outcome(receipts: list[Receipt], tokens: tuple[int, int] | None) -> Outcome:
-    began = [receipt.began for receipt in receipts if receipt.began is not None]
-    ended = [receipt.ended for receipt in receipts if receipt.ended is not None]
+    spans = [span for receipt in receipts for span in receipt.spans]
     real, padded = tokens or (None, None)
     return Outcome(
-        ready=min(began),
-        done=max(ended),
+        ready=min(span.began for span in spans if span.stage in ("embed", "project")),
+        done=max(span.ended for span in spans),
         decode_s=sum(receipt.busy_s - receipt.model_s for receipt in receipts),
         model_s=sum(receipt.model_s for receipt in receipts),
-        write_s=sum(receipt.write_s for receipt in receipts),
+        write_s=sum(span.seconds for span in spans if span.stage == "write"),
         real_tokens=real,
         padded_tokens=padded,
     )
@@ -86,39 +85,27 @@ def _collect_vectors(job: Job) -> None:
 
 
 def _tokens(job: Job, folder: Folder, receipts: list[Receipt]) -> tuple[int, int]:
-    """Tokens of the texts, and of the batches that its encoder makes of them: its own batching, unit by unit as in
-    the run, with a model in it that only counts."""
-    import torch
-
+    """Tokens of the texts, and of the rows that its encoder makes of them: its own packing, unit by unit as in
+    the run; this model takes none that is too long to be packed."""
     from batchproj.bench.models import MAX_TOKENS, model_folder
     from batchproj.bench.reading import read_many
-    from batchproj.media import Segment
-    from batchproj.text_encoder import TextEncoder
+    from batchproj.packed_texts import pack
     from batchproj.tokens import load_tokenizer
+    from batchproj.torch_runtime import packed_tokens
 
     tokenizer = load_tokenizer(model_folder(Modality.TEXT), MAX_TOKENS)
-    padded = 0
-
-    def pooled(ids_BL: torch.Tensor, _mask: object, _starts: object, _ends: object) -> torch.Tensor:
-        nonlocal padded
-        padded += ids_BL.numel()
-        return torch.zeros(len(ids_BL), 1)
-
-    def states(_ids: object, _mask: object) -> torch.Tensor:
-        raise AssertionError("only pooled batches are counted")
-
-    encoder = TextEncoder(tokenizer, states, pooled, 1, WIDTH, torch.bfloat16)
-    real = 0
+    real, rows = 0, 0
     for unit in _units(receipts):
         uris = read_inputs(folder, unit)["uri"].to_pylist()
         texts = [data.decode() for data in read_many(job.source, [relative(job.source, uri) for uri in uris])]
-        real += sum(len(row) for row in tokenizer.ids(texts))
-        encoder.encode([Segment(text) for text in texts])
-    return real, padded
+        lengths = [len(row) for row in tokenizer.ids(texts)]
+        real += sum(lengths)
+        rows += len(pack(lengths, packed_tokens(WIDTH)))
+    return real, rows * packed_tokens(WIDTH)
 
 
 WIDTH = 384
-"""Of MiniLM's states; with it the encoder sizes its batches."""
+"""Of MiniLM's states; with it the encoder sizes its rows."""
 
 
 def _units(receipts: list[Receipt]) -> list[Unit]:

@@ -1,0 +1,5 @@
+"""`python -m batchproj`."""
+
+from batchproj.cli import main
+
+main()

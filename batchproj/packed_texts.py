@@ -1,0 +1,150 @@
+"""Short texts of any lengths through a model as one row of tokens, nothing padded but the end.
+
+Of the layers of a text encoder attention alone looks at more than one token. So texts laid end to end in one row are
+exact as long as attention stays within each, and all other layers see the same shape, whatever the texts:
+Krell et al. 2021 (packing without cross-contamination), arXiv:2107.02027.
+L tokens of a text, M of a row, D wide, H heads.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from batchproj.tokens import Tokens
+
+_ATTENTION = "batchproj_packed"
+_AT_ONCE = 2
+"""Rows shorter than this part of M are packed: of longer ones too few share a row to fill it."""
+
+FIRST_POSITION: Mapping[str, str | None] = {
+    "bert": None,
+    "camembert": "pad_token_id",
+    "distilbert": None,
+    "electra": None,
+    "roberta": "pad_token_id",
+    "xlm-roberta": "pad_token_id",
+}
+"""Model types whose layers but attention are of single tokens, whose attention transformers lets us choose, and whose
+positions can be given: None where they are numbered from 0, or the config's field that they come after."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Texts of one length, side by side in a row: `indices` of them, from token `start` on."""
+
+    indices: tuple[int, ...]
+    length: int
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.indices) * self.length
+
+
+Pool = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""States (B, L, D), and the place of the first and the end of the last token (B,) that are pooled -> (B, D)."""
+
+
+class PackedTexts:
+    """A loaded bidirectional encoder, run on rows of exactly `tokens` tokens; `pool` is how its states are pooled."""
+
+    def __init__(self, model: Any, pool: Pool, tokens: int, pad: int) -> None:
+        before = FIRST_POSITION[model.config.model_type]
+        self._first = 0 if before is None else int(getattr(model.config, before)) + 1
+        self._model, self._tokens, self._pad = model, tokens, pad
+        self.pool = pool
+        self.longest = tokens // _AT_ONCE
+        _register()
+        model.set_attn_implementation(_ATTENTION)
+
+    def states(self, rows: Sequence[Tokens]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+        """Of texts of at most `longest` tokens: indices of some of one length, and their states (n, L, D)."""
+        for stretches in pack([len(row) for row in rows], self._tokens):
+            states_MD = self._forward(rows, stretches)
+            for each in stretches:
+                found_MD = states_MD[each.start : each.end]
+                yield each.indices, found_MD.reshape(len(each.indices), each.length, -1)
+
+    def _forward(self, rows: Sequence[Tokens], stretches: Sequence[Stretch]) -> torch.Tensor:
+        ids_M = np.full(self._tokens, self._pad, np.int64)
+        positions_M = np.full(self._tokens, self._first, np.int64)
+        for each in stretches:
+            ids_M[each.start : each.end] = np.concatenate([rows[index] for index in each.indices])
+            own = np.arange(self._first, self._first + each.length)
+            positions_M[each.start : each.end] = np.tile(own, len(each.indices))
+        states_1MD: torch.Tensor = self._model(
+            input_ids=torch.from_numpy(ids_M)[None],
+            position_ids=torch.from_numpy(positions_M)[None],
+            stretches=stretches,
+        ).last_hidden_state
+        return states_1MD[0]
+
+
+def pack(lengths: Sequence[int], tokens: int) -> list[list[Stretch]]:
+    """Rows of at most `tokens`: each time the longest text that still fits, so that few lengths share a row."""
+    waiting: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        waiting.setdefault(length, []).append(index)
+    known = sorted(waiting)
+    rows: list[list[Stretch]] = []
+    while known:
+        row: list[Stretch] = []
+        start = 0
+        while at := bisect_right(known, tokens - start):
+            length = known[at - 1]
+            count = min(len(waiting[length]), (tokens - start) // length)
+            taken, waiting[length] = waiting[length][:count], waiting[length][count:]
+            if not waiting[length]:
+                known.pop(at - 1)
+            row.append(Stretch(tuple(taken), length, start))
+            start = row[-1].end
+        rows.append(row)
+    return rows
+
+
+def _attention(
+    module: torch.nn.Module,
+    query_BHLD: torch.Tensor,
+    key_BHLD: torch.Tensor,
+    value_BHLD: torch.Tensor,
+    mask: torch.Tensor | None,
+    stretches: Sequence[Stretch] | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """As transformers asks for it, (B, H, L, D) each -> (B, L, H, D): its usual one, but within stretches if there
+    are any. What is in none of them is zero."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if stretches is None:
+        usual: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query_BHLD, key_BHLD, value_BHLD, mask, **options
+        )
+        return usual
+    found_1MHD = torch.zeros_like(query_BHLD.transpose(1, 2))
+    for each in stretches:
+        query, key, value = (_own(states, each) for states in (query_BHLD, key_BHLD, value_BHLD))
+        found_BHLD = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=options.get("scaling"))
+        found_1MHD[0, each.start : each.end] = found_BHLD.transpose(1, 2).flatten(0, 1)
+    return found_1MHD, None
+
+
+def _own(states_1HMD: torch.Tensor, stretch: Stretch) -> torch.Tensor:
+    """A stretch's part (B, H, L, D) of a row, not copied."""
+    _, heads, _, width = states_1HMD.shape
+    own_HMD = states_1HMD[0, :, stretch.start : stretch.end]
+    return own_HMD.view(heads, len(stretch.indices), stretch.length, width).transpose(0, 1)
+
+
+def _register() -> None:
+    """Tell transformers of this attention, and that its masks are the usual ones'."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)

