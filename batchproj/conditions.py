@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
@@ -27,6 +28,8 @@ MOST_FORMS = 400
 """Texts that one condition on the metadata may look for."""
 MOST_ROWS = 10_000
 """Rows that a condition may name one by one."""
+BATCH_ROWS = 1_024
+"""Rows whose metadata are looked at, and held, at once."""
 
 _FIELD = "metadata."
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
@@ -86,7 +89,11 @@ class Conditions:
                 typed = int(value) if pa.types.is_integer(kind) else float(value) if _is_float(kind) else value
             except ValueError:
                 raise UsageError(f"--where '{condition}': {name} is a number ({kind})") from None
-            return self._column(Filter(field=name, op="eq", value=typed), kind)
+            if isinstance(typed, float) and not math.isfinite(typed):
+                raise UsageError(f"--where '{condition}': {name} is a finite number ({kind})")
+            asked = Filter(field=name, op="eq", value=typed)
+            _check_value(asked)
+            return self._column(asked, kind)
         name = name.removeprefix(_FIELD)
         self._check_field(name, f"--where '{condition}'")
         return _has_one(_metadata(), patterns(name, value))
@@ -153,20 +160,29 @@ class Conditions:
 
         compared, value = _COMPARED[asked.op], asked.value
         has_field = _has_one(_metadata(), name_patterns(name))
-        found = self._table.search().where(has_field).select(["id", "metadata"]).to_arrow()
+        found = self._table.search().where(has_field).select(["id", "metadata"]).to_batches(BATCH_ROWS)
         ids: list[str] = []
         values: set[Any] = set()
-        for row, metadata in zip(found["id"].to_pylist(), found["metadata"].to_pylist(), strict=True):
+        for row, metadata in (pair for batch in found for pair in zip(*_columns(batch), strict=True)):
             own = json.loads(metadata).get(name)
-            if _comparable(own, value) and compared(own, value):
+            if not _comparable(own, value) or not compared(own, value):
+                continue
+            if len(ids) <= MOST_ROWS:
                 ids.append(row)
+            if len(values) <= MOST_FORMS:
                 values.add(own)
+            if len(ids) > MOST_ROWS and len(values) > MOST_FORMS:
+                break
         forms = [form for own in values for form in typed_patterns(name, own)] if len(values) <= MOST_FORMS else []
         if forms and len(forms) <= MOST_FORMS:  # as years and sizes are: the same few on many rows
             return _has_one(_metadata(), forms)
         if len(ids) > MOST_ROWS:
-            raise UsageError(f"{asked}: it holds for {len(ids):,} rows; narrow it to {MOST_ROWS:,}, or compare with eq")
+            raise UsageError(f"{asked}: it holds for more than {MOST_ROWS:,} rows; narrow it, or compare with eq")
         return col("id").isin(ids or [""])
+
+
+def _columns(batch: pa.RecordBatch) -> tuple[list[str], list[str]]:
+    return batch["id"].to_pylist(), batch["metadata"].to_pylist()
 
 
 def _check_value(asked: Filter) -> None:

@@ -11,8 +11,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from queue import LifoQueue
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ import pyarrow.compute as pc
 from batchproj.decode.child import Work
 from batchproj.decode.extensions import extension
 from batchproj.decode.faults import failures_as_faults
-from batchproj.decode.item import Piece, PieceSize, decode_pieces
+from batchproj.decode.item import PIECE, Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.process import DecoderProcess
 from batchproj.decode.sniff import from_outside, misnamed, sound_of
@@ -198,6 +200,27 @@ class Decoding:
             queue.pass_by(number)
             if process is not None:
                 queue.give_back(process)
+
+
+class Lending:
+    """At most so many `Decoding`s of one kind, made when they are wanted: each does one item at a time."""
+
+    def __init__(self, most: int) -> None:
+        self._idle: LifoQueue[Decoding | None] = LifoQueue()
+        for _ in range(most):
+            self._idle.put(None)
+
+    @contextmanager
+    def one(
+        self, modality: Modality | None, spec: Spec | None, limits: Limits, piece: PieceSize = PIECE
+    ) -> Iterator[Decoding]:
+        lent = self._idle.get()
+        try:
+            if lent is None:
+                lent = Decoding(modality, spec, frozenset(Modality), limits, 1, piece)
+            yield lent
+        finally:
+            self._idle.put(lent)
 
 
 class _Queue:

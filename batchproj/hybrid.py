@@ -13,29 +13,26 @@ from batchproj.hits import Hit
 RANK_CONSTANT = 60
 """How much the first places of a list are worth more than those after them; the authors' own."""
 
-DEPTH, LEAST_ROWS = 5, 100
-"""Of each ranking 5 times as many hits as are wanted are fused, and no fewer than 100."""
-
-
-def depth(wanted: int) -> int:
-    """How many hits of each ranking are fused for so many."""
-    return max(DEPTH * wanted, LEAST_ROWS)
+DEPTH = 1_000
+"""How many hits of each ranking are fused, whichever page is asked for: so the pages are parts of one list."""
 
 
 def fused(near: Sequence[Hit], worded: Sequence[Hit], key: Callable[[Hit], str]) -> list[Hit]:
     """Hits of both rankings, best first by the sum of 1 / (60 + place); `key` says which hits are the same.
 
-    Each is shown by the row that is nearer to the query. `why` tells who brought it up.
+    What is the same counts once in a ranking, at its best place. Each is shown by the row that is nearer to the query.
+    `why` tells who brought it up.
     """
     sums: dict[str, float] = {}
     shown: dict[str, Hit] = {}
-    for ranking in (near, worded):
-        for place, hit in enumerate(ranking, start=1):
-            name = key(hit)
+    places = [dict.fromkeys(map(key, ranking)) for ranking in (near, worded)]
+    for names in places:
+        for place, name in enumerate(names, start=1):
             sums[name] = sums.get(name, 0.0) + 1 / (RANK_CONSTANT + place)
-            if name not in shown or hit.score > shown[name].score:
-                shown[name] = hit
-    by_vector, by_words = ({key(hit) for hit in ranking} for ranking in (near, worded))
+    for hit in (*near, *worded):
+        if (name := key(hit)) not in shown or hit.score > shown[name].score:
+            shown[name] = hit
+    by_vector, by_words = places
     order = sorted(shown, key=lambda name: (-sums[name], -shown[name].score, name))
     return [
         replace(

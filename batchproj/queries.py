@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batchproj.conditions import Filter
-from batchproj.decode.item import PIECE, PieceSize, decode_pieces
+from batchproj.decode.item import decode_pieces
 from batchproj.decode.limits import Limits
-from batchproj.decoding import Decoded, Decoding, Fetched
+from batchproj.decoding import Decoded, Decoding, Fetched, Lending
 from batchproj.errors import ItemFault, UsageError
 from batchproj.media import Segment, Spec
 from batchproj.objectstore import Folder
@@ -170,27 +169,6 @@ class QueryEncoder:
             lending = self._lent.setdefault((made_for, modality), Lending(self._decoders))
         with lending.one(modality, spec, self._limits) as decoding:
             yield decoding
-
-
-class Lending:
-    """At most so many `Decoding`s of one kind, made when they are wanted: each does one item at a time."""
-
-    def __init__(self, most: int) -> None:
-        self._idle: queue.LifoQueue[Decoding | None] = queue.LifoQueue()
-        for _ in range(most):
-            self._idle.put(None)
-
-    @contextmanager
-    def one(
-        self, modality: Modality | None, spec: Spec | None, limits: Limits, piece: PieceSize = PIECE
-    ) -> Iterator[Decoding]:
-        lent = self._idle.get()
-        try:
-            if lent is None:
-                lent = Decoding(modality, spec, frozenset(Modality), limits, 1, piece)
-            yield lent
-        finally:
-            self._idle.put(lent)
 
 
 def weight_of(weights: Mapping[str, float], name: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from batchproj.collection.ledger import numbers, read_entry
 from batchproj.conditions import Conditions, Filter, both, equals, none_of
 from batchproj.errors import CollectionError, UsageError
 from batchproj.hits import Hit, Hits
-from batchproj.hybrid import depth, fused
+from batchproj.hybrid import DEPTH, fused
 from batchproj.index import WORDED, open_live
 from batchproj.objectstore import Folder, filesystem
 from batchproj.queries import Example, QueryEncoder, Search, combined, file_example, weight_of
@@ -127,7 +127,7 @@ class Collection:
         have in both; `score` stays the cosine, and `why` says which of them found the row.
         `where` holds conditions `column=value` on the columns of the collection, or on fields of its
         `metadata`; `metadata.field=value` is a field's even where a column has its name. `filters` are typed ones.
-        `offset` passes over so many hits. `space` is a bridge
+        `offset` passes over so many hits; not with `balance`, whose page is made as a whole. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
@@ -147,8 +147,13 @@ class Collection:
         """What `search` says, for examples that are at hand."""
         if not 1 <= asked.k <= MAX_K:
             raise UsageError(f"k is {asked.k}; expected 1 to {MAX_K:,}")
-        if not 0 <= asked.offset <= MAX_DEPTH - asked.k:
-            raise UsageError(f"offset is {asked.offset}; expected 0 to {MAX_DEPTH - asked.k:,} for k {asked.k}")
+        most = (DEPTH if asked.hybrid else MAX_DEPTH) - asked.k
+        if not 0 <= asked.offset <= most:
+            raise UsageError(f"offset is {asked.offset}; expected 0 to {most:,} for k {asked.k}")
+        if asked.balance and asked.offset:
+            raise UsageError(
+                "a balanced page gives each kind its part: ask for more with a larger k, not with an offset"
+            )
         if asked.hybrid and not asked.words:
             raise UsageError("hybrid looks for words: give a text, or leave it out")
         # what is wrong with these need not wait for a model
@@ -168,17 +173,18 @@ class Collection:
         condition: Any,
         measured: Balance | None,
     ) -> list[Hit]:
-        wanted = asked.k + asked.offset
-        rows = depth(wanted) if asked.hybrid else wanted
+        rows = DEPTH if asked.hybrid else asked.k + asked.offset
         if measured is None:
             near = self._found(vector, rows, condition, group=asked.group)
         else:
             each = [condition] if asked.modality else [both(condition, equals("modality", kind)) for kind in self.kinds]
-            near = self._balanced(measured, asking, vector, rows, each, asked.group)
-        if not asked.hybrid:
+            near = self._standardised(measured, asking, vector, rows, each, asked.group)
+        if asked.hybrid:
+            worded = self._worded(asked.words, vector, rows, condition, asked.group)
+            near = fused(near, worded, (lambda hit: hit.item) if asked.group else (lambda hit: hit.id))
+        if measured is None:
             return near
-        worded = self._worded(asked.words, vector, rows, condition)
-        return fused(near, worded, (lambda hit: hit.item) if asked.group else (lambda hit: hit.id))
+        return [near[place] for place in page([hit.modality for hit in near], asked.k)]
 
     @property
     def kinds(self) -> list[Modality]:
@@ -241,7 +247,7 @@ class Collection:
     def _unmeasured(self) -> str:
         return f"the scores of run {self.run} were not measured yet: batchproj evaluate {self.uri}"
 
-    def _balanced(
+    def _standardised(
         self,
         measured: Balance,
         asking: Modality,
@@ -250,12 +256,11 @@ class Collection:
         conditions: list[Any],
         group: bool,
     ) -> list[Hit]:
-        """Of the nearest by the condition of each modality a page by standardised score, with a part for each."""
+        """The `k` nearest by the condition of each modality, by standardised score."""
         hits = [hit for each in conditions for hit in self._found(vector, k, each, group=group)]
         if not all(measured.knows(hit.modality) for hit in hits):  # its first items came after the measuring
             raise UsageError(self._unmeasured)
-        hits.sort(key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))
-        return [hits[place] for place in page([hit.modality for hit in hits], k)]
+        return sorted(hits, key=lambda hit: (-measured.standardised(asking, hit.modality, hit.score), hit.id))
 
     def embed_query(self, text: str, space: str | None = None) -> npt.NDArray[np.float32]:
         """The vector (K,) float32 of a text."""
@@ -304,24 +309,9 @@ class Collection:
     def _found(
         self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool = False, group: bool = False
     ) -> list[Hit]:
-        return (self._items if group else self._rows)(vector, k, condition, exact)
-
-    def _items(self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool) -> list[Hit]:
-        """The best rows of the `k` nearest items.
-
-        However many segments of one item come first: what is asked next is without the items found,
-        whose best rows are known, for rows come best first.
-        """
-        best: dict[str, Hit] = {}
-        rows, terms = GROUP_ROWS * k, condition
-        while found := self._rows(vector, rows, terms, exact):
-            for hit in found:
-                best.setdefault(hit.item, hit)
-            if len(best) >= k:
-                break
-            terms = both(condition, none_of("item", list(best)))
-            rows = min(2 * rows, GROUP_ROWS * MAX_K)
-        return _ranked(best.values())[:k]
+        if not group:
+            return self._rows(vector, k, condition, exact)
+        return _ranked(_items(lambda rows, terms: self._rows(vector, rows, terms, exact), k, condition))[:k]
 
     def _rows(self, vector: npt.NDArray[np.float32], k: int, condition: Any, exact: bool) -> list[Hit]:
         query = self._table.search(vector).distance_type("cosine").limit(k)
@@ -335,8 +325,16 @@ class Collection:
         found = query.select([*_COLUMNS, "_distance"]).to_list()
         return _ranked(_hit(row, 1.0 - row["_distance"]) for row in found)
 
-    def _worded(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any) -> list[Hit]:
-        """The `k` rows that have most of the words, by BM25, best first; `score` is the cosine all the same."""
+    def _worded(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any, group: bool) -> list[Hit]:
+        """The `k` rows that have most of the words, by BM25, best first; `score` is the cosine all the same.
+
+        With `group` the best rows of `k` items.
+        """
+        if not group:
+            return self._worded_rows(words, vector, k, condition)
+        return _items(lambda rows, terms: self._worded_rows(words, vector, rows, terms), k, condition)[:k]
+
+    def _worded_rows(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any) -> list[Hit]:
         query = self._table.search(words, query_type="fts", fts_columns=list(WORDED)).limit(k)
         if condition is not None:
             query = query.where(condition, prefilter=True)
@@ -407,6 +405,24 @@ def _bridge_member(where: str, collection: Collection) -> Member:
             f"{collection.uri}/{layout.space(live.space)} --out BRIDGE"
         )
     return member
+
+
+def _items(rows_of: Callable[[int, Any], list[Hit]], k: int, condition: Any) -> list[Hit]:
+    """The best rows of the first `k` items, or a few more, as `rows_of` ranks rows by their number and a condition.
+
+    However many segments of one item come first: what is asked next is without the items found,
+    whose best rows are known, for rows come best first.
+    """
+    best: dict[str, Hit] = {}
+    rows, terms = GROUP_ROWS * k, condition
+    while found := rows_of(rows, terms):
+        for hit in found:
+            best.setdefault(hit.item, hit)
+        if len(best) >= k:
+            break
+        terms = both(condition, none_of("item", list(best)))
+        rows = min(2 * rows, GROUP_ROWS * MAX_K)
+    return list(best.values())
 
 
 def _ranked(hits: Iterable[Hit]) -> list[Hit]:

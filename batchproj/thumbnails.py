@@ -14,10 +14,9 @@ from PIL import Image
 
 from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
-from batchproj.decoding import Fetched
+from batchproj.decoding import Fetched, Lending
 from batchproj.errors import ItemFault
 from batchproj.media import AudioSpec, ImageSpec, Segment, Spec, VideoSpec
-from batchproj.queries import Lending
 from batchproj.schema import Modality, Reason
 from batchproj.segments import LEAST_STEP_S, VideoSegments
 

@@ -100,6 +100,10 @@ def test_search_ranks_by_what_evaluate_measured(
     assert ranks == sorted(ranks, reverse=True)
     assert [hit.id for hit in even] != list(plain)
     assert {hit.modality for hit in opened.search(words, k=8, balance=True)} == {"text", "image"}
+    with pytest.raises(UsageError, match="a larger k, not with an offset"):  # its pages would overlap
+        opened.search(words, k=8, offset=8, balance=True)
+    worded = opened.search(words, k=8, balance=True, hybrid=True)
+    assert {hit.modality for hit in worded} == {"text", "image"}
     image = opened.search(words, k=5, modality="image", balance=True, group=True)
     assert [hit.id for hit in image] == [hit.id for hit in opened.search(words, k=5, modality="image")]
 

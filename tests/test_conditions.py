@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import run, without_ray
+from in_process import command, run, without_ray
 from serving import Client, served
 
+from batchproj import conditions
 from batchproj.conditions import Filter
 from batchproj.errors import UsageError
 from batchproj.search import Collection
+from batchproj.serve.overview import Overview
 
 ROWS = [
     {"id": "a", "text": "w1 w2", "pair": "p1", "year": 1999, "colour": "red", "ok": True, "size": 1.5},
@@ -187,3 +191,32 @@ def test_overlong_conditions_of_where_are_as_before(collection: Path) -> None:
     opened = Collection(str(collection))
     assert [hit.text for hit in opened.search("w1", where=["colour=red", "year=1999"])] == ["w1 w2"]
     assert opened.search("w1", where=["metadata.colour=x' OR 1=1 --"]) == []
+
+
+@pytest.mark.parametrize("wrong", ["start=nan", "start=inf", "end=-inf", "segment=9" + "0" * 30, "segment=1.5"])
+def test_a_number_that_is_none_is_refused_in_one_line(collection: Path, wrong: str) -> None:
+    refused = command("search", collection, "w1", "--where", wrong)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert wrong[:5] in refused.stderr
+
+
+def test_a_comparison_names_no_more_rows_than_it_may(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    year = Filter(field="metadata.year", op="ge", value=1)
+    monkeypatch.setattr(conditions, "BATCH_ROWS", 1)
+    assert let_through(Collection(str(collection)), year) == set("abc")
+    monkeypatch.setattr(conditions, "MOST_ROWS", 2)
+    assert let_through(Collection(str(collection)), year) == set("abc")  # by its values, which are few
+    monkeypatch.setattr(conditions, "MOST_FORMS", 1)
+    with pytest.raises(UsageError, match="for more than 2 rows"):
+        let_through(Collection(str(collection)), year)
+
+
+def test_what_a_run_holds_is_counted_once_however_many_ask(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    dataset = Collection.dataset
+    monkeypatch.setattr(Collection, "dataset", lambda self: counted.append(1) or time.sleep(0.1) or dataset(self))
+    overview = Overview(Collection(str(collection)))
+    with ThreadPoolExecutor(4) as pool:
+        told = list(pool.map(lambda _: overview.stats, range(4)))
+    assert counted == [1]
+    assert [each["modalities"]["text"] for each in told] == [{"items": 5, "rows": 5}] * 4

@@ -70,6 +70,14 @@ def test_grouped_hits_are_the_best_segments_of_k_items(
         assert len({hit.item for hit in hits}) == len(hits) == min(k, 12)
 
 
+def test_words_are_looked_for_in_k_items(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "DEPTH", 3)  # far fewer than the segments of one of them
+    hits = Collection(str(collection)).search(QUERY, k=3, group=True, hybrid=True)
+    assert {hit.uri.rpartition("/")[2]: hit.why for hit in hits} == dict.fromkeys(
+        ("long0.txt", "long1.txt", "long2.txt"), "both"
+    )
+
+
 def test_without_group_all_segments_are_hits(collection: Path) -> None:
     hits = Collection(str(collection)).search(QUERY, k=50)
     assert {hit.uri.rpartition("/")[2] for hit in hits} == {"long0.txt"}

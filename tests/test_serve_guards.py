@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -18,7 +19,7 @@ import pytest
 from in_process import command
 from serving import Client, embed_builtin, served, write_corpus
 
-from batchproj.serve import guards
+from batchproj.serve import connection, guards, requests
 
 TOKEN = "a-token-of-enough-letters"
 
@@ -144,6 +145,79 @@ def test_what_takes_too_long_is_given_up_and_holds_its_place(collection: Path, m
         assert client.service.queries.admitted == 0
 
 
+def test_what_was_given_up_before_it_began_is_not_done(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, done = threading.Event(), []
+    with served(collection, query_s=0.3, query_threads=1) as client:
+        live = type(client.service.live)
+        ask = live.ask
+        monkeypatch.setattr(live, "ask", lambda self, work: (done.append(1), go_on.wait(30), ask(self, work))[2])
+        assert [client.post({"text": "a"}).status for _ in range(3)] == [503] * 3
+        assert client.service.queries.admitted == 1  # the one that has the thread
+        go_on.set()
+        deadline = time.monotonic() + 20
+        while client.service.queries.admitted and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert done == [1]
+
+
+def test_silent_connections_are_closed(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.5)
+    with served(collection, token=TOKEN) as client:
+        silent, half, refused = (socket.create_connection(("127.0.0.1", client.port), 30) for _ in range(3))
+        half.sendall(b"GET /health HTTP/1.1\r\nHo")
+        refused.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{")
+        assert refused.recv(12) == b"HTTP/1.1 401"
+        deadline = time.monotonic() + 30
+        for each in (half, refused):
+            with contextlib.suppress(OSError):
+                while time.monotonic() < deadline:  # a byte now and then is not enough
+                    each.sendall(b"x")
+                    time.sleep(0.05)
+        assert time.monotonic() < deadline
+        with contextlib.suppress(ConnectionResetError):
+            assert silent.recv(1) == b""
+        for each in (silent, half, refused):
+            each.close()
+        assert client.get("/health").status == 200
+
+
+def test_all_bodies_together_are_bounded(collection: Path) -> None:
+    with served(collection, bodies_bytes=50_000) as client:
+        slow = socket.create_connection(("127.0.0.1", client.port), 30)
+        slow.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        slow.sendall(b"Content-Length: 60000\r\n\r\n" + b" " * 40_000)
+        body, deadline = b" " * 20_000 + b'{"text": "a"}', time.monotonic() + 20
+        while (answer := client.post(body)).status == 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+        assert client.post({"text": "a"}).status == 200
+        slow.close()
+        while (answer := client.post(body)).status == 429 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert answer.status == 200
+
+
+def test_a_large_document_is_parsed_beside_the_others(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsing: list[int] = []
+    validated = requests._validated
+    monkeypatch.setattr(requests, "_validated", lambda each: parsing.append(threading.get_ident()) or validated(each))
+    for spaces in (0, 0, 90_000):
+        assert client.post(b" " * spaces + b'{"text": "a"}').status == 200
+    assert parsing[0] == parsing[1] != parsing[2]
+
+
+def test_what_nobody_expected_is_told_with_the_headers_too(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(type(client.service.live), "ask", broken)
+    answer = client.get("/stats")
+    assert (answer.status, answer.json()["detail"]) == (500, "internal error; see the service's log")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
 def test_a_token_is_wanted_for_all_that_tells_of_the_collection(collection: Path) -> None:
     with served(collection, token=TOKEN) as client:
         assert [client.get(path).status for path in ("/", "/health", "/page/index.html")] == [200, 200, 200]
@@ -163,6 +237,8 @@ def test_a_token_is_wanted_for_all_that_tells_of_the_collection(collection: Path
         assert TOKEN not in cookie
         client.headers = {}
         assert client.get("/stats", Cookie=cookie.partition(";")[0]).status == 200
+        odd = 'a[b]=1; {"c": "d"}; e; f=g h, i; é=1; ' + cookie.partition(";")[0]  # others of the same host's
+        assert client.get("/stats", Cookie=odd).status == 200
 
 
 def test_beyond_this_machine_a_token_is_demanded(collection: Path, tmp_path: Path) -> None:
@@ -174,6 +250,13 @@ def test_beyond_this_machine_a_token_is_demanded(collection: Path, tmp_path: Pat
         assert (refused.returncode, said in refused.stderr) == (2, True)
     nothing = command("serve", tmp_path / "no-collection")
     assert (nothing.returncode, "no collection at" in nothing.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_is_said_so(collection: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused = command("serve", collection, "--port", taken.getsockname()[1])
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert "address already in use; give another --port" in refused.stderr
 
 
 def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path: Path) -> None:

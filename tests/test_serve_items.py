@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -22,7 +23,7 @@ from batchproj.embed import Options
 from batchproj.errors import ItemFault
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
-from batchproj.serve.files import media_type, wanted_range
+from batchproj.serve.files import _chunks, media_type, wanted_range
 from batchproj.thumbnails import EDGE_PX, Thumbnails
 
 
@@ -85,6 +86,35 @@ def test_ranges_that_lie_outside_or_are_none(client: Client, made: Path) -> None
         assert client.get(path, Range=passed_over).status == 200
     assert wanted_range(f"bytes=0-{10**9}", 10) == (0, 10)
     assert wanted_range(None, 10) is None
+
+
+def test_a_part_of_other_bytes_is_not_continued(client: Client, made: Path) -> None:
+    path = f"/items/{client.id_of('tone.flac')}/media"
+    tag = client.get(path).headers["ETag"]
+    same = client.get(path, **{"Range": "bytes=5-9", "If-Range": tag})
+    assert (same.status, len(same.data)) == (206, 5)
+    for other in ('"another"', f"W/{tag}", "Wed, 21 Oct 2015 07:28:00 GMT"):
+        whole = client.get(path, **{"Range": "bytes=5-9", "If-Range": other})
+        assert (whole.status, whole.data) == (200, (made / "corpus/tone.flac").read_bytes())
+
+
+def test_what_is_sent_ends_where_the_item_does(client: Client) -> None:
+    view = client.service.live.view
+    row = view.collection.rows_of(client.id_of("frog.txt"))[0]
+    item = view.items.find(row["item"], row["uri"])
+
+    async def sent() -> list[bytes]:
+        return [piece async for piece in _chunks(item, 0, item.size + 9, item.read(0, 4))]
+
+    assert b"".join(asyncio.run(asyncio.wait_for(sent(), 20))) == b"a picture of a frog"
+
+
+def test_each_segment_has_a_picture_of_its_own(client: Client) -> None:
+    view = client.service.live.view
+    row = view.collection.rows_of(client.id_of("tone.flac"))[0]
+    one, other = (client.service.thumbnail(view, {**row, "end": end}, None) for end in (1.0, 3.0))
+    assert one.headers["ETag"] != other.headers["ETag"]
+    assert client.service.thumbnail(view, {**row, "end": 1.0}, other.headers["ETag"]).status_code == 200
 
 
 def test_a_name_that_wants_to_be_html_stays_a_name(client: Client, made: Path) -> None:

@@ -101,10 +101,12 @@ def test_an_encoder_stays_and_another_one_is_loaded(
     with served(collection) as client:
         encoder = client.service._encoder
         before = dict(encoder._embedders)
+        assert "batchproj_run_switches_total 0.0" in client.get("/metrics").data.decode()
         (corpus / "d0/item0.txt").write_text("w1 w2 w3")
         with without_ray():
             run(corpus, collection, tiny_space)
         wait_for(client, "000002")
+        assert "batchproj_run_switches_total 1.0" in client.get("/metrics").data.decode()
         assert encoder._embedders == before
         other = tmp_path / "other.yaml"
         text = f"{{encoder: {{kind: clip, model: {tiny_clip}, dtype: fp32}}}}"

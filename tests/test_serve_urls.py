@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import http.server
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,6 +128,9 @@ def test_the_connection_goes_to_the_address_that_was_looked_at(
 # --- a real server, in whose certificate the host stands --------------------------------------------
 
 
+DRIPS = {"/drip/continue": b"HTTP/1.1 100 Continue\r\n\r\n", "/drip/headers": b"x", "/drip/body": b"x"}
+
+
 class _Pictures(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/moved":
@@ -134,12 +139,27 @@ class _Pictures(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self.path in DRIPS:
+            self._drip(DRIPS[self.path])
+            return
         body = b"x" * 100_000 if self.path == "/large" else f"{self.headers['Host']} {self.path}".encode()
         self.send_response(200)
         if self.path != "/large":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _drip(self, piece: bytes) -> None:
+        """Nobody waits long for any of it, and it never ends."""
+        with contextlib.suppress(OSError):
+            if self.path == "/drip/body":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
+            elif self.path == "/drip/headers":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            for _ in range(600):
+                self.wfile.write(piece)
+                time.sleep(0.05)
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
@@ -176,6 +196,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLC
         threading.Thread(target=serving.serve_forever, daemon=True).start()
 
         def to_us(address: tuple[str, int], timeout: float) -> socket.socket:
+            if address == ("93.184.216.35", 443):
+                raise ConnectionRefusedError
             assert address == ("93.184.216.34", 443)
             reached = socket.socket()
             reached.settimeout(timeout)
@@ -202,3 +224,29 @@ def test_no_redirect_is_followed_and_nothing_large_is_read(server: ssl.SSLContex
 def test_a_certificate_of_nobody_is_not_believed(server: ssl.SSLContext) -> None:
     with pytest.raises(UsageError, match="SSLCertVerificationError"):
         fetch(f"https://{HOST}/a.png", [HOST], 1_000)
+
+
+@pytest.mark.parametrize("path", DRIPS)
+def test_what_comes_a_little_at_a_time_is_cut_off(
+    server: ssl.SSLContext, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(urls, "TIMEOUT_S", 0.5)
+    with pytest.raises(UsageError, match=r"took longer than 0\.5 s"):
+        fetch(f"https://{HOST}{path}", [HOST], 1_000, server)
+
+
+def test_a_name_is_not_looked_up_for_ever(no_connection: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: go_on.wait(30) and [])
+    monkeypatch.setattr(urls, "TIMEOUT_S", 0.1)
+    with pytest.raises(UsageError, match=r"took longer than 0\.1 s"):
+        fetch(f"https://{HOST}/a.png", [HOST], 1_000)
+    go_on.set()
+    assert no_connection == []
+
+
+def test_the_next_address_is_asked_where_one_does_not_answer(
+    server: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolve_to(monkeypatch, "93.184.216.35", "93.184.216.34")
+    assert fetch(f"https://{HOST}/a.png", [HOST], 1_000, server)[1] == "a.png"

@@ -14,9 +14,12 @@ from batchproj.terminal import printable
 @app.command(epilog="Example: batchproj serve ./photos.batchproj --port 8080")
 def serve(
     collection: CollectionArgument,
-    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine only with a token.")] = (
-        "127.0.0.1"
-    ),
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on; beyond this machine only with a token, behind a proxy that limits connections."
+        ),
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65_535)] = 8000,
     token_file: Annotated[
         str | None, typer.Option(help="File with a token that every request must carry: Authorization: Bearer TOKEN.")

@@ -10,6 +10,7 @@ requests    what a search may say, as JSON or as a form
 files       media by ranges, thumbnails
 overview    what the collection holds, its runs and its map
 metrics     what Prometheus asks for
+connection  what a silent client may hold, and how long
 app         the routes;  server runs it,  deployment runs it on Ray Serve;  client asks it
 page/       the page
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,10 +11,9 @@ import anyio
 import anyio.to_thread
 from fastapi import HTTPException
 
-T = TypeVar("T")
+from batchproj.serve.guards import RETRY_S
 
-RETRY_S = 1
-"""After so many seconds one that was turned away may come again."""
+T = TypeVar("T")
 
 
 class Admission:
@@ -28,17 +28,27 @@ class Admission:
     async def run(self, work: Callable[[], T]) -> T:
         """Work in a thread; raises HTTPException 429 if there are too many, 503 if it takes too long.
 
-        Work that is given up goes on until its end, and holds its place until then: threads cannot be stopped.
+        Work that is given up before it began is not done. Begun, it goes on until its end, and holds its place until
+        then: threads cannot be stopped.
         """
         if self.admitted >= self._most:
             raise HTTPException(429, "too many requests at once; try again", headers={"Retry-After": str(RETRY_S)})
         self.admitted += 1
         self._limiter = self._limiter or anyio.CapacityLimiter(self._threads)
-        task = asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=self._limiter))
+        turn = threading.Lock()  # whoever has it first: the thread to begin, or we to give up
+
+        def begun() -> T:
+            if not turn.acquire(blocking=False):
+                raise asyncio.CancelledError
+            return work()
+
+        task = asyncio.ensure_future(anyio.to_thread.run_sync(begun, limiter=self._limiter))
         task.add_done_callback(self._leave)
         try:
             return await asyncio.wait_for(asyncio.shield(task), self._seconds)
         except TimeoutError:
+            if turn.acquire(blocking=False):
+                task.cancel()
             raise HTTPException(
                 503, f"it took longer than {self._seconds:g} s", headers={"Retry-After": str(RETRY_S)}
             ) from None

@@ -19,12 +19,13 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 import batchproj
 from batchproj.errors import BatchprojError, CollectionError, ItemFault, TryLater, UsageError, WeightsError
 from batchproj.queries import Example, weight_of
 from batchproj.serve import guards
-from batchproj.serve.files import media, refused
+from batchproj.serve.files import Wanted, media, refused
 from batchproj.serve.live import View
 from batchproj.serve.metrics import Measured
 from batchproj.serve.requests import BODY, Found, SearchRequest, read_search
@@ -62,12 +63,16 @@ def create_app(service: Service) -> FastAPI:
     settings = service.settings
     guarding = [
         Middleware(Measured, metrics=service.metrics),
-        Middleware(guards.Answers),
         Middleware(guards.Hosts, hosts=(*LOOPBACK, *settings.hosts)),
         *([Middleware(guards.Token, token=settings.token)] if settings.token else []),
-        Middleware(guards.Bodies, most_bytes=settings.body_bytes, seconds=settings.body_s),
+        Middleware(
+            guards.Bodies,
+            most_bytes=settings.body_bytes,
+            all_bytes=settings.bodies_bytes,
+            seconds=settings.body_s,
+        ),
     ]
-    app = FastAPI(
+    app = _App(
         title="batchproj",
         version=batchproj.__version__,
         summary="Search of one collection, whatever its kinds of items.",
@@ -83,6 +88,13 @@ def create_app(service: Service) -> FastAPI:
     _add_overview(app, service)
     _add_page(app, service)
     return app
+
+
+class _App(FastAPI):
+    """Whose answers to what nobody expected, made outside all middleware, have the security headers as well."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return guards.Answers(super().build_middleware_stack())
 
 
 def _add_faults(app: FastAPI) -> None:
@@ -159,10 +171,10 @@ def _add_items(app: FastAPI, service: Service) -> None:
     @app.get("/items/{id}/media", response_class=Response, responses={206: {}, 304: {}, 416: {"model": Problem}})
     async def item_media(request: Request, id: Id) -> Response:
         """The item's bytes, by ranges if asked so; pinned to the version that was embedded."""
-        wanted, known = request.headers.get("range"), request.headers.get("if-none-match")
+        wanted = Wanted(*map(request.headers.get, ("range", "if-range", "if-none-match")))
 
         def read() -> Response:
-            view, answer = service.live.ask(lambda view: _media(view, id, wanted, known))
+            view, answer = service.live.ask(lambda view: _media(view, id, wanted))
             answer.headers[RUN_HEADER] = view.run
             return answer
 
@@ -207,9 +219,9 @@ def _described(view: View, id: str) -> dict[str, Any]:
     }
 
 
-def _media(view: View, id: str, wanted: str | None, known: str | None) -> Response:
+def _media(view: View, id: str, wanted: Wanted) -> Response:
     row = _row(view, id)
-    return media(view.items.find(row["item"], row["uri"]), row, wanted, known)
+    return media(view.items.find(row["item"], row["uri"]), row, wanted)
 
 
 def _add_overview(app: FastAPI, service: Service) -> None:

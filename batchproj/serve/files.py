@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 from urllib.parse import quote
 
 import anyio.to_thread
@@ -71,15 +72,24 @@ def wanted_range(header: str | None, size: int) -> tuple[int, int] | None:
     return begin, end - begin + 1
 
 
-def media(item: Item, row: dict[str, object], header: str | None, known: str | None) -> Response:
+class Wanted(NamedTuple):
+    """Headers of a request for bytes: `Range`, `If-Range` and `If-None-Match`."""
+
+    range: str | None
+    if_range: str | None
+    known: str | None
+
+
+def media(item: Item, row: dict[str, object], wanted: Wanted) -> Response:
     """The answer with an item's bytes, or a range of them; its first bytes are read before it begins."""
     tag = f'"{row["content_id"]}"'
     modality = Modality(str(row["modality"]))
     headers = {"ETag": tag, "Accept-Ranges": "bytes", "Cache-Control": KEPT}
     headers["Content-Security-Policy"] = FILE_POLICY
-    if known is not None and tag in known:
+    if wanted.known is not None and tag in wanted.known:
         return Response(status_code=304, headers=headers)
-    part = wanted_range(header, item.size)
+    # who has a part of other bytes gets all of these
+    part = wanted_range(wanted.range, item.size) if wanted.if_range in (None, tag) else None
     begin, length = part or (0, item.size)
     first = item.read(begin, min(length, CHUNK_BYTES))
     has_head = begin == 0 and len(first) >= min(HEAD_BYTES, item.size)
@@ -95,10 +105,12 @@ def media(item: Item, row: dict[str, object], header: str | None, known: str | N
 
 
 async def _chunks(item: Item, begin: int, length: int, first: bytes) -> AsyncIterator[bytes]:
-    """Read as it is sent: who takes it slowly holds one piece, and no thread."""
+    """Read as it is sent: who takes it slowly holds one piece, and no thread. Ends where the item does."""
     yield first
     done = len(first)
     while done < length:
         piece = await anyio.to_thread.run_sync(item.read, begin + done, min(CHUNK_BYTES, length - done))
+        if not piece:
+            return
         done += len(piece)
         yield piece

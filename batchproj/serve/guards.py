@@ -7,12 +7,15 @@ import hashlib
 import hmac
 import time
 from collections.abc import Iterable
-from http.cookies import CookieError, SimpleCookie
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+RETRY_S = 1
+"""After so many seconds one that was turned away may come again."""
 
 COOKIE = "batchproj-session"
 OPEN_PATHS = ("/", "/health", "/session")
@@ -97,11 +100,8 @@ class Token:
     def _is_known(self, headers: Headers) -> bool:
         if is_bearer(headers.get("authorization", ""), self._token):
             return True
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return cookie is not None and hmac.compare_digest(cookie.value.encode(), self._cookie)
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")  # whatever other cookies look like
+        return hmac.compare_digest(cookie.encode(), self._cookie)
 
 
 def is_bearer(authorization: str, token: bytes) -> bool:
@@ -116,10 +116,15 @@ def session_of(token: str) -> str:
 
 
 class Bodies:
-    """No body is larger or slower than allowed, whatever its header says: it is counted while it comes."""
+    """No body is larger or slower than allowed, whatever its header says: it is counted while it comes.
 
-    def __init__(self, app: ASGIApp, most_bytes: int, seconds: float) -> None:
-        self._app, self._most, self._seconds = app, most_bytes, seconds
+    Nor are all of them together larger than `all_bytes`: they are held before anybody asks whether there is room for
+    their searches.
+    """
+
+    def __init__(self, app: ASGIApp, most_bytes: int, all_bytes: int, seconds: float) -> None:
+        self._app, self._most, self._all, self._seconds = app, most_bytes, all_bytes, seconds
+        self.held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -127,27 +132,36 @@ class Bodies:
         told = Headers(scope=scope).get("content-length", "0")
         if told.isdecimal() and len(told) < 20 and int(told) > self._most:
             return await JSONResponse({"detail": self._too_large}, 413)(scope, receive, send)
-        return await self._app(scope, self._counted(receive), send)
+        count = [0]
+        try:
+            await self._app(scope, self._counted(receive, count), send)
+        finally:
+            self.held -= count[0]
 
     @property
     def _too_large(self) -> str:
         return f"the body is larger than {self._most:,} bytes"
 
-    def _counted(self, receive: Receive) -> Receive:
-        count, whole, deadline = 0, False, time.monotonic() + self._seconds
+    def _counted(self, receive: Receive, count: list[int]) -> Receive:
+        """Adds to `count[0]`, and to what is held of all."""
+        whole, deadline = False, time.monotonic() + self._seconds
 
         async def counted() -> Message:
-            nonlocal count, whole
+            nonlocal whole
             if whole:
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
             except TimeoutError:
                 raise HTTPException(408, f"the body took longer than {self._seconds:g} s") from None
-            count += len(message.get("body", b""))
+            size = len(message.get("body", b""))
+            count[0] += size
+            self.held += size
             whole = not message.get("more_body", False)
-            if count > self._most:
+            if count[0] > self._most:
                 raise HTTPException(413, self._too_large)
+            if self.held > self._all:
+                raise HTTPException(429, "too many large requests at once; try again", {"Retry-After": str(RETRY_S)})
             return message
 
         return counted

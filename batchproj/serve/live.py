@@ -31,14 +31,11 @@ class View:
         self.collection = Collection(uri, encoder=encoder)
         self.run = self.collection.run
         self.key = (self.collection.version, self.run)
+        self.overview = Overview(self.collection)
 
     @cached_property
     def items(self) -> Items:
         return Items(Folder(self.collection.uri), self.collection.snapshot)
-
-    @cached_property
-    def overview(self) -> Overview:
-        return Overview(self.collection)
 
     def warm(self) -> None:
         """Load what the first query would wait for; what cannot be loaded is said, and again to whoever asks for it."""
@@ -55,7 +52,7 @@ class View:
 class Live:
     """Holds the view of the live run, and looks now and then whether that is another one."""
 
-    def __init__(self, uri: str, encoder: QueryEncoder, poll_s: float, on_switch: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, encoder: QueryEncoder, poll_s: float, on_switch: Callable[[], None]) -> None:
         """Raises CollectionError if no run has been finished there."""
         self._uri, self._encoder, self._poll_s, self._on_switch = uri, encoder, poll_s, on_switch
         self._stop = threading.Event()
@@ -72,7 +69,6 @@ class Live:
     def _opened(self) -> View:
         view = View(self._uri, self._encoder)
         view.warm()
-        self._on_switch(view.run)
         return view
 
     def refresh(self) -> bool:
@@ -82,6 +78,7 @@ class Live:
                 return False
             fresh = self._opened()
             self.view = fresh
+            self._on_switch()
             self._encoder.keep(each.vector for each in fresh.collection.snapshot.fingerprints.values())
             return True
 

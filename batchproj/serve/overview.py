@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
+import pyarrow.dataset as pads
 
 from batchproj.balance import read_balance
 from batchproj.collection import layout
@@ -31,16 +32,28 @@ class Overview:
 
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
+        self._looking = threading.RLock()
 
-    @cached_property
+    @property
     def stats(self) -> dict[str, Any]:
         """Counts of items and rows by modality, and the fields of the metadata in a sample of rows."""
-        snapshot = self._collection.snapshot
-        rows = self._collection.dataset().to_table(columns=["modality", "segment"])
+        with self._looking:  # whoever asks meanwhile waits for the same
+            return self._stats
+
+    @property
+    def map(self) -> list[dict[str, Any]]:
+        """A sample of rows on their two main axes, each from -1 to 1: near on it is near in the space, by and large."""
+        with self._looking:
+            return self._map
+
+    @cached_property
+    def _stats(self) -> dict[str, Any]:
+        snapshot, rows = self._collection.snapshot, self._collection.dataset()
         counted = {}
         for kind in self._collection.kinds:
-            own = rows.filter(pc.equal(rows["modality"], str(kind)))
-            counted[str(kind)] = {"items": pc.sum(pc.equal(own["segment"], 0)).as_py() or 0, "rows": own.num_rows}
+            own = pads.field("modality") == str(kind)
+            items = rows.count_rows(filter=own & (pads.field("segment") == 0))
+            counted[str(kind)] = {"items": items, "rows": rows.count_rows(filter=own)}
         return {
             "run": snapshot.run,
             "source": snapshot.source,
@@ -97,8 +110,7 @@ class Overview:
         }
 
     @cached_property
-    def map(self) -> list[dict[str, Any]]:
-        """A sample of rows on their two main axes, each from -1 to 1: near on it is near in the space, by and large."""
+    def _map(self) -> list[dict[str, Any]]:
         rows = self._sample
         if not rows:
             return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
+import anyio.to_thread
 from fastapi import HTTPException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
@@ -31,6 +32,9 @@ _DOCUMENTS = ("filters", "weights", "not", "not_id")
 """Fields that are JSON in a form."""
 
 _MOST_FIELDS = 40
+
+LARGE_BYTES = 64 * 2**10
+"""A larger document is parsed in a thread: meanwhile other requests go on."""
 
 
 class SearchRequest(BaseModel):
@@ -153,7 +157,10 @@ async def read_search(request: Request) -> tuple[SearchRequest, list[Example]]:
         return await _read_form(request)
     if kind != "application/json":
         raise HTTPException(415, "expected application/json, or multipart/form-data with files")
-    return _validated(await request.body()), []
+    body = await request.body()
+    if len(body) > LARGE_BYTES:
+        return await anyio.to_thread.run_sync(_validated, body), []
+    return _validated(body), []
 
 
 async def _read_form(request: Request) -> tuple[SearchRequest, list[Example]]:

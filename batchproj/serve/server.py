@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import uvicorn
 
 from batchproj.errors import UsageError
 from batchproj.serve.app import create_app
+from batchproj.serve.connection import Connection
 from batchproj.serve.service import Service
 from batchproj.serve.settings import LOOPBACK, Settings
 
 KEEP_ALIVE_S = 10
 SHUTDOWN_S = 10
 CONNECTIONS = 1_000
-"""Beyond these a connection is told to come again; a slow client holds one, and nothing else."""
+"""Beyond these a request is told to come again, whoever opened the others: a proxy limits them by their addresses."""
 
 TOKEN_CHARS = 16
 _WILDCARDS = ("0.0.0.0", "::")
@@ -44,16 +46,25 @@ def check_host(host: str, token: str | None) -> None:
 
 
 def run(uri: str, host: str, port: int, settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it; raises UsageError if the address cannot be had."""
     check_host(host, settings.token)
     if host not in (*LOOPBACK, *_WILDCARDS):
         settings = settings.model_copy(update={"hosts": (*settings.hosts, host)})
-    service = Service(uri, settings)
-    server = make_server(service, host, port)
-    say(
-        f"run {service.live.view.run} of {uri} at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it)"
-    )
-    server.run()
+    with _listening(host, port) as listening:
+        service = Service(uri, settings)
+        server = make_server(service, host, port)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        say(f"run {service.live.view.run} of {uri} at {address} (Ctrl-C ends it)")
+        server.run(sockets=[listening])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """Before the models are loaded: a port that is taken is known at once."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        told = (error.strerror or type(error).__name__).partition(" (")[0].lower()
+        raise UsageError(f"--host {host} --port {port}: {told}; give another --port, or --host") from None
 
 
 def make_server(service: Service, host: str, port: int) -> uvicorn.Server:
@@ -63,6 +74,7 @@ def make_server(service: Service, host: str, port: int) -> uvicorn.Server:
             create_app(service),
             host=host,
             port=port,
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,

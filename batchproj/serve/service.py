@@ -33,9 +33,10 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self._encoder = BatchingEncoder(settings.model_threads, settings.limits, settings.batch_s, self.metrics)
-        self.live = Live(uri, self._encoder, settings.poll_s, self._switched)
+        self.live = Live(uri, self._encoder, settings.poll_s, self.metrics.switches.inc)
         self.queries = Admission(settings.queries, settings.query_threads, settings.query_s)
         self.reads = Admission(settings.reads, settings.read_threads, settings.query_s)
+        self.metrics.run.set_function(lambda: int(self.live.view.run))
         self.metrics.watch("query", lambda: self.queries.admitted)
         self.metrics.watch("read", lambda: self.reads.admitted)
         self._thumbnails = Thumbnails()
@@ -45,20 +46,16 @@ class Service:
         self.live.close()
         self._encoder.close()
 
-    def _switched(self, run: str) -> None:
-        self.metrics.run.set(int(run))
-        self.metrics.switches.inc()
-
     def thumbnail(self, view: View, row: dict[str, Any], known: str | None) -> Response:
         """A row's small picture; raises ItemFault if there is none."""
-        key = (row["content_id"], row["modality"], row["start"])
-        tag = f'"{row["content_id"]}-{row["modality"]}-{row["start"]}"'
+        item = view.items.find(row["item"], row["uri"])
+        key = (row["content_id"], row["modality"], row["start"], row["end"], item.is_sound_track)
+        tag = f'"{"-".join(map(str, key))}"'
         headers = {"ETag": tag, "Cache-Control": KEPT}
         if known is not None and tag in known:
             return Response(status_code=304, headers=headers)
         if (drawn := self._drawn.get(key)) is None:
             modality = Modality(row["modality"])
-            item = view.items.find(row["item"], row["uri"])
             data = b"" if modality is Modality.TEXT else item.whole(MOST_BYTES)
             drawn = self._thumbnails.draw(data, modality, row["start"], row["end"], item.is_sound_track)
             self._drawn.put(key, drawn, len(drawn[0]))

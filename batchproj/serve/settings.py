@@ -14,6 +14,7 @@ class Settings(BaseModel):
 
     `token` is what a request has to carry, None for anybody who reaches the service. `hosts` are names that it is
     called by, beside those of this machine's loopback. `url_hosts` are the hosts that a query may name a file on.
+    `bodies_bytes` is for all bodies that are there at once.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -21,6 +22,7 @@ class Settings(BaseModel):
     hosts: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     body_bytes: int = Field(default=20 * 2**20, gt=0)
+    bodies_bytes: int = Field(default=256 * 2**20, gt=0)
     body_s: float = Field(default=30, gt=0)
     query_s: float = Field(default=60, gt=0)
     queries: int = Field(default=64, ge=1)
