@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import write_words
 from in_process import resolved
-from runs import live_rows, start
+from runs import live_rows, start, wait_for
 
 from batchproj import small_run
 from batchproj.collection.unit import Task, Unit
@@ -65,12 +65,12 @@ def test_with_ray_or_without_the_files_are_the_same(tmp_path: Path, corpus: Path
 
 
 HANGS = """if True:
-    import sys, time
+    import pathlib, sys, time
     from batchproj import cli
     from batchproj.source import reading
 
     def hangs(*_):
-        print("reading", file=sys.stderr, flush=True)
+        pathlib.Path(sys.argv[2] + ".reading").touch()
         time.sleep(600)  # as in a mount that is away: no signal gets there
 
     reading.read_pinned = hangs
@@ -97,9 +97,7 @@ def test_a_read_that_hangs_holds_up_no_signal(
     tmp_path: Path, tiny_space: Path, number: signal.Signals, code: int
 ) -> None:
     with hanging(tmp_path, tiny_space, "{}") as run:
-        assert run.stderr is not None
-        while "reading" not in run.stderr.readline():
-            assert run.poll() is None
+        wait_for(lambda: (tmp_path / "s.reading").exists())
         run.send_signal(number)
         _, said = run.communicate(timeout=30)
     assert (run.returncode, "run the same command again" in said) == (code, True), said
