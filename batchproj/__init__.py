@@ -38,8 +38,8 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(uri: str) -> Collection:
-    """Open a collection for reading; raises CollectionError if there is none."""
+def open(uri: str | os.PathLike[str]) -> Collection:
+    """Open a collection for reading, by path or URL; raises CollectionError if there is none."""
     from batchproj.search import Collection
 
-    return Collection(uri)
+    return Collection(os.fspath(uri))

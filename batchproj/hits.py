@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
+from batchproj.errors import UsageError
 from batchproj.schema import vector_schema
 
 if TYPE_CHECKING:
@@ -49,8 +50,11 @@ class Hits(list[Hit]):
         self._html = html
 
     def show(self) -> None:
-        """Show thumbnails, players and texts in a notebook."""
-        from IPython.display import HTML, display
+        """Show thumbnails, players and texts in a notebook; UsageError outside one, where IPython is not at hand."""
+        try:
+            from IPython.display import HTML, display
+        except ImportError:
+            raise UsageError("show() is for notebooks: pip install ipython, or print the hits") from None
 
         display(HTML(self._repr_html_()))
 

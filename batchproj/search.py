@@ -132,7 +132,16 @@ class Collection:
         embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
         if the models, or the bridge, are not the table's.
         """
+        if isinstance(where, str):
+            where = (where,)
         given = dict(weights or {})
+        by = {"text": text, "image": image, "audio": audio, "video": video, "like": like, "not": unlike}
+        for name, weight in given.items():
+            if not by.get(name) or not 0 <= weight < math.inf:
+                searched = ", ".join(each for each, value in by.items() if value)
+                raise UsageError(
+                    f"weight {name}={weight}: expected a number from 0 on, for one of {searched or 'none'}"
+                )
         files = {Modality.IMAGE: image, Modality.AUDIO: audio, Modality.VIDEO: video}
         examples = [
             *([Example(Modality.TEXT, text, weight=weight_of(given, "text"))] if text else []),
@@ -430,7 +439,7 @@ def _ranked(hits: Iterable[Hit]) -> list[Hit]:
 
 
 def _hit(row: Mapping[str, Any], score: float) -> Hit:
-    return Hit(score=score, **{name: row[name] for name in _COLUMNS})
+    return Hit(score=min(1.0, max(-1.0, score)), **{name: row[name] for name in _COLUMNS})
 
 
 def _evenly(rows: Sequence[Mapping[str, Any]]) -> tuple[list[npt.NDArray[np.float32]], list[float]]:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from in_process import command
 from serving import COLOURS, EVIL_NAME, EVIL_TEXT, Client, embed_builtin, picture, served, write_corpus
 
 import batchproj
+from batchproj.collection.ledger import Report
 from batchproj.errors import TryLater, UsageError
 from batchproj.hits import Hit
 from batchproj.serve import client as module_client
@@ -104,3 +106,15 @@ def test_the_client_asks_side_by_side(collection: Path) -> None:
     with served(collection, token=token) as server:
         assert isinstance(server, Client)
         asyncio.run(ask(f"http://127.0.0.1:{server.port}"))
+
+
+def test_what_is_given_wrongly_is_said(embedded: tuple[Path, Report]) -> None:
+    opened = batchproj.open(embedded[0])  # a Path as well
+    with pytest.raises(UsageError, match=r"weight image=1: .* one of text"):
+        opened.search("w1", weights={"image": 1})
+    with pytest.raises(UsageError, match="weight text=nan"):
+        opened.search("w1", weights={"text": float("nan")})
+    assert {hit.modality for hit in opened.search("w1", where="modality=text")} == {"text"}
+    done = command("search", embedded[0], "w1", "--weight", "text=abc")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "expected NAME=NUMBER" in done.stderr

@@ -66,6 +66,7 @@ def search(
     verbose: VerboseFlag = False,
 ) -> None:
     """Find the nearest items to a text, an image, a sound or a video, of any kind."""
+    weights = dict(map(_weight, weight or ()))
     from batchproj.search import Collection
 
     with console(verbose):
@@ -76,7 +77,7 @@ def search(
             video=video,
             like=like,
             unlike=unlike or (),
-            weights=dict(map(_weight, weight or ())),
+            weights=weights,
             k=k,
             offset=offset,
             modality=modality,
