@@ -57,4 +57,5 @@ def test_no_request_that_the_openapi_allows_or_forbids_gives_500(client: Client,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3_000:]
-    assert "No issues found" in done.stdout
+    passed = re.search(r"(\d+) generated, \1 passed", done.stdout)  # it may warn that few of its ids are found
+    assert passed is not None and int(passed[1]) > 100, done.stdout[-3_000:]
