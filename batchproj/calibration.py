@@ -134,8 +134,8 @@ class Calibrator:
 
     def _load(self, modality: Modality) -> UnitWorker:
         begun = time.monotonic()
+        from batchproj.accelerator import device
         from batchproj.embedding import UnitWorker
-        from batchproj.torch_runtime import device
 
         members = self._space.members
         _, threads, _ = self.pool(modality)
