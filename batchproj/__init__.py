@@ -11,12 +11,13 @@ Data flows top to bottom:
     tags, index                            which version of the Lance table readers see; its rows
     conditions, queries, hybrid, hits      which rows may be found, by what, in which order
     items, thumbnails, notebook            the bytes behind a row, a small picture of them, hits in a notebook
-    stages, news, stall                    what workers do with a unit, how they get on, and when they do not
-    pipeline, small_run                    all units through Ray Data; a few by the command itself
+    stages, desk, news, stall              what workers do with a unit, how they get on, and when they do not
+    pools, pipeline, small_run             all units through Ray Data; a few by the command itself
     changes, switch                        what a source holds now; the one step that readers see
     objective, fit, comparison, report, card    projectors trained in memory, judged, and what is said of them
     disk_links, training_set, streamed_fit, ray_training, many_pairs    the same for more pairs than memory holds
     texts, agreement, bridge_report, bridge    texts in two encoders, an adapter between them, what it is worth
+    run, execution, run_checks             one run: what it is told, its units done, what must hold before it shows
     gate, breaker                          whether a space may take the place of the live one; when a run is paused
     embed, search, train, adapter, evaluate    what people do
     shipping, jobs, job_start, nodes, metrics, hooks    the same as jobs of a cluster, watched, and told of when it ends

@@ -13,7 +13,7 @@ from batchproj.collection import layout
 from batchproj.collection.unit import Task, Unit, parquet_bytes, read_rows
 from batchproj.errors import ItemFault
 from batchproj.objectstore import Folder
-from batchproj.pipeline import pool_size
+from batchproj.pools import pool_size
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality
 from batchproj.source.reading import read_items

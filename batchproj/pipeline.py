@@ -15,25 +15,22 @@ import logging
 import math
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from batchproj.collection.unit import (
-    Receipt,
-    Task,
-    Unit,
-)
+from batchproj.collection.unit import Receipt, Unit
+from batchproj.desk import Desk
 from batchproj.errors import BatchprojError, TryLater
 from batchproj.metrics import RunMetrics
 from batchproj.news import News, OnNews, noticing, polling
 from batchproj.nodes import check_nodes
+from batchproj.pools import PoolName, by_pool, pool_size
 from batchproj.recipe import Pool, Tasks
 from batchproj.schema import Modality
-from batchproj.stages import Desk, Embedding, Job, Projecting, Reader, Writer, label
+from batchproj.stages import Embedding, Job, Projecting, Reader, Writer, label
 from batchproj.stall import Stalled
 
 MEASURED_UNITS = 4
@@ -113,12 +110,6 @@ def _held_back(number: signal.Signals) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def is_ray_asked_for() -> bool:
-    """Whether a cluster is named, or a session of Ray is open already."""
-    ray = sys.modules.get("ray")
-    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
-
-
 def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     """Do the units, all modalities in one execution; receipts as they finish, in any order.
 
@@ -160,18 +151,6 @@ def _room() -> str:
     has, free = ray.cluster_resources(), ray.available_resources()
     told = ", ".join(f"{name} {free.get(name, 0):g} of {has[name]:g} free" for name in ("CPU", "GPU") if name in has)
     return f"no worker is at anything ({told}): they may want more than there is, or be waiting for machines to start"
-
-
-PoolName = tuple[Task, Modality | None]
-
-
-def by_pool(job: Job, units: list[Unit]) -> dict[PoolName, list[Unit]]:
-    """Units by the pool of workers that does them; without an encoder all modalities share one."""
-    groups: dict[PoolName, list[Unit]] = {}
-    for unit in units:
-        modality = unit.modality if unit.modality in job.members else None
-        groups.setdefault((unit.task, modality), []).append(unit)
-    return groups
 
 
 def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[PoolName]) -> Any:
@@ -239,22 +218,6 @@ def _workers(job: Job, pool: PoolName, cores: int) -> tuple[int, int]:
     if task == "project":
         return max(1, cores // len(job.members)), 1
     return pool_size(_settings(job, modality), len(job.members), cores)
-
-
-def pool_size(settings: Pool, modalities: int, cores: int) -> tuple[int, int]:
-    """Workers and threads per worker of one of so many modalities: the recipe's, or the cores divided up.
-
-    Small machines give each modality one worker that may use all cores: modalities finish at
-    different times, and a worker with fewer threads would leave cores idle at the end.
-    """
-    threads = settings.threads or min(4, cores)
-    workers = (
-        settings.max_workers
-        or settings.workers
-        or settings.min_workers
-        or max(1, cores // (threads * max(1, modalities)))
-    )
-    return workers, threads
 
 
 def reserved_cpus(nodes: list[float], workers: int, headroom: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
@@ -11,10 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from batchproj.collection.unit import Receipt, Unit
+from batchproj.desk import Desk
 from batchproj.news import OnNews, noticing, polling
-from batchproj.pipeline import PoolName, by_pool, is_ray_asked_for, pool_size
+from batchproj.pools import PoolName, by_pool, pool_size
 from batchproj.recipe import Pool
-from batchproj.stages import Desk, Embedding, Job, Projecting, Reader, Writer
+from batchproj.stages import Embedding, Job, Projecting, Reader, Writer
 
 MOST_ITEMS = 200
 
@@ -23,6 +25,12 @@ def is_small(job: Job, units: list[Unit]) -> bool:
     """Whether there is nothing to spread: few items, one unit a pool, and no word on how pools should be."""
     few = sum(unit.items for unit in units) <= MOST_ITEMS and len(by_pool(job, units)) == len(units)
     return few and not job.recipe.pools and not is_ray_asked_for()
+
+
+def is_ray_asked_for() -> bool:
+    """Whether a cluster is named, or a session of Ray is open already."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray is not None and ray.is_initialized())
 
 
 def run_here(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:

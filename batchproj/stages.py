@@ -1,4 +1,4 @@
-"""What workers do with a unit, and the desk where they report; which engine calls them they do not know.
+"""What workers do with a unit; which engine calls them they do not know.
 
 A row between stages is a whole unit: its description and its compressed bytes as one Arrow IPC
 buffer, so that no engine splits it; pixels and samples stay inside the embedding worker.
@@ -12,7 +12,6 @@ import os
 import platform
 import re
 import struct
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -40,13 +39,11 @@ from batchproj.collection.unit import (
 )
 from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError, WeightsError
 from batchproj.failpoint import failpoint
-from batchproj.news import News
 from batchproj.objectstore import GONE, Folder
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
 from batchproj.space import Member
-from batchproj.stall import Doing
 
 
 @dataclass(frozen=True)
@@ -67,57 +64,6 @@ class Job:
 def label(unit: Unit) -> str:
     """What progress counts a unit under: the modality its names promise, if they promise any."""
     return str(unit.modality or "unclear")
-
-
-class Desk:
-    """Where workers report; an actor, or in small runs shared by threads."""
-
-    def __init__(self) -> None:
-        self._done: dict[str, int] = {}
-        self._spare: dict[tuple[str, str | None], int] = {}
-        self._lines: list[str] = []
-        self._failure: BatchprojError | None = None
-        self._signs = 0
-        self._doing: dict[str, tuple[str, float]] = {}
-        self._lock = threading.Lock()
-
-    def started(self, task: str, modality: str | None, pool: int) -> None:
-        """One more worker than a pool of that size has replaces one that died."""
-        with self._lock:
-            self._signs += 1
-            self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
-
-    def at(self, where: str, what: str | None) -> None:
-        """A process has begun something, or is done with it."""
-        with self._lock:
-            self._signs += 1
-            if what is None:
-                self._doing.pop(where, None)
-            else:
-                self._doing[where] = (what, time.monotonic())
-
-    def add(self, modality: str, items: int) -> None:
-        with self._lock:
-            self._signs += 1
-            self._done[modality] = self._done.get(modality, 0) + items
-
-    def say(self, line: str) -> None:
-        with self._lock:
-            self._signs += 1
-            self._lines.append(line)
-
-    def fail(self, error: BatchprojError) -> None:
-        self._failure = self._failure or error
-
-    def failure(self) -> BatchprojError | None:
-        return self._failure
-
-    def news(self) -> News:
-        with self._lock:
-            lines, self._lines = self._lines, []
-            doing = [Doing(where, what, since) for where, (what, since) in self._doing.items()]
-            replaced = sum(max(0, spare) for spare in self._spare.values())
-            return News(dict(self._done), replaced, lines, self._signs, doing, time.monotonic())
 
 
 @contextlib.contextmanager

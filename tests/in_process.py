@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 import batchproj
-from batchproj import cli, pipeline, stages
+from batchproj import cli, execution, pools, stages
 from batchproj import embed as module_embed
 from batchproj.collection.ledger import Report
 from batchproj.collection.unit import Receipt, Unit
@@ -44,7 +44,7 @@ class _Unheard:
 
 def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     desk = _Unheard()
-    for (task, modality), group in pipeline.by_pool(job, units).items():
+    for (task, modality), group in pools.by_pool(job, units).items():
         work = _projecting(job, modality, desk) if task == "project" else _embedding(job, modality, desk)
         for unit in group:
             batch = work(pa.table({"unit": [unit.model_dump_json()]}))
@@ -72,9 +72,9 @@ def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
 def without_ray() -> Iterator[None]:
     """Every run inside is done in this process."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module_embed, "is_small", lambda *_: False)
-        patched.setattr(module_embed, "run_units", _run_units)
-        patched.setattr(module_embed, "ray_session", lambda _: contextlib.nullcontext())
+        patched.setattr(execution, "is_small", lambda *_: False)
+        patched.setattr(execution, "run_units", _run_units)
+        patched.setattr(execution, "ray_session", lambda _: contextlib.nullcontext())
         yield
 
 

@@ -14,8 +14,7 @@ from conftest import write_words
 from in_process import command, run, stopped_when_its_units_are_done
 
 import batchproj
-from batchproj import breaker, objectstore
-from batchproj import embed as module_embed
+from batchproj import breaker, execution, objectstore
 from batchproj.breaker import Breaker, Trip
 from batchproj.collection.plan import Plan
 from batchproj.collection.unit import Receipt, Task, Unit
@@ -271,8 +270,8 @@ def test_a_lost_mount_or_lost_rights_stop_early_and_blame_nothing(
 
 
 def test_a_unit_that_could_read_nothing_is_done_again_by_the_next_attempt() -> None:
-    assert module_embed._is_unread(receipt(good=1, changed=1, forbidden=1))
-    assert not module_embed._is_unread(receipt(good=2, changed=1, forbidden=1))
+    assert execution._is_unread(receipt(good=1, changed=1, forbidden=1))
+    assert not execution._is_unread(receipt(good=2, changed=1, forbidden=1))
 
 
 def test_a_corpus_that_is_no_thousand_items_is_never_paused(spoilt: Path, tmp_path: Path, tiny_space: Path) -> None:

@@ -22,8 +22,7 @@ from conftest import write_picture, write_words
 from in_process import stopped_when_its_units_are_done, without_ray
 
 import batchproj
-from batchproj import embed as module_embed
-from batchproj import objectstore
+from batchproj import execution, objectstore, run_checks
 from batchproj.collection import commit, layout, lease, manifest
 from batchproj.collection.ledger import Report
 from batchproj.collection.plan import Plan
@@ -454,7 +453,7 @@ def test_a_listing_that_is_cut_off_is_repeated_and_not_believed(
 def test_objects_that_may_be_listed_but_not_read_stop_the_run(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     """Whole corpora do not become forbidden one by one: that is the credentials' fault."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module_embed, "run_units", forbidden_units)
+        patched.setattr(execution, "run_units", forbidden_units)
         with pytest.raises(UsageError, match="24 of 24 objects may be listed but not read"):
             embed(corpus, tmp_path / "c", tiny_space)
     with pytest.raises(UsageError):
@@ -479,8 +478,8 @@ def test_a_forbidden_object_is_tried_in_every_run_and_commits_none(
     collection, _ = embedded
     write_words(corpus / "new.txt", 50)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(module_embed, "run_units", forbidden_units)
-        patched.setattr(module_embed, "MASS_FORBIDDEN", 1.0)
+        patched.setattr(execution, "run_units", forbidden_units)
+        patched.setattr(run_checks, "MASS_FORBIDDEN", 1.0)
         assert embed(corpus, collection, tiny_space).quarantined == 1
         again = embed(corpus, collection, tiny_space)
         assert (again.run, again.unchanged, again.quarantined, again.commit) == ("000002", 24, 1, None)

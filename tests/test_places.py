@@ -9,10 +9,11 @@ import pytest
 from conftest import write_words
 from in_process import command, without_ray
 
-from batchproj.embed import Watch, _Teller
 from batchproj.errors import UsageError
+from batchproj.execution import _Teller
 from batchproj.objectstore import canonical
 from batchproj.pipeline import News
+from batchproj.run import Watch
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from runs import live_rows
 from table_files import KINDS, Row, encoded, listed, live, quarantined, rows, words, write
 
 import batchproj
-from batchproj import embed as module_embed
+from batchproj import execution
 from batchproj.collection.cache import live_features
 from batchproj.embed import Options, Watch
 from batchproj.errors import UsageError
@@ -274,7 +274,7 @@ def test_a_table_in_a_bucket_is_as_one_in_a_folder(kind: str, s3_bucket: str, tm
 
 @pytest.mark.usefixtures("ray_here")
 def test_workers_read_rows_as_well(tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_embed, "run_units", run_units)
+    monkeypatch.setattr(execution, "run_units", run_units)
     source = write(tmp_path / "t.parquet", rows(20))
     assert run(source, tmp_path / "c", tiny_space).embedded == 20
     assert live(tmp_path / "c")["id=r7"]["text"] == words(7)

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batchproj.collection.snapshot import FeatureFile, Fingerprints, Snapshot
 from batchproj.collection.unit import Task, Unit, unit_name
@@ -349,25 +350,21 @@ class Plan:
         self, run: str, task: Task, batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int
     ) -> Iterator[tuple[Unit, pa.Table]]:
         """Cut the rows of `to_embed`, `to_project` or `deferred` into units."""
-        for group in _groups(batches, max_items, max_bytes, whole=task == "project"):
-            inputs = pa.Table.from_pylist(group, schema=_INPUT_SCHEMA)
-            modality = Modality(group[0]["modality"]) if group[0]["modality"] else None
-            name = unit_name([task, run, self._context, modality, group[0]["cached"]], inputs)
-            size = sum(row["size"] for row in group)
-            yield (
-                Unit(
-                    name=name,
-                    run=run,
-                    task=task,
-                    modality=modality,
-                    items=len(group),
-                    bytes=size,
-                    cached=group[0]["cached"],
-                    cached_sha256=self._digests.get(group[0]["cached"] or ""),
-                    again=group[0]["again"],
-                ),
-                inputs,
+        for inputs in _groups(batches, max_items, max_bytes, whole=task == "project"):
+            modality, again, cached = (inputs[column][0].as_py() for column in _ALIKE)
+            inputs = inputs.select(_INPUT_SCHEMA.names).cast(_INPUT_SCHEMA).combine_chunks()
+            unit = Unit(
+                name=unit_name([task, run, self._context, modality, cached], inputs),
+                run=run,
+                task=task,
+                modality=Modality(modality) if modality else None,
+                items=inputs.num_rows,
+                bytes=pc.sum(inputs["size"]).as_py(),
+                cached=cached,
+                cached_sha256=self._digests.get(cached or ""),
+                again=again,
             )
+            yield unit, inputs
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -401,34 +398,38 @@ _INPUT_SCHEMA = pa.schema(
 )
 
 
-def _groups(
-    batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int, whole: bool
-) -> Iterator[list[dict[str, Any]]]:
+_ALIKE = ("modality", "again", "cached")
+"""Columns in which all rows of a unit are alike."""
+
+
+def _groups(batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int, whole: bool) -> Iterator[pa.Table]:
     """Runs of rows with equal modality and cache file, new or tried again, closed at a border or when full.
 
     `whole` groups hold all rows of one cache file: it is read once and was cut to size before.
     """
-    group: list[dict[str, Any]] = []
-    size = 0
+    waiting: list[pa.RecordBatch] = []  # of the group: rows of earlier batches, then `count` rows in all
+    count = size = 0
+    group = None
     for batch in batches:
-        for row in batch.to_pylist():
-            if group and (_differ(group[0], row) or (not whole and _full(group, size, row, max_items, max_bytes))):
-                yield group
-                group, size = [], 0
-            group.append(row)
-            size += row["size"]
-    if group:
-        yield group
+        begin = 0
+        rows = zip(*(batch[column].to_pylist() for column in (*_ALIKE, "size", "key")), strict=True)
+        for at, (*alike, row_bytes, key) in enumerate(rows):
+            full = not whole and _full(count, size, row_bytes, key, max_items, max_bytes)
+            if count and (alike != group or full):
+                yield pa.Table.from_batches([*waiting, batch.slice(begin, at - begin)])
+                waiting, begin, count, size = [], at, 0, 0
+            group = alike
+            count += 1
+            size += row_bytes
+        waiting.append(batch.slice(begin))
+    if count:
+        yield pa.Table.from_batches(waiting)
 
 
-def _differ(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return any(a[name] != b[name] for name in ("modality", "again", "cached"))
-
-
-def _full(group: list[dict[str, Any]], size: int, row: dict[str, Any], max_items: int, max_bytes: int) -> bool:
-    if len(group) >= max_items or size + row["size"] > max_bytes:
+def _full(count: int, size: int, row_bytes: int, key: str, max_items: int, max_bytes: int) -> bool:
+    if count >= max_items or size + row_bytes > max_bytes:
         return True
-    return len(group) >= max_items // 2 and _is_border(row["key"], max_items // 4)
+    return count >= max_items // 2 and _is_border(key, max_items // 4)
 
 
 def _is_border(key: str, spacing: int) -> bool:
