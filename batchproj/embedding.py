@@ -35,8 +35,8 @@ WINDOW_SEGMENTS = 2_048
 APART_BYTES = 4 * WINDOW_BYTES
 """The same for an encoder on an accelerator, whose batches are larger."""
 
-CEILING_S = 1.0
-"""For so long an encoder runs again over what it had first, with nothing beside it, to see what it can do."""
+LEAST_SAMPLE = 64
+"""Segments that an encoder is given again at least, to see what it can do with nothing beside it."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -62,7 +62,7 @@ class UnitWorker:
         self._embedder: Embedder | None = None
         self._decoding: Decoding | None = None
         self._is_apart = False
-        self._to_measure = False
+        self._measure_s = 0.0
         self._sample: list[Segment] = []
 
     def load(self) -> None:
@@ -82,15 +82,16 @@ class UnitWorker:
         items: list[Fetched],
         known: pa.Table | None,
         report: Callable[[int], None],
-        to_measure: bool = False,
+        measure_s: float = 0.0,
     ) -> Output:
         """Decode, encode and project every item; `report` is told how many items are done, also where none is.
 
         `known` are cached features of contents that some of the items may have: those are not
-        encoded, and not even decoded. `to_measure`: some segments are kept for `measure`.
+        encoded, and not even decoded. `measure_s`: as many segments as the encoder does in that
+        time are kept for `measure`.
         """
         assert self._decoding is not None, "load() comes first"
-        self._to_measure = to_measure
+        self._measure_s = measure_s
         rows = _Rows(unit, self._member, self._dim)
         window: list[Decoded] = []
         held = count = 0
@@ -132,11 +133,11 @@ class UnitWorker:
         if self._embedder is None or not self._sample:
             return None
         begun, done = time.monotonic(), 0
-        while (seconds := time.monotonic() - begun) < CEILING_S:
+        while not done or time.monotonic() - begun < self._measure_s:
             self._embedder.encode(self._sample)
             done += len(self._sample)
         self._sample = []
-        return done / seconds
+        return done / (time.monotonic() - begun)
 
     def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
@@ -145,8 +146,9 @@ class UnitWorker:
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
         seconds = time.monotonic() - begun
         rows.model_s += seconds
-        if self._to_measure and not self._sample:
-            self._sample = segments[:: max(1, round(seconds / CEILING_S))]
+        if self._measure_s and not self._sample:
+            every = min(seconds / self._measure_s, len(segments) / LEAST_SAMPLE)
+            self._sample = segments[:: max(1, round(every))]
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:

@@ -18,6 +18,8 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from batchproj.lanes import side_by_side
+
 Row = TypeVar("Row")
 Output = npt.NDArray[np.float32]
 """What comes of one row, of any shape; of all rows as one array, if they agree in it."""
@@ -44,12 +46,18 @@ class FixedShapes(Generic[Row]):
         groups: dict[Hashable, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(key(row), []).append(index)
-        outputs: dict[int, Output] = {}
+        batches: list[tuple[Hashable, list[int], int]] = []
         for name, indices in groups.items():
             size = full(rows[indices[0]])
-            for start in range(0, len(indices), size):
-                chosen = indices[start : start + size]
-                outputs |= zip(chosen, self._batch(name, [rows[i] for i in chosen], size), strict=True)
+            batches += [(name, indices[start : start + size], size) for start in range(0, len(indices), size)]
+
+        def run(batch: tuple[Hashable, list[int], int]) -> Outputs:
+            name, chosen, size = batch
+            return self._batch(name, [rows[i] for i in chosen], size)
+
+        outputs: dict[int, Output] = {}
+        for (_, chosen, _), output in zip(batches, side_by_side(run, batches), strict=True):
+            outputs |= zip(chosen, output, strict=True)
         return [outputs[index] for index in range(len(rows))]
 
     def _batch(self, name: Hashable, rows: list[Row], full: int) -> Outputs:

@@ -13,7 +13,7 @@ import torch
 
 from batchproj.accelerator import Coming, Replayed, is_apart, to_device
 from batchproj.media import Segment, Spec
-from batchproj.packed_texts import PackedTexts
+from batchproj.packed_texts import Finished, PackedTexts
 from batchproj.tokens import TextTokenizer, Tokens, padded
 from batchproj.torch_runtime import Batches, batches, forward_tokens, row_length, to_host, to_numpy
 from batchproj.varlen_texts import VarlenTexts
@@ -23,7 +23,6 @@ States = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Pooled = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Ids and mask (B, L), and the place of the first and the end of the last token (B,) that are pooled -> (B, D)."""
 Array = npt.NDArray[np.float32]
-_Finished = Callable[[torch.Tensor, Sequence[Tokens]], Sequence[Array] | Array]
 
 
 class TextEncoder:
@@ -78,17 +77,15 @@ class TextEncoder:
     def _ids(self, segments: Sequence[Segment]) -> list[Tokens]:
         return self._tokenizer.ids([str(segment.data) for segment in segments])
 
-    def _run(self, texts: Batches[Tokens], rows: Sequence[Tokens], finished: _Finished) -> list[Array]:
+    def _run(self, texts: Batches[Tokens], rows: Sequence[Tokens], finished: Finished) -> list[Array]:
         """`finished` makes of packed texts' states what `texts` makes of the others."""
         longest = self._packed.longest if self._packed else 0
         short = [index for index, row in enumerate(rows) if len(row) <= longest]
         long = [index for index, row in enumerate(rows) if len(row) > longest]
         found = dict(zip(long, texts.run([rows[i] for i in long], self._shape, self._batch_rows), strict=True))
         if self._packed:
-            with torch.inference_mode():
-                for indices, states_BLD in self._packed.states([rows[i] for i in short]):
-                    chosen = [short[index] for index in indices]
-                    found |= zip(chosen, finished(states_BLD, [rows[i] for i in chosen]), strict=True)
+            packed = self._packed.states([rows[i] for i in short], finished)
+            found |= {short[index]: output for index, output in packed.items()}
         return [found[index] for index in range(len(rows))]
 
     def _pool(self, states_BLD: torch.Tensor, rows: Sequence[Tokens]) -> Array:

@@ -14,6 +14,7 @@ import torch
 from batchproj.accelerator import Coming, device, is_apart, stacked
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes, Output, Outputs
+from batchproj.lanes import open_lanes
 from batchproj.media import Segment
 from batchproj.model_folder import ImageInput
 from batchproj.queued_batches import QueuedBatches
@@ -36,6 +37,7 @@ class Batches(Protocol[Row]):
 
 def use_threads(threads: int) -> None:
     """Bind torch (and the tokenizer's own pool) to `threads`; Ray would give an actor one."""
+    open_lanes(1 if is_apart() else threads)
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
 

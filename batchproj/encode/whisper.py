@@ -8,7 +8,9 @@ B rows, M mels, F mel frames (10 ms), T = F / 2 encoder frames, D = width * slic
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
@@ -277,12 +279,18 @@ def _transformers_frames(folder: Path, dtype: Literal["bf16", "fp32"]) -> Frames
     encoder = torch_runtime.load_pretrained(WhisperModel, folder, dtype).get_encoder()
     positions = encoder.embed_positions.weight
 
+    @cache
+    def of_length(count: int) -> Any:
+        """The encoder, its weights shared, told that so many frames are its window: transformers takes no fewer."""
+        shorter = copy.copy(encoder)
+        shorter._modules = dict(encoder._modules)
+        shorter.config = copy.copy(encoder.config)
+        shorter.embed_positions = torch.nn.Embedding(count, positions.shape[1], _weight=positions[:count])
+        shorter.config.max_source_positions = count
+        return shorter
+
     def frames(mel_BMF: torch.Tensor) -> torch.Tensor:
-        # transformers insists on the whole window, so the encoder is told that this is its length
-        count = mel_BMF.shape[2] // 2
-        encoder.embed_positions = torch.nn.Embedding(count, positions.shape[1], _weight=positions[:count])
-        encoder.config.max_source_positions = count
-        states_BTD: torch.Tensor = encoder(mel_BMF.to(positions.dtype)).last_hidden_state
+        states_BTD: torch.Tensor = of_length(mel_BMF.shape[2] // 2)(mel_BMF.to(positions.dtype)).last_hidden_state
         return states_BTD.float()
 
     return frames
