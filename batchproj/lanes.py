@@ -31,7 +31,7 @@ def open_lanes(count: int) -> None:
         started = Barrier(count)
 
         def start(_: int) -> None:
-            torch.get_num_threads()  # at its first use of torch a thread takes the process's number, whatever it has set
+            torch.get_num_threads()  # at its first use a thread takes the process's number, whatever it has set
             torch.set_num_threads(1)
             started.wait()
 
