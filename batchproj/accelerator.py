@@ -10,7 +10,8 @@ Source: CUDA C++ Programming Guide, "Asynchronous Concurrent Execution" and "CUD
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -116,15 +117,29 @@ class _Recorded:
 
 def _recorded(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> _Recorded | None:
     """None if the function asks something of the host in between; it has run once on such a shape."""
-    graph, own = torch.cuda.CUDAGraph(), [each.clone() for each in inputs]
+    graph, own, computing = torch.cuda.CUDAGraph(), [each.clone() for each in inputs], torch.cuda.current_stream()
     try:
+        with _refusing_to_wait():  # a recording that fails leaves torch's random numbers unusable
+            function(*own)
         # other threads may take page-locked memory meanwhile
         with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
             output = function(*own)
     except RuntimeError:
+        torch.cuda.set_stream(computing)  # else the one that was recorded from stays the current one
         torch.cuda.synchronize()
         return None
     return _Recorded(graph, own, output)
+
+
+@contextmanager
+def _refusing_to_wait() -> Iterator[None]:
+    """What makes the host wait for the accelerator is a RuntimeError."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 @cache

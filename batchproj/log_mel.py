@@ -24,6 +24,11 @@ _FFT = 400
 Mel = npt.NDArray[np.float32]
 
 
+def padded_samples(frames: int) -> int:
+    """Samples that so many frames hear, silence after the sound included."""
+    return min(WINDOW_SAMPLES, frames * HOP + _FFT)
+
+
 class LogMel:
     """Turns sounds into (mels, frames) float32 on `device`; the filters are made once."""
 
@@ -42,6 +47,11 @@ class LogMel:
         )
         self._filters = torch.from_numpy(bank.T.astype(np.float32)).contiguous().to(device)
         self._hann = torch.hann_window(_FFT).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where spectrograms are made."""
+        return self._filters.device
 
     def __call__(self, samples: npt.NDArray[np.float32], frames: int) -> Mel:
         """What `tensor` gives, on the host."""
@@ -68,9 +78,19 @@ class LogMel:
             full = torch.cat([mel, silence.expand(len(mel), max(0, frames - heard))], dim=1)
         return full[:, :frames].contiguous()
 
+    def together(self, samples_BN: torch.Tensor, frames: int) -> torch.Tensor:
+        """Sounds on `device`, each filled up with zeros to `padded_samples(frames)` -> (B, mels, frames), of each what
+        `tensor` gives but for rounding."""
+        import torch
+
+        with torch.inference_mode():
+            log_BMF = self._log_power(samples_BN)[:, :, :frames]
+            quiet_B11 = torch.clamp(log_BMF.amax((1, 2), keepdim=True), min=-10.0) - 8.0
+            return (torch.maximum(log_BMF, quiet_B11) + 4.0) / 4.0
+
     def _log_power(self, samples: torch.Tensor) -> torch.Tensor:
         import torch
 
         spectrum = torch.stft(samples, _FFT, HOP, window=self._hann, return_complex=True)
-        power = spectrum[:, :-1].abs() ** 2
+        power = spectrum[..., :-1].abs() ** 2
         return torch.clamp(self._filters @ power, min=1e-10).log10()

@@ -25,6 +25,10 @@ Pooled = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torc
 Array = npt.NDArray[np.float32]
 
 
+CHUNK = 2_048
+"""Texts that are tokenized while an accelerator has those before."""
+
+
 class TextEncoder:
     """A loaded text model, `width` wide inside and `dim` outside; `spec.spans` cuts long texts to its token limit.
 
@@ -60,10 +64,10 @@ class TextEncoder:
         """Texts -> (B, D) float32; a text beyond the token limit is cut at it."""
         if not segments:
             return np.empty((0, self._dim), np.float32)
-        rows = self._ids(segments)
         if self._varlen:
-            return np.stack(self._varlen.pooled(rows, self._skipped))
-        return np.stack(self._run(self._pooled, rows, self._pool))
+            chunks = (self._ids(segments[at : at + CHUNK]) for at in range(0, len(segments), CHUNK))
+            return np.stack(self._varlen.pooled(chunks, self._skipped))
+        return np.stack(self._run(self._pooled, self._ids(segments), self._pool))
 
     def encode_tokens(self, segments: Sequence[Segment]) -> list[Array]:
         """Texts -> the states of their tokens, (T, width) float32 each; cut as in `encode`."""

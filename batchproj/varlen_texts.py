@@ -9,7 +9,7 @@ M tokens of a row, N texts that it may have, D wide, H heads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,9 +56,18 @@ class VarlenTexts:
         _register()
         model.set_attn_implementation(_ATTENTION)
 
-    def pooled(self, rows: Sequence[Tokens], skipped: int) -> list[Array]:
-        """(D,) of each, of the tokens after the first `skipped`."""
-        return self._run(rows, skipped)
+    def pooled(self, chunks: Iterable[Sequence[Tokens]], skipped: int) -> list[Array]:
+        """(D,) of each text, of the tokens after the first `skipped`; a chunk is taken while the ones before run."""
+        found: list[Array] = []
+        ahead: deque[tuple[list[Row], list[Coming]]] = deque()
+        for rows in chunks:
+            laid = list(lay([len(each) for each in rows], self.longest))
+            ahead.append((laid, [self._pooled_row(rows, row, skipped) for row in laid]))
+            if len(ahead) > AHEAD:
+                found += _arrived(*ahead.popleft())
+        for each in ahead:
+            found += _arrived(*each)
+        return found
 
     def states(self, rows: Sequence[Tokens]) -> list[Array]:
         """(L, width) of each."""
@@ -70,19 +79,12 @@ class VarlenTexts:
                 found[index] = states_MD[bounds_N[number] : bounds_N[number + 1]]
         return found
 
-    def _run(self, rows: Sequence[Tokens], skipped: int) -> list[Array]:
-        found: dict[int, Array] = {}
-        ahead: deque[tuple[Row, Coming]] = deque()
-        for row in lay([len(each) for each in rows], self.longest):
-            run = self._runs.setdefault((row.longest, skipped), self._pooling_run(row.longest, skipped))
-            ids_M, bounds_N = self._laid(rows, row)
-            pooled_ND = run(to_device(ids_M), to_device(bounds_N))
-            ahead.append((row, Coming(pooled_ND[: len(row.indices)])))
-            if len(ahead) > AHEAD:
-                found |= _arrived(*ahead.popleft())
-        for each in ahead:
-            found |= _arrived(*each)
-        return [found[index] for index in range(len(rows))]
+    def _pooled_row(self, rows: Sequence[Tokens], row: Row, skipped: int) -> Coming:
+        if (row.longest, skipped) not in self._runs:
+            self._runs[row.longest, skipped] = self._pooling_run(row.longest, skipped)
+        ids_M, bounds_N = self._laid(rows, row)
+        pooled_ND = self._runs[row.longest, skipped](to_device(ids_M), to_device(bounds_N))
+        return Coming(pooled_ND[: len(row.indices)])
 
     def _pooling_run(self, longest: int, skipped: int) -> Replayed:
         def run(ids_M: torch.Tensor, bounds_N: torch.Tensor) -> torch.Tensor:
@@ -153,8 +155,12 @@ def pool(states_MD: torch.Tensor, bounds_N: torch.Tensor, skipped: int, pooling:
     return torch.segment_reduce(states_MD.float(), "mean", lengths=lengths, unsafe=True)[1::2]
 
 
-def _arrived(row: Row, pooled: Coming) -> dict[int, Array]:
-    return dict(zip(row.indices, pooled.arrived(), strict=True))
+def _arrived(laid: Sequence[Row], pooled: Sequence[Coming]) -> list[Array]:
+    """In the order of the texts."""
+    found: dict[int, Array] = {}
+    for row, coming in zip(laid, pooled, strict=True):
+        found |= zip(row.indices, coming.arrived(), strict=True)
+    return [found[index] for index in range(len(found))]
 
 
 def _attention(

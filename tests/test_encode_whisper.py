@@ -14,9 +14,9 @@ from tiny_sound import save_whisper
 from transformers import WhisperFeatureExtractor, WhisperModel
 
 from batchproj.encode import Encoder, parse_config
-from batchproj.encode.whisper import pool
+from batchproj.encode.whisper import pool, pool_weighted, stretches
 from batchproj.errors import SpaceError
-from batchproj.log_mel import WINDOW_FRAMES, LogMel
+from batchproj.log_mel import WINDOW_FRAMES, LogMel, padded_samples
 from batchproj.media import AudioSpec, Segment
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel, resolve
@@ -67,6 +67,27 @@ def test_log_mel_is_openais_padded_one(seconds: float, mels: int) -> None:
     assert ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, atol=2e-4)
     np.testing.assert_array_equal(LogMel(mels)(samples, 50), ours[:, :50])
+
+
+@pytest.mark.parametrize("frames", [50, 200, WINDOW_FRAMES])
+def test_log_mels_of_several_sounds_at_once(frames: int) -> None:
+    log_mel = LogMel(80)
+    clips = [sound(min(seconds, frames / 100), seed) for seed, seconds in enumerate((0.0005, 0.31, 1.99, 30.0))]
+    padded = np.stack([np.pad(clip, (0, padded_samples(frames) - len(clip))) for clip in clips])
+    together = log_mel.together(torch.from_numpy(padded), frames).numpy()
+    for found, clip in zip(together, clips, strict=True):
+        np.testing.assert_allclose(found, log_mel(clip, frames), atol=1e-5)
+
+
+def test_weights_of_stretches_pool_as_stretches_do() -> None:
+    frames_BTD = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 25, 8)).astype(np.float32)) + 5
+    heard = [25, 7, 2]
+    for slices in (1, 4):
+        weights = torch.from_numpy(stretches(heard, 25, slices))
+        for pooling in ("mean", "mean_std"):
+            found = pool_weighted(frames_BTD, weights, pooling).numpy()
+            for row, count, frames_TD in zip(found, heard, frames_BTD.numpy(), strict=True):
+                np.testing.assert_allclose(row, pool(frames_TD[:count], pooling, slices), atol=1e-3)
 
 
 def test_silence_has_a_log_mel() -> None:

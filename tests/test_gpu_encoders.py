@@ -45,7 +45,7 @@ def pictures() -> list[Any]:
 
 def sounds() -> list[Any]:
     rng = np.random.default_rng(0)
-    return [rng.uniform(-0.3, 0.3, int(16_000 * seconds)).astype(np.float32) for seconds in rng.uniform(0.2, 2, 40)]
+    return [rng.uniform(-0.3, 0.3, int(16_000 * seconds)).astype(np.float32) for seconds in rng.uniform(0.2, 1.2, 40)]
 
 
 def save_vit(folder: Path) -> Path:

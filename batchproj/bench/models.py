@@ -66,12 +66,14 @@ def image_transform() -> Any:
     return create_transform(**resolve_data_config(pretrained_cfg=config), is_training=False)
 
 
-def whisper(threads: int) -> Any:
-    """CTranslate2's Whisper, in fp32."""
+def whisper(threads: int, calls: int = 1) -> Any:
+    """CTranslate2's Whisper, in fp32; it takes so many calls at a time."""
     import ctranslate2
 
     folder = str(model_folder(Modality.AUDIO))
-    return ctranslate2.models.Whisper(folder, device="cpu", compute_type="float32", intra_threads=threads)
+    return ctranslate2.models.Whisper(
+        folder, device="cpu", compute_type="float32", inter_threads=calls, intra_threads=threads
+    )
 
 
 def whisper_frames(model: Any, mels_BMF: Array) -> Array:

@@ -21,7 +21,7 @@ from pydantic import Field
 from batchproj.ctranslate2_file import tensor_shapes
 from batchproj.encode import Description, EncoderConfig, Features
 from batchproj.errors import SpaceError
-from batchproj.log_mel import HOP, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES, LogMel
+from batchproj.log_mel import HOP, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES, LogMel, padded_samples
 from batchproj.media import AudioSpec, Segment, Spec
 from batchproj.model_folder import complete_config, other_kind, read_config
 from batchproj.schema import Modality
@@ -48,9 +48,10 @@ class _Sizes(NamedTuple):
 
 
 class _Clip(NamedTuple):
-    """A clip's log-mel (M, F), and how many encoder frames of it are real sound."""
+    """A clip's samples (N,), how many mel frames it is given, and how many encoder frames of it are real sound."""
 
-    mel: torch.Tensor
+    samples: Array
+    frames: int
     heard: int
 
 
@@ -139,7 +140,7 @@ class WhisperEncoder:
         from batchproj.torch_runtime import forward_frames
 
         clips = [self._clip(np.asarray(segment.data, np.float32)) for segment in segments]
-        return sounds.run(clips, key=_length, full=lambda clip: max(1, forward_frames() // _length(clip)))
+        return sounds.run(clips, lambda clip: clip.frames, lambda clip: max(1, forward_frames() // clip.frames))
 
     def _clip(self, samples: Array) -> _Clip:
         if len(samples) > WINDOW_SAMPLES:
@@ -147,7 +148,19 @@ class WhisperEncoder:
             raise SpaceError(f"a sound of {seconds:.1f} s, at most 30 s expected: decode with the encoder's own spec")
         real = max(1, -(-len(samples) // HOP))
         length = WINDOW_FRAMES if self._config.window == "padded" else -(-real // _FRAMES_STEP) * _FRAMES_STEP
-        return _Clip(self._log_mel.tensor(samples, length), -(-real // 2))
+        return _Clip(samples, length, -(-real // 2))
+
+    def _mels(self, clips: Sequence[_Clip]) -> torch.Tensor:
+        """Log-mels (B, M, F) of clips that are given equally many frames."""
+        import torch
+
+        from batchproj.accelerator import stacked
+
+        frames = clips[0].frames
+        if self._log_mel.device.type == "cpu":
+            return torch.stack([self._log_mel.tensor(clip.samples, frames) for clip in clips])
+        length = padded_samples(frames)
+        return self._log_mel.together(stacked([np.pad(c.samples, (0, length - len(c.samples))) for c in clips]), frames)
 
     def _forward_pooled(self, clips: Sequence[_Clip]) -> Features | Coming:
         import torch
@@ -155,11 +168,11 @@ class WhisperEncoder:
         from batchproj.accelerator import to_device
         from batchproj.torch_runtime import to_host
 
-        if clips[0].mel.device.type == "cpu":
+        if self._log_mel.device.type == "cpu":
             return np.stack([pool(heard, self._config.pooling, self._config.slices) for heard in self._forward(clips)])
-        weights_BST = stretches([clip.heard for clip in clips], _length(clips[0]) // 2, self._config.slices)
+        weights_BST = stretches([clip.heard for clip in clips], clips[0].frames // 2, self._config.slices)
         with torch.inference_mode():
-            return to_host(self._pooled_there(torch.stack([clip.mel for clip in clips]), to_device(weights_BST)))
+            return to_host(self._pooled_there(self._mels(clips), to_device(weights_BST)))
 
     def _forward(self, clips: Sequence[_Clip]) -> list[Features]:
         import torch
@@ -167,7 +180,7 @@ class WhisperEncoder:
         from batchproj.torch_runtime import to_numpy
 
         with torch.inference_mode():
-            frames_BTD = to_numpy(self._frames(torch.stack([clip.mel for clip in clips])))
+            frames_BTD = to_numpy(self._frames(self._mels(clips)))
         return [frames_TD[: clip.heard] for frames_TD, clip in zip(frames_BTD, clips, strict=True)]
 
 
@@ -212,10 +225,6 @@ def pool_weighted(frames_BTD: torch.Tensor, weights_BST: torch.Tensor, pooling: 
     return torch.stack([mean_BSD, variance_BSD.clamp(min=0).sqrt()], 2).flatten(1)
 
 
-def _length(clip: _Clip) -> int:
-    return int(clip.mel.shape[1])
-
-
 def _is_ctranslate2(folder: Path) -> bool:
     return (folder / "model.bin").is_file() and not any(folder.glob("*.safetensors"))
 
@@ -244,7 +253,7 @@ def _ctranslate2_model(folder: Path, threads: int) -> Any:
 
     from batchproj.accelerator import is_apart
 
-    options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": threads}
+    options = {"compute_type": "float32", "inter_threads": threads, "intra_threads": 1}  # a core for each lane
     if is_apart():
         silence = np.zeros((1, _sizes(folder).mels, _FRAMES_STEP), np.float32)
         try:

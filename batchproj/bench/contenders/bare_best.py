@@ -1,10 +1,11 @@
 """The ceiling: every trick that is known to pay on this machine, by hand and with no framework.
 
 texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
-          meanwhile), batches of so many tokens
+          meanwhile), batches of so many tokens, a core each
 images    bf16 but for the first stage, batch norms folded, channels last; JPEG decoded at a reduced scale; decoding
-          in threads beside the model; uint8 until the model
-sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model
+          in threads beside the model; uint8 until the model; batches side by side, a core each
+sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model;
+          batches side by side, a core each
 cached    one matrix product over the features, file by file
 
 It knows all its input beforehand, holds all features in memory, and what it cannot use ends it: a pipeline that
@@ -18,7 +19,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from functools import partial
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,11 +34,14 @@ from batchproj.bench.workloads import segment_ids
 from batchproj.schema import Modality
 
 FORWARD_TOKENS = 512
-"""Tokens in a batch of texts: more leave the cache of two cores, fewer do not fill them."""
+"""Tokens in a batch of texts: more leave the cache of a core, fewer do not fill it."""
 REMOTE_WINDOW = 2_048
 """Objects read and sorted at once, while the ones before are encoded."""
 FORWARD_IMAGES = 8
 FORWARD_MEL_FRAMES = 800
+
+_Clip = tuple[str, models.Array, models.Array]
+"""Segment, log-mel and samples."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -60,10 +65,21 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[U], T], inputs: Iterable[U]
         yield waiting.popleft().result()
 
 
+def _lanes(cores: int) -> ThreadPoolExecutor:
+    """Threads that compute with one core each: batches that share cores wait for one another at every step."""
+    import torch
+
+    def alone() -> None:
+        torch.get_num_threads()  # at its first use a thread takes the process's number, whatever it has set
+        torch.set_num_threads(1)
+
+    torch.set_num_threads(1)
+    return ThreadPoolExecutor(cores, initializer=alone)
+
+
 def _texts(job: Job) -> None:
     import torch
 
-    torch.set_num_threads(job.cores)
     tokenizer, model = models.text_model(dtype=torch.bfloat16, add_pooling_layer=False)
     fast = tokenizer.backend_tokenizer
     fast.enable_truncation(models.MAX_TOKENS)
@@ -77,19 +93,22 @@ def _texts(job: Job) -> None:
         texts = [data.decode() for data in read_many(job.source, some)]
         return [encoding.ids for encoding in fast.encode_batch_fast(texts)]
 
+    def forward(own: models.Array, rows: list[list[int]], batch: list[int]) -> int:
+        ids_BL, mask_BL = _filled([rows[index] for index in batch])
+        with torch.inference_mode():
+            is_full = len(rows[batch[0]]) == ids_BL.shape[1]
+            states_BLD = model(input_ids=ids_BL, attention_mask=None if is_full else mask_BL).last_hidden_state
+            own[batch] = models.mean_pooled(states_BLD, mask_BL).numpy()
+        return int(ids_BL.numel())
+
     size = REMOTE_WINDOW if job.source.startswith("s3://") else len(ids)
     windows = [ids[start : start + size] for start in range(0, len(ids), size)]
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, _lanes(job.cores) as lanes:
         for rows in _ahead(pool, tokens, windows, 1):
             watch.lap("decode")
             own = np.empty((len(rows), model.config.hidden_size), np.float32)
-            for batch in _token_batches(sorted(range(len(rows)), key=lambda index: len(rows[index])), rows):
-                ids_BL, mask_BL = _filled([rows[index] for index in batch])
-                padded += ids_BL.numel()
-                with torch.inference_mode():
-                    is_full = len(rows[batch[0]]) == ids_BL.shape[1]
-                    states_BLD = model(input_ids=ids_BL, attention_mask=None if is_full else mask_BL).last_hidden_state
-                    own[batch] = models.mean_pooled(states_BLD, mask_BL).numpy()
+            batches = _token_batches(sorted(range(len(rows)), key=lambda index: len(rows[index])), rows)
+            padded += sum(lanes.map(partial(forward, own, rows), batches))
             real += sum(map(len, rows))
             features.append(own)
             watch.lap("model")
@@ -123,7 +142,6 @@ def _token_batches(order: list[int], rows: list[list[int]]) -> Iterator[list[int
 def _images(job: Job) -> None:
     import torch
 
-    torch.set_num_threads(job.cores)
     network = models.image_network()
     config = network.pretrained_cfg
     edge = config["input_size"][1]
@@ -132,25 +150,21 @@ def _images(job: Job) -> None:
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) * 255 for key in ("mean", "std"))
     ids = names(job.source)
     ready, watch = time.time(), Stopwatch()
-    features: list[models.Array] = []
-    batch: list[npt.NDArray[np.uint8]] = []
 
-    def forward() -> None:
-        watch.lap("decode")
+    def forward(batch: list[npt.NDArray[np.uint8]]) -> models.Array:
         pixels_BCHW = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2)  # channels last in memory
         with torch.inference_mode():
-            features.append(network((pixels_BCHW.float() - mean) / std).numpy())
-        batch.clear()
-        watch.lap("model")
+            return np.asarray(network((pixels_BCHW.float() - mean) / std).numpy())
 
-    with ThreadPoolExecutor(job.cores) as pool:
+    def batches(pictures: Iterator[npt.NDArray[np.uint8]]) -> Iterator[list[npt.NDArray[np.uint8]]]:
+        while batch := list(islice(pictures, FORWARD_IMAGES)):
+            watch.lap("decode")
+            yield batch
+
+    with ThreadPoolExecutor(job.cores) as pool, _lanes(job.cores) as lanes:
         pictures = _ahead(pool, lambda name: _decode(read(job.source, name), resized, edge), ids, 4 * FORWARD_IMAGES)
-        for picture in pictures:
-            batch.append(picture)
-            if len(batch) == FORWARD_IMAGES:
-                forward()
-        if batch:
-            forward()
+        features = list(_ahead(lanes, forward, batches(pictures), 2 * job.cores))
+    watch.lap("model")
     write_features(job, ids, np.concatenate(features))
     watch.lap("write")
     write_outcome(job, watch.outcome(ready))
@@ -203,15 +217,13 @@ def _sounds(job: Job) -> None:
     from batchproj.log_mel import LogMel
 
     torch.set_num_threads(1)  # a spectrogram in each decoding thread
-    model, log_mel = models.whisper(job.cores), LogMel(80)
+    model, log_mel = models.whisper(1, calls=job.cores), LogMel(80)
     segments = job.segments
     ready, watch = time.time(), Stopwatch()
     ids = sorted(names(job.source), key=lambda name: soundfile.info(Path(job.source, name)).frames)
-    waiting: dict[int, list[tuple[str, models.Array, models.Array]]] = {}
-    done_ids: list[str] = []
-    features: list[models.Array] = []
+    waiting: dict[int, list[_Clip]] = {}
 
-    def decode(name: str) -> list[tuple[str, models.Array, models.Array]]:
+    def decode(name: str) -> list[_Clip]:
         windows = models.samples(read(job.source, name))
         own = segment_ids(name, segments[name])
         return [
@@ -219,23 +231,24 @@ def _sounds(job: Job) -> None:
             for one, window in zip(own, windows, strict=True)
         ]
 
-    def forward(batch: list[tuple[str, models.Array, models.Array]]) -> None:
-        watch.lap("decode")
+    def forward(batch: list[_Clip]) -> tuple[list[str], models.Array]:
         frames_BTD = models.whisper_frames(model, np.stack([mel for _, mel, _ in batch]))
-        features.append(models.mean_and_spread(frames_BTD, [window for _, _, window in batch]))
-        done_ids.extend(name for name, _, _ in batch)
-        watch.lap("model")
+        pooled = models.mean_and_spread(frames_BTD, [window for _, _, window in batch])
+        return [name for name, _, _ in batch], pooled
 
-    with ThreadPoolExecutor(job.cores) as pool:
-        for found in _ahead(pool, decode, ids, 4 * job.cores):
-            for clip in found:
-                length = clip[1].shape[1]
-                waiting.setdefault(length, []).append(clip)
-                if (len(waiting[length]) + 1) * length > FORWARD_MEL_FRAMES:
-                    forward(waiting.pop(length))
-        for batch in waiting.values():
-            forward(batch)
-    write_features(job, done_ids, np.concatenate(features))
+    def batches(decoded: Iterator[list[_Clip]]) -> Iterator[list[_Clip]]:
+        for clip in chain.from_iterable(decoded):
+            length = clip[1].shape[1]
+            waiting.setdefault(length, []).append(clip)
+            if (len(waiting[length]) + 1) * length > FORWARD_MEL_FRAMES:
+                watch.lap("decode")
+                yield waiting.pop(length)
+        yield from waiting.values()
+
+    with ThreadPoolExecutor(job.cores) as pool, ThreadPoolExecutor(job.cores) as lanes:
+        done = list(_ahead(lanes, forward, batches(_ahead(pool, decode, ids, 4 * job.cores)), 2 * job.cores))
+    watch.lap("model")
+    write_features(job, [name for names, _ in done for name in names], np.concatenate([found for _, found in done]))
     watch.lap("write")
     write_outcome(job, watch.outcome(ready))
 
