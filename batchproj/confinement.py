@@ -14,6 +14,7 @@ from pathlib import Path
 
 _KEPT_VARIABLES = ("LD_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_LAST_WORDS_BYTES = 64 << 10
 
 
 def environment() -> dict[str, str]:
@@ -27,6 +28,12 @@ def close_doors() -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 2)
     for what in (resource.RLIMIT_FSIZE, resource.RLIMIT_CORE, resource.RLIMIT_NOFILE):
         resource.setrlimit(what, (0, 0))
+
+
+def write_little() -> None:
+    """For a process that must open files: it writes none longer than what it may have to say at its end."""
+    limit(resource.RLIMIT_FSIZE, _LAST_WORDS_BYTES)
+    limit(resource.RLIMIT_CORE, 0)
 
 
 def limit(what: int, value: int) -> None:

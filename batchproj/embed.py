@@ -84,9 +84,10 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
     if live is not None and not options.force:
         refuse_if_worse(folder, live, space, watch.step)
     fingerprints = fingerprints_of(space)
+    here = decoders()
     # a repair tries nothing again, so what it leaves in quarantine was judged by the decoders before
-    here = live.decoders if live is not None and options.is_repair else decoders()
-    with Plan(fingerprints, options.recipe.limits, here) as plan:
+    judging = live.decoders if live is not None and options.is_repair else here
+    with Plan(fingerprints, options.recipe.limits, judging) as plan:
         plan.redo(list(options.redo))
         if live is not None and options.is_repair:
             reads = any(name.startswith("features/") for name in options.redo)
@@ -109,11 +110,11 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
                 fingerprints=fingerprints,
                 listed=counts.listed,
                 limits=options.recipe.limits,
-                decoders=here,
+                decoders=judging,
                 sealed=plan.sealed,
             )
             space.save(Folder(f"{folder.uri}/{layout.space(space.fingerprint)}"))
-            job = Job(folder, space.dim, space.members, options.recipe, live.run if live else None)
+            job = Job(folder, space.dim, space.members, options.recipe, live.run if live else None, here)
             report = _do(Run(plan, counts, job, live, target, lease), options, watch, started)
     return report or _unchanged(counts, live, started)
 

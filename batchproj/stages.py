@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -61,6 +61,7 @@ class Job:
     members: dict[Modality, Member]
     recipe: Recipe
     live: str | None = None  # the run that readers see meanwhile
+    decoders: dict[str, str] = field(default_factory=dict)  # versions that every worker must have
 
     @property
     def in_space(self) -> frozenset[Modality]:
@@ -221,8 +222,10 @@ class Embedding:
         member = job.members.get(modality) if modality else None
         with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
             # only here: the processes that read must not wait for models' and codecs' imports
+            from batchproj.decode.versions import check_decoders
             from batchproj.embedding import UnitWorker
 
+            check_decoders(job.decoders)
             self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
             self._model_thread.submit(self._worker.load).result()
 

@@ -199,6 +199,12 @@ def bad_pictures() -> Bad:
     }
 
 
+def flac_header() -> bytes:
+    """A FLAC without a frame (16 bits, mono), as encoders leave that get nothing; libsndfile writes no byte."""
+    told = (RATE << 44) | (15 << 36)
+    return b"fLaC\x80\0\0\x22" + struct.pack(">HH", 4_096, 4_096) + bytes(6) + struct.pack(">Q", told) + bytes(16)
+
+
 def bad_sounds() -> Bad:
     samples = tone(1, 3)
     wav, ogg, mp3 = (sound(samples, format) for format in ("WAV", "OGG", "MP3"))
@@ -214,6 +220,7 @@ def bad_sounds() -> Bad:
         "claims.wav": (bytes(claims), "truncated", "WAV data of 345600000 bytes, 32000 are there"),
         "nan.wav": (sound(hole, "WAV", subtype="FLOAT"), "not_finite", "NaN or infinity among the samples"),
         "none.wav": (sound(samples[:0], "WAV"), "no_samples", "0 samples at 16000 Hz"),
+        "none.flac": (flac_header(), "no_samples", "0 samples at 16000 Hz"),
         "quiet.flac": (sound(quiet, "FLAC"), "silent", "1.0 s of sound, all of it below -50 dBFS"),
     }
 

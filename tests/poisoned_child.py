@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,16 @@ def read_in_a_shell() -> None:
         raise PermissionError
 
 
+def shrink() -> None:
+    """Take away the pages that the other side is about to read, which would be its end."""
+    for file in range(3, 99):
+        with suppress(OSError):
+            if os.fstat(file).st_size:
+                os.ftruncate(file, 0)
+                return
+    raise PermissionError
+
+
 def break_out() -> None:
     """Try everything that a decoder has no business with, and tell what went through."""
     doors: dict[str, Callable[[], Any]] = {
@@ -63,6 +74,7 @@ def break_out() -> None:
         "write": lambda: open("/tmp/of-a-decoder", "w"),  # noqa: PTH123, SIM115
         "socket": socket.socket,
         "run": read_in_a_shell,
+        "shrink": shrink,
     }
     went = []
     for name, door in doors.items():

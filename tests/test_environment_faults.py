@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import PIL
 import pyarrow as pa
 import pytest
 import torch
@@ -19,6 +20,7 @@ from PIL import Image
 from table_files import listed, quarantined, write
 
 import batchproj
+from batchproj import embed as module_embed
 from batchproj import objectstore, retry
 from batchproj.decode import child
 from batchproj.decode.child import Work
@@ -157,6 +159,19 @@ def test_a_decoder_that_is_not_there_stops_before_anything_is_read(monkeypatch: 
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(BatchprojError, match=r"a library that decodes cannot be loaded: .*soundfile"):
         decoders()
+
+
+def test_a_worker_with_other_decoders_than_the_run_says_is_told_so(
+    tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what is in quarantine would be tried again, or not, for decoders that never saw it."""
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/a.txt").write_text("w1")
+    monkeypatch.setattr(module_embed, "decoders", lambda: {**decoders(), "pillow": "0.1"})
+    with pytest.raises(UsageError, match=rf"are not those of the run: pillow {PIL.__version__}, not 0.1; nothing was"):
+        run(tmp_path / "s", tmp_path / "c", tiny_space)
+    with pytest.raises(CollectionError):
+        batchproj.open(str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize(

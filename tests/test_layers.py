@@ -15,7 +15,7 @@ ROOT = Path(batchproj.__file__).parent
 LAYERS = [
     ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache", "job_log", "lanes"],
     ["errors", "learning_curve", "text_chunks"],
-    ["config", "hooks", "retry", "recall", "linking", "losses"],
+    ["config", "hooks", "retry", "recall", "linking", "losses", "confined_process"],
     ["segments"],
     ["media", "objectstore", "comparison"],
     ["fetching", "agreement", "cutting", "lance_store"],
@@ -61,7 +61,7 @@ ENGINE = {
     # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
     "ray": {"pipeline", "ray_training", "jobs", "nodes", "metrics", "bench.contenders.ray_data", "serve.deployment"},
     "lancedb": {"index", "search", "conditions"},
-    "lance": {"tags", "source.lance"},
+    "lance": {"tags", "source.lance", "source.lance_child"},
     "fsspec": {"objectstore"},
 }
 

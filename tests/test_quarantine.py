@@ -20,6 +20,7 @@ from batchproj.collection import manifest
 from batchproj.collection.ledger import Report
 from batchproj.collection.snapshot import read_snapshot, write_snapshot
 from batchproj.collection.unit import file_digest
+from batchproj.decode import versions
 from batchproj.decode.limits import Limits
 from batchproj.embed import Options
 from batchproj.forget import forget
@@ -230,7 +231,8 @@ def test_what_a_run_of_an_earlier_version_could_not_decode_is_tried_again_once(
 def test_another_decoder_tries_what_this_one_could_not_decode_once(
     with_bad_files: Path, tmp_path: Path, tiny_space: Path, reads: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module_embed, "decoders", lambda: {"pillow": "next"})
+    for module in (module_embed, versions):  # of the driver, and of its workers
+        monkeypatch.setattr(module, "decoders", lambda: {"pillow": "next"})
     done = run(tmp_path / "s", with_bad_files, tiny_space)
     assert (done.quarantined, done.unchanged, len(reads)) == (4, 1, 4)
     assert done.run == "000002"  # noted, or every run from now on would try again

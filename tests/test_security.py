@@ -179,14 +179,10 @@ JUSTIFIED = {
     "inventory.py: import_module",
     "emoji_corpus.py: import_module",  # of the demo's own packages, by names that stand there
     "decode/child.py: import_module",  # of Pillow and PyAV, before a stranger's byte is seen
-    "decode/process.py: subprocess",  # a decoder process of our own, by a list and no shell
-    "decode/process.py: subprocess.Popen",
-    "source/parser.py: subprocess",  # a process of our own that parses tables, by a list and no shell
-    "source/parser.py: subprocess.Popen",
+    "confined_process.py: subprocess",  # a process of our own that parses or decodes, by a list and no shell
+    "confined_process.py: subprocess.Popen",
     "hooks.py: subprocess",  # the user's own command, given on the command line, by a list and no shell
     "hooks.py: subprocess.run",
-    "source/lance.py: subprocess",  # a process of our own that lists a table, by a list and no shell
-    "source/lance.py: subprocess.Popen",
 }
 """Calls that are refused elsewhere, as `file: call`."""
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import lance
 import pyarrow as pa
@@ -17,12 +15,14 @@ from in_process import OPTIONS, quiet, run, without_ray
 from runs import live_rows
 from table_files import listed, picture, quarantined, words
 
+from batchproj.confined_process import ConfinedProcess, start
 from batchproj.embed import Options
 from batchproj.errors import BatchprojError, SourceError, TryLater
 from batchproj.explain import explain
 from batchproj.objectstore import Folder
 from batchproj.source import arrow, reading
 from batchproj.source import lance as source_lance
+from batchproj.source.ended import Allowed
 from batchproj.source.place import parse_place
 from batchproj.verify import verify
 
@@ -177,26 +177,20 @@ def test_a_table_is_called_damaged_only_if_it_is(
 ) -> None:
     (tmp_path / "lister_that_ends.py").write_text(f"import os, signal, sys\n{ended}\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(source_lance, "_PROGRAM", "lister_that_ends")
+    monkeypatch.setattr(source_lance, "PROGRAM", "lister_that_ends")
     with pytest.raises(BatchprojError, match=f"t.lance.*{said}") as found:
-        source_lance.listed("file:///t.lance")
+        source_lance.listed("file:///t.lance", Allowed())
     assert type(found.value) is raised
 
 
 def test_who_stops_half_way_leaves_no_process_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[subprocess.Popen[bytes]] = []
-    start = subprocess.Popen
-
-    def noted(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
-        begun.append(start(*given, **named))
-        return begun[-1]
-
-    monkeypatch.setattr(source_lance.subprocess, "Popen", noted)
+    begun: list[ConfinedProcess] = []
+    monkeypatch.setattr(source_lance, "start", lambda *told, **named: begun.append(start(*told, **named)) or begun[-1])
     lance.write_dataset(pa.table({"text": ["w" * 1_000] * 5_000}), tmp_path / "t.lance")
-    rows = source_lance.records(source_lance.listed(f"file://{tmp_path}/t.lance"))
-    next(rows)
-    rows.close()  # type: ignore[attr-defined]
-    assert [process.returncode is None for process in begun] == [False, False]
+    pages = source_lance.pages(source_lance.listed(f"file://{tmp_path}/t.lance", Allowed()), Allowed())
+    next(pages)
+    pages.close()
+    assert [child.process.returncode is None for child in begun] == [False, False]
 
 
 def test_a_lance_table_is_a_source(tmp_path: Path, tiny_space: Path) -> None:

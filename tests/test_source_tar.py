@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -173,6 +174,25 @@ def test_hostile_members_are_quarantined_and_nothing_is_extracted(tmp_path: Path
     assert report.embedded == 2
     assert [path for path in sorted(tmp_path.rglob("*")) if tmp_path / "c" not in (path, *path.parents)] == before
     assert run(shard, tmp_path / "c", tiny_space).commit is None
+
+
+@pytest.mark.parametrize(("linked", "advice"), [("symbolic", "--dereference"), ("hard", "--hard-dereference")])
+def test_who_takes_the_advice_on_links_has_their_contents_embedded(
+    linked: str, advice: str, tmp_path: Path, tiny_space: Path
+) -> None:
+    """By GNU tar itself."""
+    text = write(tmp_path / "f/a.txt", words(0))
+    link = tmp_path / "f/b.txt"
+    link.symlink_to("a.txt") if linked == "symbolic" else link.hardlink_to(text)
+    embedded = []
+    for number, option in enumerate([[], [advice]]):
+        shard = tmp_path / f"{number}.tar"
+        subprocess.run(["tar", "-cf", shard, *option, "-C", tmp_path / "f", "a.txt", "b.txt"], check=True)
+        report = run(shard, tmp_path / f"c{number}", tiny_space)
+        embedded.append(
+            (report.embedded, [advice in said for said in quarantined(tmp_path / f"c{number}", report).values()])
+        )
+    assert embedded == [(1, [True]), (2, [])]
 
 
 def test_a_shard_that_ends_too_early_gives_what_is_whole_and_one_row(tmp_path: Path, tiny_space: Path) -> None:

@@ -36,6 +36,7 @@ import av
 import numpy as np
 from pydantic import TypeAdapter
 
+from batchproj.confined_process import READY
 from batchproj.confinement import address_space, close_doors, cpu_s, limit
 from batchproj.decode import turns
 from batchproj.decode.content import KEPT_BYTES, Content, Ranges
@@ -64,7 +65,7 @@ class Work:
 _IMPORTED_LATE = ("PIL.ImageCms", "PIL.ImageColor", "PIL.ImageFilter", "PIL.ImagePalette")
 """By Pillow, when a picture wants it; so does PyAV with kinds of streams."""
 WORK = TypeAdapter(Work)
-READY, LOOK, DECODE = b"ready", b"look", b"decode"
+LOOK, DECODE = b"look", b"decode"
 _NO_MEMORY = b'{"memory": true}'
 
 

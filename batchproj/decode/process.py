@@ -5,23 +5,21 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
-import sys
-import tempfile
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from typing import IO, Any
 
 import numpy as np
 
+from batchproj import confined_process
+from batchproj.confined_process import ConfinedProcess
 from batchproj.confinement import environment
-from batchproj.decode.child import DECODE, LOOK, READY, WORK, Work
+from batchproj.decode.child import DECODE, LOOK, WORK, Work
 from batchproj.decode.content import KEPT_BYTES
 from batchproj.decode.faults import one_line
 from batchproj.decode.item import Piece
-from batchproj.errors import BatchprojError, ItemFault, TryLater
+from batchproj.errors import BatchprojError, ItemFault
 from batchproj.media import Segment
 from batchproj.schema import Modality, Reason
 
@@ -31,6 +29,10 @@ DEATHS = 2
 
 _DTYPES = ("uint8", "float32")
 
+_KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": f"{4 << 20}", "MALLOC_TRIM_THRESHOLD_": f"{16 << 20}"}
+"""What glibc keeps for the next picture instead of giving it back after each: a new page costs more than what crosses
+between the processes (measured: of what a small picture takes, a quarter)."""
+
 
 class _Died(Exception):
     """The process ended over an item; why, and as whose fault."""
@@ -38,21 +40,6 @@ class _Died(Exception):
     def __init__(self, why: str, reason: Reason = Reason.DECODER_CRASHED) -> None:
         super().__init__(why)
         self.reason = reason
-
-
-@dataclass
-class _Child:
-    process: subprocess.Popen[bytes]
-    connection: Connection[Any, Any]
-
-    def end(self, patience_s: float = 0) -> int:
-        """Make sure that it is gone, of itself if it does so in time; its exit status."""
-        self.connection.close()
-        try:
-            return self.process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
 
 
 class DecoderProcess:
@@ -64,7 +51,7 @@ class DecoderProcess:
     def __init__(self, work: Work, turns: IO[bytes] | None = None) -> None:
         """`turns` is a file that it shares with the processes beside it, if there are any; see `decode.turns`."""
         self._work, self._turns = work, turns
-        self._child: _Child | None = None
+        self._child: ConfinedProcess | None = None
         self._is_asked = False
         self._end: weakref.finalize[..., DecoderProcess] | None = None
 
@@ -84,7 +71,7 @@ class DecoderProcess:
             self._end()
         self._child, self._is_asked = None, False
 
-    def _started(self) -> _Child:
+    def _started(self) -> ConfinedProcess:
         if self._child is None:
             self._child = _start(self._work, self._turns)
             self._end = weakref.finalize(self, self._child.end)  # with this object, or with our own process
@@ -143,34 +130,20 @@ class DecoderProcess:
                     self.close()  # in the middle of an answer, of which nobody wants the rest
 
 
-def _start(work: Work, turns: IO[bytes] | None) -> _Child:
-    ours, theirs = Pipe()
-    with theirs, tempfile.TemporaryFile() as said:
-        program = [sys.executable, "-P", "-m", PROGRAM]
-        files = [theirs.fileno(), *([turns.fileno()] if turns else [])]
-        told = [",".join(map(str, files)), WORK.dump_json(work).decode()]
-        nothing = subprocess.DEVNULL
-        try:
-            process = subprocess.Popen(
-                [*program, *told],
-                env=environment(),
-                cwd="/",
-                pass_fds=files,
-                stdin=nothing,
-                stdout=nothing,
-                stderr=said,
-            )
-        except OSError as error:
-            raise TryLater(f"cannot start a decoder process: {error}; run the same command again") from error
-        child = _Child(process, ours)
-        theirs.close()
-        try:
-            assert ours.recv_bytes() == READY
-        except (EOFError, ConnectionError):
-            status = child.end(patience_s=10)
-            said.seek(0)
-            last = one_line(said.read().decode(errors="replace").strip().rpartition("\n")[2])
-            raise BatchprojError(f"the decoder process did not start (status {status}): {last}") from None
+def _start(work: Work, turns: IO[bytes] | None) -> ConfinedProcess:
+    child = confined_process.start(
+        PROGRAM,
+        WORK.dump_json(work).decode(),
+        what="a decoder process",
+        shared=[turns.fileno()] if turns else [],
+        variables={**environment(), **_KEPT_MEMORY},
+    )
+    try:
+        child.wait_until_ready()
+    except (EOFError, ConnectionError):
+        status = child.end(patience_s=10)
+        said = one_line(child.last_line)
+        raise BatchprojError(f"the decoder process did not start (status {status}): {said}") from None
     return child
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from batchproj.errors import BatchprojError
+import platform
+
+from batchproj.errors import BatchprojError, UsageError
 
 DECODE_EPOCH = 3
 """Raised by hand when our own code comes to open, or to refuse, something that it did not before."""
@@ -28,3 +30,15 @@ def decoders() -> dict[str, str]:
         "soxr": soxr.__version__,
         "epoch": str(DECODE_EPOCH),
     }
+
+
+def check_decoders(expected: dict[str, str]) -> None:
+    """Raises UsageError unless the decoders here are these: what a run says of its decoders is true of all its workers,
+    or items would be tried again, or not, for what another one has."""
+    here = decoders()
+    others = [f"{name} {here.get(name)}, not {said}" for name, said in expected.items() if here.get(name) != said]
+    if others:
+        raise UsageError(
+            f"the decoders on {platform.node()} are not those of the run: {'; '.join(others)}; nothing was made "
+            "visible; use one image for all nodes (cluster/Dockerfile), or bring this one up to the others"
+        )

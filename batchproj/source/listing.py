@@ -25,6 +25,7 @@ import pyarrow as pa
 from batchproj.errors import SourceError
 from batchproj.objectstore import Folder, Listed, canonical, head, list_objects
 from batchproj.source import arrow, lance, objects
+from batchproj.source.ended import Allowed
 from batchproj.source.parser import Parser
 from batchproj.source.place import Place, parse_place
 from batchproj.source.roots import Roots
@@ -87,7 +88,7 @@ def _pages(source: str, where: _Where) -> Iterator[Page]:
     if uri.endswith(_COMPRESSED):
         raise SourceError(f"{uri} is a compressed tar, whose members cannot be read by range; decompress it to a .tar")
     if suffix == ".lance":
-        yield from _of_table(lance.listed(uri), "lance", _folder_of(uri), where)
+        yield from _of_table(lance.listed(uri, where.parser.allowed), "lance", _folder_of(uri), where)
     elif suffix in (*_TABLES, _TAR):
         yield from _of_files(_only(uri, _outside(where.exclude, list_objects(source))), where)
     else:
@@ -163,7 +164,7 @@ def version_now(item: str, uri: str, place: Place) -> str | None:
     Raises FileNotFoundError if its table or shard is gone. Reads all of that.
     """
     container = uri.rpartition("#")[0]
-    listed = lance.listed(container) if place.kind == "lance" else head(container)
+    listed = lance.listed(container, Allowed()) if place.kind == "lance" else head(container)
     if place.kind == "tar":
         pages = (page.to_pylist() for page in list_members(listed))
         return next((row["source_version"] for page in pages for row in page if row["item"] == item), None)

@@ -37,6 +37,7 @@ from zoneinfo import _zoneinfo  # type: ignore[attr-defined]
 
 import pyarrow as pa
 
+from batchproj.confined_process import READY
 from batchproj.confinement import address_space, close_doors, cpu_s, limit
 from batchproj.errors import SourceError
 from batchproj.objectstore import Listed
@@ -46,7 +47,6 @@ from batchproj.source.pinned import RangedFile
 from batchproj.source.record import Record, values_of
 from batchproj.source.rows import pages
 
-READY = b"ready"
 WINDOW_BYTES = 16 * 2**20
 """So much of a table crosses at once."""
 

@@ -13,7 +13,7 @@ from batchproj.errors import ItemFault, TryLater
 from batchproj.objectstore import Listed, head
 from batchproj.retry import CALLS_AT_ONCE
 from batchproj.schema import Reason, listing_schema
-from batchproj.source import lance, rows
+from batchproj.source import lance
 from batchproj.source.objects import item_id, pair_key
 from batchproj.source.parser import Parser
 from batchproj.source.place import OBJECT, Place
@@ -50,10 +50,8 @@ def version_of(table: Table, item: str, parser: Parser) -> str | None:
 
 def _pages(table: Table, parser: Parser) -> Generator[list[Row]]:
     listed = table.listed
-    if table.kind == "lance":  # which reads by itself, in a process of its own
-        found = rows.pages(listed, table.kind, lance.records(listed))
-    else:
-        found = parser.pages(listed, table.kind)
+    # Lance reads by itself, in a process of its own
+    found = lance.pages(listed, parser.allowed) if table.kind == "lance" else parser.pages(listed, table.kind)
     try:
         yield from found
     except ItemFault as fault:  # of the table itself
