@@ -28,10 +28,6 @@ if TYPE_CHECKING:
     from batchproj.decoding import Fetched
     from batchproj.embedding import UnitWorker
 
-# OpenMP reads this once, when torch is first imported. As `ray_session` has it for workers: else
-# threads that wait spin, and on busy cores the calibration takes thrice what the run does.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 BOX_S = 10.0
 """No further objects of a modality are sampled once reading and encoding them took this long."""
 
@@ -134,8 +130,11 @@ class Calibrator:
 
     def _load(self, modality: Modality) -> UnitWorker:
         begun = time.monotonic()
+        # read once, when torch is first imported. As `ray_session` has it for workers: else threads that wait spin,
+        # and on busy cores the calibration takes thrice what the run does
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from batchproj.accelerator import device
         from batchproj.embedding import UnitWorker
-        from batchproj.torch_runtime import device
 
         members = self._space.members
         _, threads, _ = self.pool(modality)

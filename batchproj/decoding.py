@@ -129,7 +129,9 @@ class Decoding:
     ) -> None:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
-        self._together = TEXTS_AT_ONCE if isinstance(spec, TextSpec) else 1
+        is_text = isinstance(spec, TextSpec)
+        # reading texts is Python's own work, of which several threads do no more than one does, only slower
+        self._reading, self._together = (1, TEXTS_AT_ONCE) if is_text else (threads, 1)
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
         turns = os.fdopen(os.memfd_create("turns"), "wb")  # a folder of temporary files may be one that takes no locks
         weakref.finalize(self, turns.close)
@@ -146,11 +148,11 @@ class Decoding:
         queue = _Queue(self._processes)
         ahead: deque[Future[list[Decoded]]] = deque()
         # one more, for the item whose turn it is: all others may be waiting for a process
-        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as first:
+        with ThreadPoolExecutor(self._reading) as pool, ThreadPoolExecutor(1) as first:
             waiting = enumerate(wanted)
             try:
                 while True:
-                    while len(ahead) <= 4 * self._threads and (some := list(islice(waiting, self._together))):
+                    while len(ahead) <= 4 * self._reading and (some := list(islice(waiting, self._together))):
                         ahead.append(pool.submit(self._begin_all, queue, some, twins, cached))
                     if not ahead:
                         return

@@ -19,7 +19,7 @@ class Desk:
         self._lines: list[str] = []
         self._failure: BatchprojError | None = None
         self._signs = 0
-        self._doing: dict[str, tuple[str, float]] = {}
+        self._doing: dict[tuple[str, int], tuple[str, float]] = {}
         self._lock = threading.Lock()
 
     def started(self, task: str, modality: str | None, pool: int) -> None:
@@ -28,14 +28,14 @@ class Desk:
             self._signs += 1
             self._spare[task, modality] = self._spare.get((task, modality), -pool) + 1
 
-    def at(self, where: str, what: str | None) -> None:
-        """A process has begun something, or is done with it."""
+    def at(self, where: str, thread: int, what: str | None) -> None:
+        """A thread of a process has begun something, or is done with it."""
         with self._lock:
             self._signs += 1
             if what is None:
-                self._doing.pop(where, None)
+                self._doing.pop((where, thread), None)
             else:
-                self._doing[where] = (what, time.monotonic())
+                self._doing[where, thread] = (what, time.monotonic())
 
     def add(self, modality: str, items: int) -> None:
         with self._lock:
@@ -56,6 +56,6 @@ class Desk:
     def news(self) -> News:
         with self._lock:
             lines, self._lines = self._lines, []
-            doing = [Doing(where, what, since) for where, (what, since) in self._doing.items()]
+            doing = [Doing(where, what, since) for (where, _), (what, since) in self._doing.items()]
             replaced = sum(max(0, spare) for spare in self._spare.values())
             return News(dict(self._done), replaced, lines, self._signs, doing, time.monotonic())

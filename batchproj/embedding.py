@@ -7,7 +7,9 @@ becomes an outcome row, nothing more.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -30,8 +32,11 @@ WINDOW_BYTES = 32 * 2**20
 WINDOW_SEGMENTS = 2_048
 """Decoded segments handed to the encoder at once; large enough to sort, small enough to hold."""
 
-CEILING_S = 1.0
-"""For so long an encoder runs again over what it had first, with nothing beside it, to see what it can do."""
+APART_BYTES = 4 * WINDOW_BYTES
+"""The same for an encoder on an accelerator, whose batches are larger."""
+
+LEAST_SAMPLE = 64
+"""Segments that an encoder is given again at least, to see what it can do with nothing beside it."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -56,13 +61,17 @@ class UnitWorker:
         self._piece = piece
         self._embedder: Embedder | None = None
         self._decoding: Decoding | None = None
-        self._to_measure = False
+        self._is_apart = False
+        self._measure_s = 0.0
         self._sample: list[Segment] = []
 
     def load(self) -> None:
         """Load the model; call once, before `embed`."""
         if self._member is not None:
             self._embedder = self._member.load(self._threads)
+            from batchproj.accelerator import is_apart  # torch is here by now
+
+            self._is_apart = is_apart()
         modality = self._member.modality if self._member else None
         spec = self._embedder.spec if self._embedder else None
         self._decoding = Decoding(modality, spec, self._in_space, self._limits, self._threads, self._piece)
@@ -73,38 +82,62 @@ class UnitWorker:
         items: list[Fetched],
         known: pa.Table | None,
         report: Callable[[int], None],
-        to_measure: bool = False,
+        measure_s: float = 0.0,
     ) -> Output:
         """Decode, encode and project every item; `report` is told how many items are done, also where none is.
 
         `known` are cached features of contents that some of the items may have: those are not
-        encoded, and not even decoded. `to_measure`: some segments are kept for `measure`.
+        encoded, and not even decoded. `measure_s`: as many segments as the encoder does in that
+        time are kept for `measure`.
         """
         assert self._decoding is not None, "load() comes first"
-        self._to_measure = to_measure
+        self._measure_s = measure_s
         rows = _Rows(unit, self._member, self._dim)
         window: list[Decoded] = []
         held = count = 0
-        for decoded in self._decoding.ahead(items, known):
-            window.append(decoded)
-            held += sum(segment.nbytes for segment in decoded.segments)
-            count += len(decoded.segments)
-            if held >= WINDOW_BYTES or count >= WINDOW_SEGMENTS:
-                report(self._encode(window, rows))
-                window, held, count = [], 0, 0
-        report(self._encode(window, rows))
+        most = APART_BYTES if self._is_apart else WINDOW_BYTES
+        with self._encoding(rows, report) as encode:
+            for decoded in self._decoding.ahead(items, known):
+                window.append(decoded)
+                held += sum(segment.nbytes for segment in decoded.segments)
+                count += len(decoded.segments)
+                if held >= most or count >= WINDOW_SEGMENTS:
+                    encode(window)
+                    window, held, count = [], 0, 0
+            encode(window)
         return rows.output()
+
+    @contextmanager
+    def _encoding(self, rows: _Rows, report: Callable[[int], None]) -> Iterator[Callable[[list[Decoded]], None]]:
+        """Takes windows one after another: each is encoded at once, or, if the encoder runs on something else than what
+        decodes, while the next one fills up.
+        """
+        if not self._is_apart:
+            yield lambda window: report(self._encode(window, rows))
+            return
+        before: Future[int] | None = None
+
+        def encode(window: list[Decoded]) -> None:
+            nonlocal before
+            if before is not None:
+                report(before.result())
+            before = thread.submit(self._encode, window, rows)
+
+        with ThreadPoolExecutor(1) as thread:
+            yield encode
+            if before is not None:
+                report(before.result())
 
     def measure(self) -> float | None:
         """Segments a second of the encoder with nothing beside it, on some of those it had last; None without any."""
         if self._embedder is None or not self._sample:
             return None
         begun, done = time.monotonic(), 0
-        while (seconds := time.monotonic() - begun) < CEILING_S:
+        while not done or time.monotonic() - begun < self._measure_s:
             self._embedder.encode(self._sample)
             done += len(self._sample)
         self._sample = []
-        return done / seconds
+        return done / (time.monotonic() - begun)
 
     def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
@@ -113,8 +146,9 @@ class UnitWorker:
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
         seconds = time.monotonic() - begun
         rows.model_s += seconds
-        if self._to_measure and not self._sample:
-            self._sample = segments[:: max(1, round(seconds / CEILING_S))]
+        if self._measure_s and not self._sample:
+            every = min(seconds / self._measure_s, len(segments) / LEAST_SAMPLE)
+            self._sample = segments[:: max(1, round(every))]
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:
@@ -124,20 +158,24 @@ class UnitWorker:
             if decoded.fault is not None:
                 decoded.item.stop(decoded.fault)
         complete = [decoded.item for decoded in window if decoded.pieces is None]
-        at, vectors = 0, self._project([item.features for item in complete])
+        at, vectors, are_sound = 0, *self._project([row for item in complete for row in item.features])
         for item in complete:
             if item.features:
-                rows.add(item, vectors[at : at + len(item.features)])
+                own = vectors[at : at + len(item.features)]
+                rows.add(item, own, None if are_sound else vector_problem(item.features, own))
                 at += len(item.features)
             else:
                 rows.skip(item)
         return len(complete)
 
-    def _project(self, features: list[list[Half]]) -> npt.NDArray[np.float32]:
-        rows = [row for own in features for row in own]
+    def _project(self, rows: list[Half]) -> tuple[npt.NDArray[np.float32], bool]:
+        """Vectors (n, K), and whether none of the rows or of them has a problem: of all at once it is found fast."""
         if not rows or self._embedder is None or self._member is None:
-            return np.empty((0, self._dim), np.float32)
-        return self._embedder.project(gathered(rows, self._member.dim, self._member.cache))
+            return np.empty((0, self._dim), np.float32), True
+        features = gathered(rows, self._member.dim, self._member.cache)
+        vectors = self._embedder.project(features)
+        values = features.values if isinstance(features, TokenFeatures) else features
+        return vectors, vector_problem([values], vectors) is None
 
 
 class _Rows:
@@ -163,9 +201,8 @@ class _Rows:
         else:
             self._outcome(item, "quarantined", item.fault, "decode" if item.source.content_id else "read")
 
-    def add(self, item: Item, vectors: npt.NDArray[np.float32]) -> None:
+    def add(self, item: Item, vectors: npt.NDArray[np.float32], problem: ItemFault | None) -> None:
         self._encoded += item.encoded
-        problem = vector_problem(item.features, vectors)
         if problem is not None:
             self._outcome(item, "quarantined", problem, "encode")
             return

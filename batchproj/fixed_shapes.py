@@ -6,8 +6,7 @@ avx512_bf16 differs at 9 and at 31. So a model is run on one batch shape for inp
 and a short batch is filled up with copies of its own rows. In fp32, where another order shows in
 every row, smaller shapes serve short batches after this process has seen them give the bits of the
 full one. In bf16 it is rounded away in most rows (with Intel's AMX 3 of 16 differed), so that a few
-equal rows prove nothing. A GPU is not promised to be exact and gets batches as they come,
-or half of one that it has no room for.
+equal rows prove nothing. Of a GPU no such promise is made: see `queued_batches`.
 """
 
 from __future__ import annotations
@@ -19,11 +18,13 @@ from typing import Generic, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from batchproj.lanes import side_by_side
+
 Row = TypeVar("Row")
 Output = npt.NDArray[np.float32]
 """What comes of one row, of any shape; of all rows as one array, if they agree in it."""
 Outputs = Sequence[Output] | Output
-SmallBatches = Literal["as they come", "filled", "filled until proven"]
+SmallBatches = Literal["filled", "filled until proven"]
 
 
 class FixedShapes(Generic[Row]):
@@ -35,7 +36,6 @@ class FixedShapes(Generic[Row]):
         self._forward = forward
         self._small = small
         self._proven: dict[tuple[Hashable, int, int], bool] = {}
-        self._fits: dict[Hashable, int] = {}
 
     def run(self, rows: Sequence[Row], key: Callable[[Row], Hashable], full: Callable[[Row], int]) -> list[Output]:
         """Outputs in the order of `rows`.
@@ -46,17 +46,21 @@ class FixedShapes(Generic[Row]):
         groups: dict[Hashable, list[int]] = {}
         for index, row in enumerate(rows):
             groups.setdefault(key(row), []).append(index)
-        outputs: dict[int, Output] = {}
+        batches: list[tuple[Hashable, list[int], int]] = []
         for name, indices in groups.items():
             size = full(rows[indices[0]])
-            for start in range(0, len(indices), size):
-                chosen = indices[start : start + size]
-                outputs |= zip(chosen, self._batch(name, [rows[i] for i in chosen], size), strict=True)
+            batches += [(name, indices[start : start + size], size) for start in range(0, len(indices), size)]
+
+        def run(batch: tuple[Hashable, list[int], int]) -> Outputs:
+            name, chosen, size = batch
+            return self._batch(name, [rows[i] for i in chosen], size)
+
+        outputs: dict[int, Output] = {}
+        for (_, chosen, _), output in zip(batches, side_by_side(run, batches), strict=True):
+            outputs |= zip(chosen, output, strict=True)
         return [outputs[index] for index in range(len(rows))]
 
     def _batch(self, name: Hashable, rows: list[Row], full: int) -> Outputs:
-        if self._small == "as they come":
-            return self._fitting(name, rows)
         sizes = [full] if self._small == "filled" else _sizes(len(rows), full)
         for size in sizes:
             proven = True if size == full else self._proven.get((name, full, size))
@@ -65,19 +69,6 @@ class FixedShapes(Generic[Row]):
             if proven:
                 return self._forward(_filled(rows, size))[: len(rows)]
         raise AssertionError("the full batch is always tried")
-
-    def _fitting(self, name: Hashable, rows: list[Row]) -> Outputs:
-        """In batches of half the size, from now on, where a whole one is more than the accelerator has room for."""
-        from torch import OutOfMemoryError
-
-        while True:
-            size = self._fits.get(name, len(rows))
-            try:
-                return [row for at in range(0, len(rows), size) for row in self._forward(rows[at : at + size])]
-            except OutOfMemoryError:
-                if min(size, len(rows)) == 1:
-                    raise
-            self._fits[name] = min(size, len(rows)) // 2  # outside: the error holds on to what did not fit
 
     def _compare(self, name: Hashable, rows: list[Row], size: int, full: int) -> Outputs:
         """Run both shapes; remember whether the small one may stand for the full one from now on."""

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from batchproj.fixed_shapes import FixedShapes
+from batchproj.accelerator import Coming, Replayed
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import ImageInput, blank_image
-from batchproj.torch_runtime import forward_images, pixel_batch, small_batches, to_numpy
+from batchproj.torch_runtime import Batches, Normalising, batches, forward_images, pixel_batch, to_host
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels (B, 3, H, W) -> features of each image."""
@@ -21,10 +21,8 @@ class ImageEncoder:
     """A loaded image model: `pooled` gives features (B, D), `tokens` (B, T, D), of pixels of `dtype`."""
 
     def __init__(self, pooled: Forward, tokens: Forward, wanted: ImageInput, dtype: torch.dtype) -> None:
-        self._input, self._dtype = wanted, dtype
-        small = small_batches(dtype)
-        self._pooled: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(pooled, segments), small)
-        self._tokens: FixedShapes[Segment] = FixedShapes(lambda segments: self._forward(tokens, segments), small)
+        self._input, self._normalise = wanted, Normalising(wanted, dtype)
+        self._pooled, self._tokens = self._batches(pooled, dtype), self._batches(tokens, dtype)
         self.spec: Spec = wanted.spec
 
     def encode(self, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:
@@ -37,10 +35,15 @@ class ImageEncoder:
         """Images of the spec's size -> their patches or places, row by row, (T, D) float32 each."""
         return _run(self._tokens, segments)
 
-    def _forward(self, features: Forward, segments: Sequence[Segment]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
-            return to_numpy(features(pixel_batch(segments, self._input, self._dtype)))
+    def _batches(self, features: Forward, dtype: torch.dtype) -> Batches[Segment]:
+        of_pixels = Replayed(lambda pixels_BHWC: features(self._normalise(pixels_BHWC)))
+
+        def forward(segments: Sequence[Segment]) -> npt.NDArray[np.float32] | Coming:
+            with torch.inference_mode():
+                return to_host(of_pixels(pixel_batch(segments, self._input)))
+
+        return batches(forward, dtype)
 
 
-def _run(batches: FixedShapes[Segment], segments: Sequence[Segment]) -> list[npt.NDArray[np.float32]]:
-    return batches.run(segments, key=lambda _: "image", full=lambda _: forward_images())
+def _run(images: Batches[Segment], segments: Sequence[Segment]) -> list[npt.NDArray[np.float32]]:
+    return images.run(segments, key=lambda _: "image", full=lambda _: forward_images())

@@ -25,9 +25,9 @@ Mel = npt.NDArray[np.float32]
 
 
 class LogMel:
-    """Turns sounds into (mels, frames) float32; the filters are made once."""
+    """Turns sounds into (mels, frames) float32 on `device`; the filters are made once."""
 
-    def __init__(self, mels: int) -> None:
+    def __init__(self, mels: int, device: torch.device | str = "cpu") -> None:
         import torch
         from transformers.audio_utils import mel_filter_bank
 
@@ -40,10 +40,15 @@ class LogMel:
             norm="slaney",
             mel_scale="slaney",
         )
-        self._filters = torch.from_numpy(bank.T.astype(np.float32)).contiguous()
-        self._hann = torch.hann_window(_FFT)
+        self._filters = torch.from_numpy(bank.T.astype(np.float32)).contiguous().to(device)
+        self._hann = torch.hann_window(_FFT).to(device)
 
     def __call__(self, samples: npt.NDArray[np.float32], frames: int) -> Mel:
+        """What `tensor` gives, on the host."""
+        mel: Mel = self.tensor(samples, frames).numpy(force=True)
+        return mel
+
+    def tensor(self, samples: npt.NDArray[np.float32], frames: int) -> torch.Tensor:
         """(N,) samples in [-1, 1], N at most 30 s -> the first `frames` frames of OpenAI's 3,000.
 
         Frames that hear padding alone are the constant that padding gives: they are filled in,
@@ -56,12 +61,12 @@ class LogMel:
         padded = np.zeros(length, np.float32)
         padded[: len(samples)] = samples
         with torch.inference_mode():
-            log = self._log_power(torch.from_numpy(padded))[:, :heard]
+            log = self._log_power(torch.from_numpy(padded).to(self._filters.device))[:, :heard]
             quiet = torch.clamp(log.max(), min=-10.0) - 8.0
             mel = (torch.maximum(log, quiet) + 4.0) / 4.0
             silence = (torch.clamp(quiet, min=-10.0) + 4.0) / 4.0
             full = torch.cat([mel, silence.expand(len(mel), max(0, frames - heard))], dim=1)
-        return np.ascontiguousarray(full[:, :frames].numpy())
+        return full[:, :frames].contiguous()
 
     def _log_power(self, samples: torch.Tensor) -> torch.Tensor:
         import torch

@@ -9,13 +9,15 @@ L tokens of a text, M of a row, D wide, H heads.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from batchproj.lanes import side_by_side
 from batchproj.tokens import Tokens
 
 _ATTENTION = "batchproj_packed"
@@ -49,6 +51,9 @@ class Stretch:
 
 Pool = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """States (B, L, D), and the place of the first and the end of the last token (B,) that are pooled -> (B, D)."""
+Array = npt.NDArray[np.float32]
+Finished = Callable[[torch.Tensor, Sequence[Tokens]], Sequence[Array] | Array]
+"""States (B, L, D) of texts of one length, and their tokens -> what is kept of each."""
 
 
 class PackedTexts:
@@ -63,13 +68,20 @@ class PackedTexts:
         _register()
         model.set_attn_implementation(_ATTENTION)
 
-    def states(self, rows: Sequence[Tokens]) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
-        """Of texts of at most `longest` tokens: indices of some of one length, and their states (n, L, D)."""
-        for stretches in pack([len(row) for row in rows], self._tokens):
-            states_MD = self._forward(rows, stretches)
-            for each in stretches:
-                found_MD = states_MD[each.start : each.end]
-                yield each.indices, found_MD.reshape(len(each.indices), each.length, -1)
+    def states(self, rows: Sequence[Tokens], finished: Finished) -> dict[int, Array]:
+        """Of texts of at most `longest` tokens: by index, what `finished` makes of its states."""
+
+        def work(stretches: Sequence[Stretch]) -> dict[int, Array]:
+            found: dict[int, Array] = {}
+            with torch.inference_mode():
+                states_MD = self._forward(rows, stretches)
+                for each in stretches:
+                    own_BLD = states_MD[each.start : each.end].reshape(len(each.indices), each.length, -1)
+                    found |= zip(each.indices, finished(own_BLD, [rows[i] for i in each.indices]), strict=True)
+            return found
+
+        laid = side_by_side(work, pack([len(row) for row in rows], self._tokens))
+        return {index: output for found in laid for index, output in found.items()}
 
     def _forward(self, rows: Sequence[Tokens], stretches: Sequence[Stretch]) -> torch.Tensor:
         ids_M = np.full(self._tokens, self._pad, np.int64)

@@ -1,11 +1,11 @@
 """Units of work through Ray Data; beside `ray_training` the one module that knows Ray.
 
-    to embed, per modality:    unit -> read (tasks) -> embed (actor pool) -> write (tasks) -> receipt
+    to embed, per modality:    unit -> read (tasks) -> embed and write (actor pool) -> receipt
     to project, per modality:  unit -> read, project and write (actor pool) -> receipt
                                all branches joined by `union` into one execution
 
 A row between stages is a whole unit: its description and its compressed bytes as one Arrow IPC
-buffer, so that Ray never splits it; pixels and samples stay inside the embed actor.
+buffer, so that Ray never splits it; pixels, samples and vectors stay inside the embed actor.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from batchproj.metrics import RunMetrics
 from batchproj.news import News, OnNews, noticing, polling
 from batchproj.nodes import check_nodes
 from batchproj.pools import PoolName, by_pool, pool_size
-from batchproj.recipe import Pool, Tasks
+from batchproj.recipe import Pool
 from batchproj.schema import Modality
-from batchproj.stages import Embedding, Job, Projecting, Reader, Writer, label
+from batchproj.stages import Embedding, Job, Projecting, Reader, label
 from batchproj.stall import Stalled
 
-MEASURED_UNITS = 4
-"""From so many units a worker on, it takes a second to see what its encoder does alone."""
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
+
+THREADS = 2
+"""Of an embedding actor: one unit is embedded while another is written; one more waits for its turn."""
 
 DESK_S = 3.0
 """How long the desk may take to answer: a signal must not wait for it for long."""
@@ -53,7 +54,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
     # on a cluster the share of a run that was killed stays reserved for so long: the run that resumes it would
     # encode on what is left and have no room for its writes; living runs renew theirs every ten seconds
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-    # inherited by local workers: encoders of several modalities share the cores, waiting threads must not spin
+    # inherited by local workers: threads that wait and spin take the cores from those who have work
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import ray
     from ray.data import DataContext
@@ -177,18 +178,22 @@ def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[
             **whole_units,
         )
     size = min(workers, len(units))
-    read = source.map_batches(Reader(job, desk), **_held_by(job.recipe.read), **whole_units)
-    embedded = read.map_batches(
+    reading = {"num_cpus": job.recipe.read.cpus, "memory": _bytes(job.recipe.read.memory_gib)}
+    # each is a process that takes as long to start as a model, on the same cores
+    read = source.map_batches(
+        Reader(job, desk), compute=ray.data.TaskPoolStrategy(size=max(1, cores // 2)), **reading, **whole_units
+    )
+    return read.map_batches(
         Embedding,
-        fn_constructor_args=(job, modality, threads, size, len(units) >= MEASURED_UNITS * size, desk),
+        fn_constructor_args=(job, modality, threads, size, len(units) / size, desk),
         compute=_strategy(settings, size),
+        max_concurrency=THREADS,
         num_cpus=cpus,
         num_gpus=settings.gpus or None,
         memory=_bytes(settings.memory_gib),
         resources=settings.resources or None,
         **whole_units,
     )
-    return embedded.map_batches(Writer(job, desk), **_held_by(job.recipe.write), **whole_units)
 
 
 def _strategy(settings: Pool, size: int) -> Any:
@@ -196,12 +201,9 @@ def _strategy(settings: Pool, size: int) -> Any:
     import ray
 
     if settings.min_workers is None and settings.max_workers is None:
-        return ray.data.ActorPoolStrategy(size=size)
-    return ray.data.ActorPoolStrategy(min_size=min(settings.min_workers or 1, size), max_size=size)
-
-
-def _held_by(tasks: Tasks) -> dict[str, Any]:
-    return {"num_cpus": tasks.cpus, "memory": _bytes(tasks.memory_gib)}
+        return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=THREADS + 1)
+    least = min(settings.min_workers or 1, size)
+    return ray.data.ActorPoolStrategy(min_size=least, max_size=size, max_tasks_in_flight_per_actor=THREADS + 1)
 
 
 def _bytes(gib: float | None) -> int | None:
@@ -222,7 +224,7 @@ def _workers(job: Job, pool: PoolName, cores: int) -> tuple[int, int]:
 
 def reserved_cpus(nodes: list[float], workers: int, headroom: float) -> float:
     """Logical CPUs that each of so many workers holds on nodes of so many CPUs: as many as let all of
-    them fit, beside `headroom` for the tasks that read and write, when the largest node is lost.
+    them fit, beside `headroom` for the tasks that read, when the largest node is lost.
 
     A worker that no node can take would be waited for for ever.
     """

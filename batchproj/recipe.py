@@ -105,7 +105,6 @@ class Recipe(BaseModel):
     index: Index = Index()
     pools: dict[Modality, Pool] = Field(default_factory=dict)
     read: Tasks = Tasks()
-    write: Tasks = Tasks()
     cpu_headroom: float = Field(default=0.5, ge=0)
     read_threads: int = Field(default=16, ge=1)
     retry_s: float = Field(default=180, gt=0)

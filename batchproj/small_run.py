@@ -16,7 +16,7 @@ from batchproj.desk import Desk
 from batchproj.news import OnNews, noticing, polling
 from batchproj.pools import PoolName, by_pool, pool_size
 from batchproj.recipe import Pool
-from batchproj.stages import Embedding, Job, Projecting, Reader, Writer
+from batchproj.stages import Embedding, Job, Projecting, Reader
 
 MOST_ITEMS = 200
 
@@ -78,8 +78,8 @@ def _worker(job: Job, pool: PoolName, desk: Any) -> Callable[[pa.Table], pa.Tabl
         assert modality is not None, "what is projected has an encoder"
         return Projecting(job, modality, 1, desk)
     _, threads = pool_size(Pool(), len(job.members), os.cpu_count() or 1)
-    read, embed, write = Reader(job, desk), Embedding(job, modality, threads, 1, False, desk), Writer(job, desk)
-    return lambda batch: write(embed(read(batch)))
+    read, embed = Reader(job, desk), Embedding(job, modality, threads, 1, 1, desk)
+    return lambda batch: embed(read(batch))
 
 
 class _Called:

@@ -1,7 +1,7 @@
 """What workers do with a unit; which engine calls them they do not know.
 
-A row between stages is a whole unit: its description and its compressed bytes as one Arrow IPC
-buffer, so that no engine splits it; pixels and samples stay inside the embedding worker.
+What goes from who reads a unit to who embeds it is one row: its description and its compressed bytes as one Arrow IPC
+buffer, so that no engine splits it; pixels, samples and vectors stay inside the embedding worker.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import os
 import platform
 import re
 import struct
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +47,10 @@ from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
 from batchproj.space import Member
 
+MEASURED_UNITS = 4
+"""With fewer units a worker does not see what its encoder does alone."""
+CEILING_S, CEILING_SHARE = 1.0, 0.02
+
 
 @dataclass(frozen=True)
 class Job:
@@ -70,8 +76,8 @@ def label(unit: Unit) -> str:
 def _reporting(job: Job, desk: Any, what: str) -> Iterator[None]:
     """In a worker process, at `what`: the run's patience with the store, and a line to the desk while it is tried."""
     retry.configure(job.recipe.retry_s)
-    where = _here()
-    desk.at.remote(where, what)
+    here = (_here(), threading.get_ident())
+    desk.at.remote(*here, what)
     with retry.watch_pauses(lambda line: desk.say.remote(line)):
         try:
             yield
@@ -79,7 +85,7 @@ def _reporting(job: Job, desk: Any, what: str) -> Iterator[None]:
             desk.fail.remote(error)  # on its way through Ray it would lose its type
             raise
         finally:
-            desk.at.remote(where, None)
+            desk.at.remote(*here, None)
 
 
 def _here() -> str:
@@ -184,27 +190,51 @@ class Reader:
         return known_features(self._job.folder, self._job.members[unit.modality].feature_fp, wanted)
 
 
-class Embedding:
-    """Actor: loads one modality's encoder once, then embeds unit after unit."""
+@dataclass
+class _Measuring:
+    """For how many seconds an encoder is to run alone after the next unit, to see what it can do: once, and no longer
+    than a fiftieth of what it has to do in all, which the first unit that it encodes anything of tells."""
 
-    def __init__(
-        self, job: Job, modality: Modality | None, threads: int, pool: int, to_measure: bool, desk: Any
-    ) -> None:
+    units: float
+    seconds: float = 0.0
+    is_done: bool = False
+
+    def after(self, model_s: float, was_measured: bool) -> None:
+        self.is_done = self.is_done or was_measured or self.units < MEASURED_UNITS
+        self.seconds = 0.0 if self.is_done else min(CEILING_S, CEILING_SHARE * model_s * self.units)
+
+
+class Embedding:
+    """Actor: loads one modality's encoder once, then embeds unit after unit and writes their files.
+
+    Called by two threads, it embeds one unit while the files of the one before are written. Processes for writing
+    alone would take longer to start than most runs write. The model has a thread to itself.
+    """
+
+    def __init__(self, job: Job, modality: Modality | None, threads: int, pool: int, units: float, desk: Any) -> None:
+        """`units` are those that it will get, of a pool of so many."""
         self._job = job
-        self._to_measure = to_measure
+        self._measuring = _Measuring(units)
         self._desk = desk
+        self._model_thread = ThreadPoolExecutor(1, "model")
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
         with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
-            # only here: the processes that read and write must not wait for models' and codecs' imports
+            # only here: the processes that read must not wait for models' and codecs' imports
             from batchproj.embedding import UnitWorker
 
             self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
-            self._worker.load()
+            self._model_thread.submit(self._worker.load).result()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
-        tables = _tables(batch)
+        output, spans, ceiling_per_s = self._model_thread.submit(self._embedded, unit, _tables(batch)).result()
+        with _reporting(self._job, self._desk, f"writing unit {unit.name} ({unit.items} items)"):
+            done = read_receipt(self._job.folder, unit)  # a unit is done again when a node is lost
+            receipt = done or _written(self._job, unit, output, spans, ceiling_per_s)
+        return pa.table({"receipt": [receipt.model_dump_json()]})
+
+    def _embedded(self, unit: Unit, tables: list[pa.Table]) -> tuple[Output, list[Span], float | None]:
         clock = _Clock.start()
         doing = f"embedding unit {unit.name} ({unit.items} items)"
         with _reporting(self._job, self._desk, doing), _remembering():
@@ -212,12 +242,12 @@ class Embedding:
             output = self._embed(unit, tables)
         spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
         ceiling_per_s = None
-        if self._to_measure:
+        if self._measuring.seconds:
             clock = _Clock.start()
             ceiling_per_s = self._worker.measure()
             spans.append(clock.span("measure"))
-            self._to_measure = ceiling_per_s is None
-        return _row(unit, [output.vectors, output.features, output.outcome, _work(output, spans, ceiling_per_s)])
+        self._measuring.after(output.model_s, ceiling_per_s is not None)
+        return output, spans, ceiling_per_s
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
         from batchproj.decoding import Fetched
@@ -232,7 +262,7 @@ class Embedding:
             for row in tables[0].to_pylist()
         ]
         known = tables[1] if len(tables) > 1 else None
-        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), self._to_measure)
+        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), self._measuring.seconds)
         if line := misnamed_line(output.outcome, {item.item: item.uri for item in items}):
             self._desk.say.remote(line)
         return output
@@ -281,35 +311,6 @@ class Projecting:
         output = project_unit(unit, self._member, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
         return _written(self._job, unit, output, [clock.span("project")])
-
-
-class Writer:
-    """Task: a unit's files, its done-record last."""
-
-    def __init__(self, job: Job, desk: Any) -> None:
-        self._job = job
-        self._desk = desk
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        unit = Unit.model_validate_json(batch["unit"][0].as_py())
-        with _reporting(self._job, self._desk, f"writing unit {unit.name} ({unit.items} items)"):
-            done = read_receipt(self._job.folder, unit)  # Ray runs a task again when a node is lost
-            receipt = done or self._write(unit, _tables(batch))
-        return pa.table({"receipt": [receipt.model_dump_json()]})
-
-    def _write(self, unit: Unit, tables: list[pa.Table]) -> Receipt:
-        vectors, features, outcome, told = tables
-        work = told.to_pylist()[0]
-        spans = [Span.model_validate(span) for span in work.pop("spans")]
-        ceiling_per_s = work.pop("ceiling_per_s")
-        return _written(self._job, unit, Output(vectors, features, outcome, **work), spans, ceiling_per_s)
-
-
-def _work(output: Output, spans: list[Span], ceiling_per_s: float | None) -> pa.Table:
-    """What the worker that embedded a unit tells the one that writes it, beside the tables."""
-    told: dict[str, Any] = {"encoded": output.encoded, "copied": output.copied, "model_s": output.model_s}
-    told |= {"ceiling_per_s": ceiling_per_s, "spans": [span.model_dump() for span in spans]}
-    return pa.Table.from_pylist([told])
 
 
 def _written(job: Job, unit: Unit, output: Output, spans: list[Span], ceiling_per_s: float | None = None) -> Receipt:

@@ -79,6 +79,9 @@ class TextTokenizer:
         They cover all but blank stretches and never overlap. Linear in the text's length: each
         step tokenizes a window of bounded size.
         """
+        prompted = self._prompt + text
+        if text and prompted.isascii() and len(prompted) < self._room:
+            return [(0, len(text))]  # no tokenizer makes more tokens of it, and one that puts a space before, one more
         spans: list[tuple[int, int]] = []
         start, window = 0, self._room * _CHARACTERS_PER_TOKEN
         while start < len(text):

@@ -1,32 +1,43 @@
-"""Where torch runs and how: the one place that picks device, threads and number format."""
+"""How torch runs: the one place that picks threads, number format and batch sizes; `accelerator` picks the device."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from batchproj.accelerator import Coming, device, is_apart, stacked
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import SmallBatches
+from batchproj.fixed_shapes import FixedShapes, Output, Outputs
+from batchproj.lanes import open_lanes
 from batchproj.media import Segment
 from batchproj.model_folder import ImageInput
+from batchproj.queued_batches import QueuedBatches
+from batchproj.tokens import padded_length
 
 Dtype = Literal["bf16", "fp32"]
+_STEP = 16
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
+Row = TypeVar("Row")
+Forward = Callable[[Sequence[Row]], Outputs | Coming]
+"""Rows of one shape -> one float32 array each."""
 
-def device() -> torch.device:
-    """The accelerator if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+class Batches(Protocol[Row]):
+    """`FixedShapes` on CPUs, `QueuedBatches` on an accelerator."""
+
+    def run(self, rows: Sequence[Row], key: Callable[[Row], Hashable], full: Callable[[Row], int]) -> list[Output]: ...
 
 
 def use_threads(threads: int) -> None:
     """Bind torch (and the tokenizer's own pool) to `threads`; Ray would give an actor one."""
+    open_lanes(1 if is_apart() else threads)
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
 
@@ -42,7 +53,7 @@ def forward_tokens(hidden: int) -> int:
     On CPU few, as they are also what a last, short batch costs: of 128, 256 and 512 at width 384
     the second took least time over short texts, and 1.05 times the third's over long ones (measured).
     """
-    return 16_384 if device().type == "cuda" else max(64, 256 * 384 // hidden)
+    return 16_384 if is_apart() else max(64, 256 * 384 // hidden)
 
 
 def packed_tokens(hidden: int) -> int:
@@ -52,14 +63,26 @@ def packed_tokens(hidden: int) -> int:
 
 def forward_images() -> int:
     """Images in a full forward batch; on CPU 8 stay in the cache and are the fastest (measured)."""
-    return 64 if device().type == "cuda" else 8
+    return 64 if is_apart() else 8
 
 
-def small_batches(dtype: torch.dtype) -> SmallBatches:
-    """How `FixedShapes` may run a batch that is not full, here and in this number format."""
-    if device().type == "cuda":
-        return "as they come"
-    return "filled until proven" if dtype == torch.float32 else "filled"
+def forward_frames() -> int:
+    """Mel frames (10 ms) in a full forward batch; on CPU more than these leave the cache and get slower (measured)."""
+    return 48_000 if is_apart() else 800
+
+
+def batches(forward: Forward[Row], dtype: torch.dtype) -> Batches[Row]:
+    """What runs `forward` here, in this number format."""
+    if is_apart():
+        return QueuedBatches(forward)
+    here = cast("Callable[[Sequence[Row]], Outputs]", forward)  # on a CPU nothing is on its way
+    return FixedShapes(here, "filled until proven" if dtype == torch.float32 else "filled")
+
+
+def row_length(tokens: int) -> int:
+    """What a text of so many tokens is padded to: on an accelerator few lengths fill their batches, on a CPU many
+    waste little. Always with one place left where it is not the exact length, see `padded_length`."""
+    return (tokens // _STEP + 1) * _STEP if is_apart() else padded_length(tokens)
 
 
 def load_pretrained(loader: Any, folder: Path, dtype: Dtype, unused: Sequence[str] = (), config: Any = None) -> Any:
@@ -87,8 +110,8 @@ def load_pretrained(loader: Any, folder: Path, dtype: Dtype, unused: Sequence[st
     return model.to(device()).eval()
 
 
-def pixel_batch(segments: Sequence[Segment], wanted: ImageInput, dtype: torch.dtype) -> torch.Tensor:
-    """Images (H, W, 3) uint8 -> (B, 3, H, W) normalised in fp32 on the device, channels last."""
+def pixel_batch(segments: Sequence[Segment], wanted: ImageInput) -> torch.Tensor:
+    """Images (H, W, 3) uint8 -> (B, H, W, 3) uint8 on the device, a quarter of what they are once normalised."""
     arrays = [np.asarray(segment.data) for segment in segments]
     expected = (wanted.spec.height, wanted.spec.width, 3)
     for array in arrays:
@@ -97,13 +120,26 @@ def pixel_batch(segments: Sequence[Segment], wanted: ImageInput, dtype: torch.dt
                 f"an image is {array.shape} {array.dtype}, this encoder takes {expected} uint8: "
                 "decode with the encoder's own spec"
             )
-    stacked_BHWC = np.stack(arrays)
-    pixels_BHWC = torch.from_numpy(stacked_BHWC).to(device(), torch.float32)
-    mean, std = (torch.tensor(triple, device=device()) for triple in (wanted.mean, wanted.std))
-    scaled_BHWC = (pixels_BHWC * wanted.scale - mean) / std
-    return scaled_BHWC.to(dtype).permute(0, 3, 1, 2)
+    return stacked(arrays)
+
+
+class Normalising:
+    """uint8 (B, H, W, 3) -> (B, 3, H, W) of `dtype`, normalised in fp32, channels last."""
+
+    def __init__(self, wanted: ImageInput, dtype: torch.dtype) -> None:
+        self._mean, self._std = (torch.tensor(triple, device=device()) for triple in (wanted.mean, wanted.std))
+        self._scale, self._dtype = wanted.scale, dtype
+
+    def __call__(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        scaled_BHWC = (pixels_BHWC.float() * self._scale - self._mean) / self._std
+        return scaled_BHWC.to(self._dtype).permute(0, 3, 1, 2)
 
 
 def to_numpy(output: torch.Tensor) -> npt.NDArray[np.float32]:
     """Back on the host as float32."""
     return output.float().cpu().numpy()
+
+
+def to_host(output: torch.Tensor) -> npt.NDArray[np.float32] | Coming:
+    """The same, not waited for where it takes time."""
+    return Coming(output) if is_apart() else to_numpy(output)

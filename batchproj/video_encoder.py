@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from batchproj.accelerator import Coming, Replayed
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes
 from batchproj.media import Segment, Spec, VideoSpec
 from batchproj.model_folder import ImageInput, blank_image
 from batchproj.segments import VideoSegments
-from batchproj.torch_runtime import forward_images, pixel_batch, small_batches, to_numpy
+from batchproj.torch_runtime import Batches, Normalising, batches, forward_images, pixel_batch, to_host
 
 States = Callable[[torch.Tensor], torch.Tensor]
 """Normalised pixels (B, T, 3, H, W) -> states over time (B, S, D), in fp32."""
@@ -27,8 +27,9 @@ class VideoEncoder:
     """A loaded video model that takes `frames` frames of `dtype`; its feature is the mean of its states over time."""
 
     def __init__(self, states: States, wanted: ImageInput, frames: int, dtype: torch.dtype) -> None:
-        self._states_of, self._input, self._frames, self._dtype = states, wanted, frames, dtype
-        self._batches: FixedShapes[Segment] = FixedShapes(self._forward, small_batches(dtype))
+        self._input, self._frames, self._normalise = wanted, frames, Normalising(wanted, dtype)
+        self._states = Replayed(lambda pixels_NHWC: states(self._clips(pixels_NHWC)))
+        self._batches: Batches[Segment] = batches(self._forward, dtype)
         self.spec: Spec = VideoSpec(wanted.spec, VideoSegments(frames=frames))
 
     def encode(self, segments: Sequence[Segment]) -> Array:
@@ -43,11 +44,14 @@ class VideoEncoder:
         videos_a_batch = max(1, forward_images() // self._frames)
         return self._batches.run(segments, key=lambda _: "video", full=lambda _: videos_a_batch)
 
-    def _forward(self, segments: Sequence[Segment]) -> Array:
+    def _forward(self, segments: Sequence[Segment]) -> Array | Coming:
         frames = [Segment(frame) for segment in segments for frame in self._frames_of(segment)]
         with torch.inference_mode():
-            pixels_NCHW = pixel_batch(frames, self._input, self._dtype)
-            return to_numpy(self._states_of(pixels_NCHW.reshape(len(segments), self._frames, *pixels_NCHW.shape[1:])))
+            return to_host(self._states(pixel_batch(frames, self._input)))
+
+    def _clips(self, pixels_NHWC: torch.Tensor) -> torch.Tensor:
+        pixels_NCHW = self._normalise(pixels_NHWC)
+        return pixels_NCHW.reshape(-1, self._frames, *pixels_NCHW.shape[1:])
 
     def _frames_of(self, segment: Segment) -> list[npt.NDArray[np.uint8]]:
         frames = list(np.asarray(segment.data))

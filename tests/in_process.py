@@ -63,9 +63,10 @@ def _projecting(job: Job, modality: Modality | None, desk: Any) -> _Work:
 def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
     key = (job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
     if key not in _actors:
-        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, to_measure=False, desk=desk)
-    read, write = stages.Reader(job, desk), stages.Writer(job, desk)
-    return lambda batch: write(_actors[key](read(batch)))
+        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, units=1, desk=desk)
+    actor, read = _actors[key], stages.Reader(job, desk)
+    actor._job, actor._desk = job, desk  # its model is the same, where it writes is not
+    return lambda batch: actor(read(batch))
 
 
 @contextlib.contextmanager

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import pytest
-import torch
 
-from batchproj.fixed_shapes import FixedShapes, SmallBatches
+from batchproj.fixed_shapes import FixedShapes
 
 Array = npt.NDArray[np.float32]
 
@@ -64,14 +62,13 @@ def test_a_model_that_differs_at_every_size_always_gets_the_full_batch() -> None
             np.testing.assert_array_equal(run(model, rows[:count], batches), whole[:count])
 
 
-@pytest.mark.parametrize(("small", "sizes"), [("filled", {8}), ("as they come", {1, 3})])
-def test_a_short_batch_may_always_be_filled_or_never(small: SmallBatches, sizes: set[int]) -> None:
+def test_a_short_batch_may_always_be_filled() -> None:
     model = Moody(honest_from=0)
-    batches = FixedShapes(model, small)
+    batches = FixedShapes(model, "filled")
     rows = rows_of(3, 3, 3)
     for count in (1, 3, 1):
         np.testing.assert_array_equal(run(model, rows[:count], batches)[:, 0], [row.sum() for row in rows[:count]])
-    assert set(model.sizes) == sizes
+    assert set(model.sizes) == {8}
 
 
 def test_nan_in_a_row_is_a_result_like_any_other() -> None:
@@ -79,32 +76,3 @@ def test_nan_in_a_row_is_a_result_like_any_other() -> None:
     rows[1][0] = np.nan
     output = run(Moody(0), rows)
     assert np.isnan(output[:, 0]).tolist() == [False, True, False]
-
-
-class Narrow(Moody):
-    """Has room for `room` rows at once."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__(honest_from=0)
-        self.room = room
-
-    def __call__(self, rows: Sequence[Array]) -> Array:
-        if len(rows) > self.room:
-            self.sizes.append(len(rows))
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().__call__(rows)
-
-
-def test_a_batch_without_room_is_halved_and_the_next_is_not_tried_whole() -> None:
-    model, rows = Narrow(room=3), rows_of(*[3] * 8)
-    batches = FixedShapes[Array](model, "as they come")
-    np.testing.assert_array_equal(run(model, rows, batches)[:, 0], [row.sum() for row in rows])
-    assert model.sizes == [8, 4, 2, 2, 2, 2]
-    model.sizes.clear()
-    run(model, rows, batches)
-    assert model.sizes == [2, 2, 2, 2]
-
-
-def test_a_single_row_without_room_is_an_error() -> None:
-    with pytest.raises(torch.OutOfMemoryError):
-        run(Narrow(room=0), rows_of(3), FixedShapes[Array](Narrow(room=0), "as they come"))

@@ -13,7 +13,7 @@ ROOT = Path(batchproj.__file__).parent
 
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
-    ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache", "job_log"],
+    ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache", "job_log", "lanes"],
     ["errors", "learning_curve", "text_chunks"],
     ["config", "hooks", "retry", "recall", "linking", "losses"],
     ["segments"],
@@ -21,8 +21,10 @@ LAYERS = [
     ["fetching", "agreement", "cutting", "lance_store"],
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
-    ["standardised_weights", "packed_texts"],
+    ["accelerator"],
+    ["standardised_weights", "packed_texts", "queued_batches"],
     ["clap_mel", "kaldi_fbank", "sentence_layout"],
+    ["varlen_texts"],
     ["torch_runtime", "projector", "features"],
     ["token_projector"],
     ["image_encoder", "text_encoder", "video_encoder"],

@@ -71,11 +71,7 @@ def test_states_are_those_of_each_text_alone(model_type: str) -> None:
     model.load_state_dict(alone.state_dict())
     rows = rows_of([3, 20, 7, 7, 32, 1, 12, 7, 31, 2])
     with torch.inference_mode():
-        found = {
-            index: states.numpy()
-            for indices, states_nLD in PackedTexts(model, _unpooled, 64, pad=1).states(rows)
-            for index, states in zip(indices, states_nLD, strict=True)
-        }
+        found = PackedTexts(model, _unpooled, 64, pad=1).states(rows, lambda states_BLD, _: list(states_BLD.numpy()))
         for index, row in enumerate(rows):
             expected_1LD = alone(input_ids=torch.from_numpy(row)[None]).last_hidden_state.numpy()
             np.testing.assert_allclose(found[index], expected_1LD[0], atol=2e-6)

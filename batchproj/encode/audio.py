@@ -17,7 +17,6 @@ from pydantic import Field
 
 from batchproj.encode import Description, EncoderConfig, Features
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes, SmallBatches
 from batchproj.kaldi_fbank import HOP, FbankInput, KaldiFbank, fbank_input
 from batchproj.media import AudioSpec, Segment, Spec
 from batchproj.model_folder import complete_config, other_kind, read_config, sound_settings
@@ -27,6 +26,9 @@ from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
     import torch
+
+    from batchproj.accelerator import Coming
+    from batchproj.torch_runtime import Batches
 
 Array = npt.NDArray[np.float32]
 
@@ -84,8 +86,8 @@ class Config(EncoderConfig):
         else:
             network = _Waves(model.path, wanted, self.dtype)
         spec = AudioSpec(wanted.sample_rate, self._window_s(wanted))
-        small = torch_runtime.small_batches(torch_runtime.torch_dtype(self.dtype))
-        return AudioEncoder(network, spec, int(complete_config(model.path).hidden_size), small)
+        dtype = torch_runtime.torch_dtype(self.dtype)
+        return AudioEncoder(network, spec, int(complete_config(model.path).hidden_size), dtype)
 
     def _input(self, folder: Path) -> FbankInput | _WaveInput:
         name = read_config(folder).get("model_type")
@@ -123,7 +125,7 @@ class _Network(Protocol):
 
     def clip(self, samples: Array) -> _Clip: ...
 
-    def pooled(self, clips: Sequence[_Clip]) -> Features:
+    def pooled(self, clips: Sequence[_Clip]) -> Features | Coming:
         """Features (B, D) of clips of one shape, all of them real to the end or none."""
         ...
 
@@ -135,10 +137,11 @@ class _Network(Protocol):
 class AudioEncoder:
     """A loaded encoder of sound."""
 
-    def __init__(self, network: _Network, spec: AudioSpec, dim: int, small: SmallBatches) -> None:
+    def __init__(self, network: _Network, spec: AudioSpec, dim: int, dtype: torch.dtype) -> None:
+        from batchproj.torch_runtime import batches
+
         self._network, self._limits, self._dim = network, spec, dim
-        self._pooled: FixedShapes[_Clip] = FixedShapes(network.pooled, small)
-        self._tokens: FixedShapes[_Clip] = FixedShapes(network.tokens, small)
+        self._pooled, self._tokens = batches(network.pooled, dtype), batches(network.tokens, dtype)
         self.spec: Spec = spec
 
     def encode(self, segments: Sequence[Segment]) -> Features:
@@ -151,13 +154,13 @@ class AudioEncoder:
         """Sounds as in `encode` -> their frames or patches, (T, D) float32 each."""
         return self._run(self._tokens, segments)
 
-    def _run(self, batches: FixedShapes[_Clip], segments: Sequence[Segment]) -> list[Features]:
+    def _run(self, sounds: Batches[_Clip], segments: Sequence[Segment]) -> list[Features]:
         from batchproj.torch_runtime import forward_tokens
 
         clips = [self._clip(np.asarray(segment.data, np.float32)) for segment in segments]
         most = forward_tokens(self._network.width)
         # transformers drops an all-true mask and then takes another attention kernel
-        return batches.run(
+        return sounds.run(
             clips,
             key=lambda clip: (clip.values.shape, clip.real == len(clip.values)),
             full=lambda clip: max(1, most // clip.all_tokens),
@@ -194,13 +197,13 @@ class _Spectrograms:
         heard = min(times, -(-self._fbank.heard(samples) // self._stride))
         return _Clip(fbank_FM, len(fbank_FM), self._rows * heard, self._rows * times + 2)
 
-    def pooled(self, clips: Sequence[_Clip]) -> Features:
+    def pooled(self, clips: Sequence[_Clip]) -> Features | Coming:
         import torch
 
-        from batchproj.torch_runtime import to_numpy
+        from batchproj.torch_runtime import to_host
 
         with torch.inference_mode():
-            return to_numpy(self._run(clips).pooler_output)
+            return to_host(self._run(clips).pooler_output)
 
     def tokens(self, clips: Sequence[_Clip]) -> list[Features]:
         import torch
@@ -215,10 +218,9 @@ class _Spectrograms:
         return [states_TD[: clip.tokens] for states_TD, clip in zip(by_time, clips, strict=True)]
 
     def _run(self, clips: Sequence[_Clip]) -> Any:
-        import torch
+        from batchproj.accelerator import stacked
 
-        mels_BFM = torch.from_numpy(np.stack([clip.values for clip in clips]))
-        return self._model(input_values=mels_BFM.to(self._model.device, self._model.dtype))
+        return self._model(input_values=stacked([clip.values for clip in clips]).to(self._model.dtype))
 
 
 class _WaveInput(NamedTuple):
@@ -267,16 +269,17 @@ class _Waves:
         filled = np.pad(samples, (0, length - len(samples)))
         return _Clip(filled, real, self._frames(real), self._frames(length))
 
-    def pooled(self, clips: Sequence[_Clip]) -> Features:
+    def pooled(self, clips: Sequence[_Clip]) -> Features | Coming:
         import torch
 
-        from batchproj.torch_runtime import to_numpy
+        from batchproj.accelerator import to_device
+        from batchproj.torch_runtime import to_host
 
         with torch.inference_mode():
             states_BTD = self._states(clips).float()
-            lengths_B = torch.tensor([clip.tokens for clip in clips], device=states_BTD.device)
+            lengths_B = to_device(np.array([clip.tokens for clip in clips]))
             real_BT = torch.arange(states_BTD.shape[1], device=states_BTD.device) < lengths_B[:, None]
-            return to_numpy((states_BTD * real_BT[:, :, None]).sum(1) / lengths_B[:, None])
+            return to_host((states_BTD * real_BT[:, :, None]).sum(1) / lengths_B[:, None])
 
     def tokens(self, clips: Sequence[_Clip]) -> list[Features]:
         import torch
@@ -290,9 +293,11 @@ class _Waves:
     def _states(self, clips: Sequence[_Clip]) -> torch.Tensor:
         import torch
 
-        samples_BN = torch.from_numpy(np.stack([clip.values for clip in clips])).to(self._model.device)
-        real_B = torch.tensor([clip.real for clip in clips])
-        mask_BN = (torch.arange(samples_BN.shape[1]) < real_B[:, None]).to(self._model.device, torch.long)
+        from batchproj.accelerator import stacked, to_device
+
+        samples_BN = stacked([clip.values for clip in clips])
+        real_B = to_device(np.array([clip.real for clip in clips]))
+        mask_BN = (torch.arange(samples_BN.shape[1], device=samples_BN.device) < real_B[:, None]).long()
         given = {"attention_mask": mask_BN} if self._wanted.masked else {}
         states_BTD: torch.Tensor = self._model(input_values=samples_BN, **given).last_hidden_state
         return states_BTD

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from batchproj.clap_mel import ClapInput, ClapMel, clap_input
 from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes, SmallBatches
 from batchproj.media import AudioSpec, Segment, Spec
 from batchproj.model_folder import complete_config, other_kind, read_config
 from batchproj.schema import Modality
@@ -26,8 +25,10 @@ from batchproj.weights import LocalModel
 if TYPE_CHECKING:
     import torch
 
+    from batchproj.torch_runtime import Batches
+
 Array = npt.NDArray[np.float32]
-Forward = Callable[[Array], Array]
+Forward = Callable[["torch.Tensor"], "torch.Tensor"]
 """(B, F, M) decibels -> what comes of each row, float32."""
 
 _FROM_CONFIG = ["text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"]
@@ -83,10 +84,9 @@ class Config(EncoderConfig):
 class ClapSoundEncoder:
     """The loaded sound tower; `pooled` gives features (B, D), `places` (B, T, width)."""
 
-    def __init__(self, pooled: Forward, places: Forward, wanted: ClapInput, dim: int, small: SmallBatches) -> None:
+    def __init__(self, pooled: Forward, places: Forward, wanted: ClapInput, dim: int, dtype: torch.dtype) -> None:
         self._input, self._mel, self._dim = wanted, ClapMel(wanted), dim
-        self._pooled: FixedShapes[Array] = FixedShapes(lambda mels: pooled(np.stack(mels)), small)
-        self._places: FixedShapes[Array] = FixedShapes(lambda mels: places(np.stack(mels)), small)
+        self._pooled, self._places = _batches(pooled, dtype), _batches(places, dtype)
         self.spec: Spec = AudioSpec(wanted.sample_rate, wanted.window_s)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
@@ -99,11 +99,11 @@ class ClapSoundEncoder:
         """Sounds as in `encode` -> the places of the last map, (T, width) float32 each."""
         return self._run(self._places, segments)
 
-    def _run(self, batches: FixedShapes[Array], segments: Sequence[Segment]) -> list[Features]:
+    def _run(self, sounds: Batches[Array], segments: Sequence[Segment]) -> list[Features]:
         from batchproj.torch_runtime import forward_images
 
         mels = [self._decibels(np.asarray(segment.data, np.float32)) for segment in segments]
-        return batches.run(mels, key=lambda _: "window", full=lambda _: forward_images())
+        return sounds.run(mels, key=lambda _: "window", full=lambda _: forward_images())
 
     def _decibels(self, samples: Array) -> Array:
         if len(samples) > self._input.window:
@@ -123,21 +123,33 @@ def _sound(folder: Path, whole: Any, dtype: Literal["bf16", "fp32"]) -> ClapSoun
     tower = torch_runtime.load_pretrained(ClapAudioModelWithProjection, folder, dtype, config=whole.audio_config)
     _enter_in_float32(tower.audio_model.audio_encoder, tower.dtype)
 
-    def run(mels_BFM: Array) -> Any:
-        mels = torch.from_numpy(mels_BFM)[:, None].to(torch_runtime.device())
+    def run(mels_BFM: torch.Tensor) -> Any:
         # of a window nothing is left out, and so there is nothing to fuse
-        return tower(input_features=mels, is_longer=torch.zeros(len(mels), 1, dtype=torch.bool))
+        return tower(input_features=mels_BFM[:, None], is_longer=torch.zeros(len(mels_BFM), 1, dtype=torch.bool))
 
-    def pooled(mels_BFM: Array) -> Array:
+    def pooled(mels_BFM: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(run(mels_BFM).audio_embeds.float())
+
+    def places(mels_BFM: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = run(mels_BFM).last_hidden_state.flatten(2).transpose(1, 2)
+        return found
+
+    return ClapSoundEncoder(pooled, places, _sound_input(folder, whole), int(whole.projection_dim), tower.dtype)
+
+
+def _batches(features: Forward, dtype: torch.dtype) -> Batches[Array]:
+    import torch
+
+    from batchproj.accelerator import Replayed, stacked
+    from batchproj.torch_runtime import batches, to_host
+
+    of_mels = Replayed(features)
+
+    def forward(mels: Sequence[Array]) -> Any:
         with torch.inference_mode():
-            return torch_runtime.to_numpy(torch.nn.functional.normalize(run(mels_BFM).audio_embeds.float()))
+            return to_host(of_mels(stacked(mels)))
 
-    def places(mels_BFM: Array) -> Array:
-        with torch.inference_mode():
-            return torch_runtime.to_numpy(run(mels_BFM).last_hidden_state.flatten(2).transpose(1, 2))
-
-    small = torch_runtime.small_batches(tower.dtype)
-    return ClapSoundEncoder(pooled, places, _sound_input(folder, whole), int(whole.projection_dim), small)
+    return batches(forward, dtype)
 
 
 def _enter_in_float32(encoder: Any, dtype: torch.dtype) -> None:

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes
 from batchproj.frame_encoder import FrameEncoder
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
-from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, padded_length, require_tokenizer
+from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, require_tokenizer
 from batchproj.weights import LocalModel
+
+if TYPE_CHECKING:
+    import torch
+
+    from batchproj.accelerator import Coming, Replayed
+    from batchproj.torch_runtime import Batches
 
 _TOWERS = {
     ("clip", Modality.IMAGE): ("CLIPVisionModelWithProjection", "image_embeds"),
@@ -110,14 +115,16 @@ class ClipTextEncoder:
     """
 
     def __init__(self, tower: Any, output: str, tokenizer: TextTokenizer, *, always_full: bool) -> None:
-        from batchproj.torch_runtime import forward_tokens, small_batches
+        from batchproj.accelerator import Replayed
+        from batchproj.torch_runtime import batches, forward_tokens
 
-        self._tower, self._tokenizer = tower, tokenizer
+        self._tokenizer = tokenizer
         self._always_full = always_full
         self._full_tokens = forward_tokens(tower.config.hidden_size)
-        small = small_batches(tower.dtype)
-        self._pooled: FixedShapes[Tokens] = FixedShapes(lambda rows: self._forward(rows, output), small)
-        self._states: FixedShapes[Tokens] = FixedShapes(self._forward_tokens, small)
+        pooled = Replayed(lambda ids_BL: getattr(tower(input_ids=ids_BL), output))
+        self._last_states = Replayed(lambda ids_BL: tower(input_ids=ids_BL).last_hidden_state)
+        self._pooled: Batches[Tokens] = batches(lambda rows: self._forward(rows, pooled), tower.dtype)
+        self._states = batches(self._forward_tokens, tower.dtype)
         self.spec: Spec = tokenizer.spec
 
     def encode(self, segments: Sequence[Segment]) -> Features:
@@ -130,26 +137,35 @@ class ClipTextEncoder:
         """Texts -> the states of their tokens, (T, D) float32 each; cut as in `encode`."""
         return self._run(self._states, segments)
 
-    def _run(self, batches: FixedShapes[Tokens], segments: Sequence[Segment]) -> list[Features]:
+    def _run(self, texts: Batches[Tokens], segments: Sequence[Segment]) -> list[Features]:
         rows = self._tokenizer.ids([str(segment.data) for segment in segments])
-        return batches.run(rows, self._length, lambda row: max(1, self._full_tokens // self._length(row)))
+        return texts.run(rows, self._length, lambda row: max(1, self._full_tokens // self._length(row)))
 
     def _length(self, row: Tokens) -> int:
+        from batchproj.torch_runtime import row_length
+
         limit = self._tokenizer.max_tokens
-        return limit if self._always_full else min(padded_length(len(row)), limit)
+        return limit if self._always_full else min(row_length(len(row)), limit)
 
     def _forward_tokens(self, rows: Sequence[Tokens]) -> list[Features]:
-        states_BLD = self._forward(rows, "last_hidden_state")
+        from batchproj.torch_runtime import to_numpy
+
+        states_BLD = to_numpy(self._run_tower(rows, self._last_states))
         return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
 
-    def _forward(self, rows: Sequence[Tokens], output: str) -> Features:
+    def _forward(self, rows: Sequence[Tokens], pooled: Replayed) -> Features | Coming:
+        from batchproj.torch_runtime import to_host
+
+        return to_host(self._run_tower(rows, pooled))
+
+    def _run_tower(self, rows: Sequence[Tokens], tower: Replayed) -> torch.Tensor:
         import torch
 
-        from batchproj.torch_runtime import device, to_numpy
+        from batchproj.accelerator import to_device
 
         ids_BL, _ = padded(rows, self._length(rows[0]), self._tokenizer.pad)
         with torch.inference_mode():
-            return to_numpy(getattr(self._tower(input_ids=torch.from_numpy(ids_BL).to(device())), output))
+            return tower(to_device(ids_BL))
 
 
 def _tower_of(modality: Modality) -> Modality:

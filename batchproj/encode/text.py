@@ -122,8 +122,10 @@ class Config(EncoderConfig):
         from transformers import AutoModel, AutoModelForTextEncoding
 
         from batchproj import torch_runtime
+        from batchproj.accelerator import device, is_apart
         from batchproj.packed_texts import PackedTexts
         from batchproj.text_encoder import TextEncoder
+        from batchproj.varlen_texts import VarlenTexts
 
         self.require(modality)
         torch_runtime.use_threads(threads)
@@ -133,11 +135,16 @@ class Config(EncoderConfig):
         loaded.config.use_cache = False  # each text is read once: keys and values for a next token would be waste
         width = int(loaded.config.hidden_size)
         dim = self._dim(layout.sentence.width(width))
-        pooled = _Pooled(loaded, layout.sentence, dim, torch_runtime.device())
+        pooled = _Pooled(loaded, layout.sentence, dim, device())
         tokenizers = load_tokenizers(model.path, layout.max_tokens, layout.prompts, lowercase=lowercases(model.path))
-        packed = None
+        packed = varlen = None
         if self._is_packed(model.path, loaded, layout):
-            packed = PackedTexts(loaded, pooled.pool, torch_runtime.packed_tokens(width), tokenizers[role].pad)
+            pad = tokenizers[role].pad
+            if is_apart():
+                told = (layout.sentence.pooling, pooled.finish)
+                varlen = VarlenTexts(loaded, *told, torch_runtime.forward_tokens(width), pad)
+            else:
+                packed = PackedTexts(loaded, pooled.pool, torch_runtime.packed_tokens(width), pad)
         return TextEncoder(
             tokenizers[role],
             pooled.states,
@@ -148,6 +155,7 @@ class Config(EncoderConfig):
             routed=any(getattr(loaded.config, name, None) for name in _EXPERTS),
             skipped=0 if layout.sentence.include_prompt else tokenizers[role].prompt_tokens,
             packed=packed,
+            varlen=varlen,
         )
 
     def _dim(self, width: int) -> int:
@@ -157,12 +165,21 @@ class Config(EncoderConfig):
         return self.dims or width
 
     def _is_packed(self, folder: Path, loaded: Any, layout: _Layout) -> bool:
-        """A dense layer after pooling would see as many rows as texts of one length came together, and that shows."""
-        from batchproj.packed_texts import FIRST_POSITION
-        from batchproj.torch_runtime import small_batches
+        """In bf16; the accelerator's kernel wants heads of a multiple of 8. On a CPU a dense layer after pooling would
+        see as many rows as texts of one length came together, and that shows.
+        """
+        import torch
 
-        may_be = loaded.config.model_type in FIRST_POSITION and not _is_causal(folder) and not layout.sentence.dense
-        return may_be and small_batches(loaded.dtype) == "filled"
+        from batchproj.accelerator import is_apart
+        from batchproj.packed_texts import FIRST_POSITION
+        from batchproj.torch_runtime import forward_tokens
+
+        if loaded.config.model_type not in FIRST_POSITION or _is_causal(folder) or loaded.dtype != torch.bfloat16:
+            return False
+        if is_apart():
+            fits = layout.max_tokens <= forward_tokens(loaded.config.hidden_size)
+            return fits and (loaded.config.hidden_size // loaded.config.num_attention_heads) % 8 == 0
+        return not layout.sentence.dense
 
     def _layout(self, folder: Path) -> _Layout:
         _refuse_unsuitable(folder)
@@ -209,9 +226,12 @@ class _Pooled:
 
     def pool(self, states_BLD: torch.Tensor, starts_B: torch.Tensor, ends_B: torch.Tensor) -> torch.Tensor:
         """States (B, L, D) -> (B, D), and what comes after."""
+        return self.finish(pool(states_BLD, starts_B, ends_B, self._sentence.pooling))
+
+    def finish(self, pooled_BD: torch.Tensor) -> torch.Tensor:
+        """What comes after pooling: (B, width) -> (B, D)."""
         import torch
 
-        pooled_BD = pool(states_BLD, starts_B, ends_B, self._sentence.pooling)
         for layer in self._dense:
             pooled_BD = layer(pooled_BD)
         pooled_BD = pooled_BD[:, : self._dim]

@@ -117,7 +117,7 @@ class Config(EncoderConfig):
     def _build_timm(self, name: str, folder: Path) -> ImageEncoder:
         import torch
 
-        from batchproj.torch_runtime import device
+        from batchproj.accelerator import device
 
         network = _timm_loaded(name, folder)
         wanted = _timm_input(network)

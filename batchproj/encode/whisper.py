@@ -8,9 +8,11 @@ B rows, M mels, F mel frames (10 ms), T = F / 2 encoder frames, D = width * slic
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,6 @@ from pydantic import Field
 from batchproj.ctranslate2_file import tensor_shapes
 from batchproj.encode import Description, EncoderConfig, Features
 from batchproj.errors import SpaceError
-from batchproj.fixed_shapes import FixedShapes, SmallBatches
 from batchproj.log_mel import HOP, SAMPLE_RATE, WINDOW_FRAMES, WINDOW_S, WINDOW_SAMPLES, LogMel
 from batchproj.media import AudioSpec, Segment, Spec
 from batchproj.model_folder import complete_config, other_kind, read_config
@@ -27,14 +28,18 @@ from batchproj.schema import Modality
 from batchproj.weights import LocalModel
 
 Pooling = Literal["mean", "mean_std"]
+if TYPE_CHECKING:
+    import torch
+
+    from batchproj.accelerator import Coming
+    from batchproj.torch_runtime import Batches
+
 Array = npt.NDArray[np.float32]
-Frames = Callable[[Array], Array]
-"""(B, M, F) log-mel -> (B, T, width), both float32."""
+Frames = Callable[["torch.Tensor"], "torch.Tensor"]
+"""(B, M, F) log-mel, where the model is -> (B, T, width), both float32."""
 
 _FRAMES_STEP = 50
 """Clips are filled up to the next half second: few batch shapes, little padding."""
-_FULL_FRAMES = 800
-"""Mel frames in a forward batch: on CPU more leave the cache and get slower (measured)."""
 
 
 class _Sizes(NamedTuple):
@@ -45,7 +50,7 @@ class _Sizes(NamedTuple):
 class _Clip(NamedTuple):
     """A clip's log-mel (M, F), and how many encoder frames of it are real sound."""
 
-    mel: Array
+    mel: torch.Tensor
     heard: int
 
 
@@ -87,17 +92,17 @@ class Config(EncoderConfig):
     def build(self, model: LocalModel, modality: Modality, threads: int) -> WhisperEncoder:
         """Load the encoder (CTranslate2 loads the decoder beside it)."""
         from batchproj import torch_runtime
+        from batchproj.accelerator import device
 
         self.require(modality)
         self._check_dtype(model.path)
         torch_runtime.use_threads(threads)
-        if _is_ctranslate2(model.path):
-            frames = _ctranslate2_frames(model.path, threads)
-        else:
-            frames = _transformers_frames(model.path, self.dtype)
         sizes = _sizes(model.path)
-        small = torch_runtime.small_batches(torch_runtime.torch_dtype(self.dtype))
-        return WhisperEncoder(frames, LogMel(sizes.mels), self, self._dim(sizes.width), small)
+        if _is_ctranslate2(model.path):
+            frames, log_mel = _ctranslate2_frames(model.path, threads), LogMel(sizes.mels)
+        else:
+            frames, log_mel = _transformers_frames(model.path, self.dtype), LogMel(sizes.mels, device())
+        return WhisperEncoder(frames, log_mel, self, self._dim(sizes.width), torch_runtime.torch_dtype(self.dtype))
 
     def _dim(self, width: int) -> int:
         return width * self.slices * (2 if self.pooling == "mean_std" else 1)
@@ -110,10 +115,14 @@ class Config(EncoderConfig):
 class WhisperEncoder:
     """A loaded Whisper encoder."""
 
-    def __init__(self, frames: Frames, log_mel: LogMel, config: Config, dim: int, small: SmallBatches) -> None:
+    def __init__(self, frames: Frames, log_mel: LogMel, config: Config, dim: int, dtype: torch.dtype) -> None:
+        from batchproj.accelerator import Replayed
+        from batchproj.torch_runtime import batches
+
         self._frames, self._log_mel, self._config, self._dim = frames, log_mel, config, dim
-        self._pooled: FixedShapes[_Clip] = FixedShapes(self._forward_pooled, small)
-        self._heard: FixedShapes[_Clip] = FixedShapes(self._forward, small)
+        self._pooled_there = Replayed(lambda mel, weights: pool_weighted(frames(mel), weights, config.pooling))
+        self._pooled: Batches[_Clip] = batches(self._forward_pooled, dtype)
+        self._heard: Batches[_Clip] = batches(self._forward, dtype)
         self.spec: Spec = AudioSpec(SAMPLE_RATE, WINDOW_S)
 
     def encode(self, segments: Sequence[Segment]) -> Features:
@@ -126,9 +135,11 @@ class WhisperEncoder:
         """Sounds as in `encode` -> the frames of the real sound, (T, D) float32 each."""
         return self._run(self._heard, segments)
 
-    def _run(self, batches: FixedShapes[_Clip], segments: Sequence[Segment]) -> list[Features]:
+    def _run(self, sounds: Batches[_Clip], segments: Sequence[Segment]) -> list[Features]:
+        from batchproj.torch_runtime import forward_frames
+
         clips = [self._clip(np.asarray(segment.data, np.float32)) for segment in segments]
-        return batches.run(clips, key=_length, full=lambda clip: max(1, _FULL_FRAMES // _length(clip)))
+        return sounds.run(clips, key=_length, full=lambda clip: max(1, forward_frames() // _length(clip)))
 
     def _clip(self, samples: Array) -> _Clip:
         if len(samples) > WINDOW_SAMPLES:
@@ -136,13 +147,27 @@ class WhisperEncoder:
             raise SpaceError(f"a sound of {seconds:.1f} s, at most 30 s expected: decode with the encoder's own spec")
         real = max(1, -(-len(samples) // HOP))
         length = WINDOW_FRAMES if self._config.window == "padded" else -(-real // _FRAMES_STEP) * _FRAMES_STEP
-        return _Clip(self._log_mel(samples, length), -(-real // 2))
+        return _Clip(self._log_mel.tensor(samples, length), -(-real // 2))
 
-    def _forward_pooled(self, clips: Sequence[_Clip]) -> Features:
-        return np.stack([pool(heard, self._config.pooling, self._config.slices) for heard in self._forward(clips)])
+    def _forward_pooled(self, clips: Sequence[_Clip]) -> Features | Coming:
+        import torch
+
+        from batchproj.accelerator import to_device
+        from batchproj.torch_runtime import to_host
+
+        if clips[0].mel.device.type == "cpu":
+            return np.stack([pool(heard, self._config.pooling, self._config.slices) for heard in self._forward(clips)])
+        weights_BST = stretches([clip.heard for clip in clips], _length(clips[0]) // 2, self._config.slices)
+        with torch.inference_mode():
+            return to_host(self._pooled_there(torch.stack([clip.mel for clip in clips]), to_device(weights_BST)))
 
     def _forward(self, clips: Sequence[_Clip]) -> list[Features]:
-        frames_BTD = self._frames(np.stack([clip.mel for clip in clips]))
+        import torch
+
+        from batchproj.torch_runtime import to_numpy
+
+        with torch.inference_mode():
+            frames_BTD = to_numpy(self._frames(torch.stack([clip.mel for clip in clips])))
         return [frames_TD[: clip.heard] for frames_TD, clip in zip(frames_BTD, clips, strict=True)]
 
 
@@ -160,6 +185,31 @@ def pool(frames_TD: Array, pooling: Pooling, slices: int) -> Array:
         if pooling == "mean_std":
             parts.append(stretch.std(0, dtype=np.float32))
     return np.concatenate(parts)
+
+
+def stretches(heard: Sequence[int], frames: int, slices: int) -> Array:
+    """What each of so many `frames` counts for in the mean of each stretch of a clip that `pool` makes, (B, S, T)."""
+    weights_BST = np.zeros((len(heard), slices, frames), np.float32)
+    for row_ST, count in zip(weights_BST, heard, strict=True):
+        for index in range(slices):
+            start = index * count // slices
+            stop = max(start + 1, (index + 1) * count // slices)
+            row_ST[index, start:stop] = 1 / (stop - start)
+    return weights_BST
+
+
+def pool_weighted(frames_BTD: torch.Tensor, weights_BST: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """What `pool` gives for each clip, (B, D), of all clips at once."""
+    import torch
+
+    mean_BSD = torch.bmm(weights_BST, frames_BTD)
+    if pooling == "mean":
+        return mean_BSD.flatten(1)
+    # about the clip's own mean, for squares of values far from zero would lose their low bits
+    centre_B1D = mean_BSD.mean(1, keepdim=True)
+    off_BTD, off_BSD = frames_BTD - centre_B1D, mean_BSD - centre_B1D
+    variance_BSD = torch.bmm(weights_BST, off_BTD.square()) - off_BSD.square()
+    return torch.stack([mean_BSD, variance_BSD.clamp(min=0).sqrt()], 2).flatten(1)
 
 
 def _length(clip: _Clip) -> int:
@@ -192,10 +242,10 @@ def _ctranslate2_model(folder: Path, threads: int) -> Any:
     """
     import ctranslate2
 
-    from batchproj.torch_runtime import device
+    from batchproj.accelerator import is_apart
 
     options = {"compute_type": "float32", "inter_threads": 1, "intra_threads": threads}
-    if device().type == "cuda":
+    if is_apart():
         silence = np.zeros((1, _sizes(folder).mels, _FRAMES_STEP), np.float32)
         try:
             model = ctranslate2.models.Whisper(str(folder), device="cuda", **options)
@@ -209,12 +259,13 @@ def _ctranslate2_model(folder: Path, threads: int) -> Any:
 
 def _ctranslate2_frames(folder: Path, threads: int) -> Frames:
     import ctranslate2
+    import torch
 
     model = _ctranslate2_model(folder, threads)
 
-    def frames(mel_BMF: Array) -> Array:
-        output = model.encode(ctranslate2.StorageView.from_array(mel_BMF), to_cpu=True)
-        return np.array(output, dtype=np.float32)
+    def frames(mel_BMF: torch.Tensor) -> torch.Tensor:
+        output = model.encode(ctranslate2.StorageView.from_array(mel_BMF.numpy()), to_cpu=True)
+        return torch.from_numpy(np.array(output, dtype=np.float32))
 
     return frames
 
@@ -228,13 +279,18 @@ def _transformers_frames(folder: Path, dtype: Literal["bf16", "fp32"]) -> Frames
     encoder = torch_runtime.load_pretrained(WhisperModel, folder, dtype).get_encoder()
     positions = encoder.embed_positions.weight
 
-    def frames(mel_BMF: Array) -> Array:
-        # transformers insists on the whole window, so the encoder is told that this is its length
-        count = mel_BMF.shape[2] // 2
-        encoder.embed_positions = torch.nn.Embedding(count, positions.shape[1], _weight=positions[:count])
-        encoder.config.max_source_positions = count
-        with torch.inference_mode():
-            mel = torch.from_numpy(mel_BMF).to(positions.device, positions.dtype)
-            return torch_runtime.to_numpy(encoder(mel).last_hidden_state)
+    @cache
+    def of_length(count: int) -> Any:
+        """The encoder, its weights shared, told that so many frames are its window: transformers takes no fewer."""
+        shorter = copy.copy(encoder)
+        shorter._modules = dict(encoder._modules)
+        shorter.config = copy.copy(encoder.config)
+        shorter.embed_positions = torch.nn.Embedding(count, positions.shape[1], _weight=positions[:count])
+        shorter.config.max_source_positions = count
+        return shorter
+
+    def frames(mel_BMF: torch.Tensor) -> torch.Tensor:
+        states_BTD: torch.Tensor = of_length(mel_BMF.shape[2] // 2)(mel_BMF.to(positions.dtype)).last_hidden_state
+        return states_BTD.float()
 
     return frames

@@ -1,0 +1,133 @@
+"""How an accelerator is kept busy: copies that nobody waits for, and steps recorded once and replayed.
+
+What the host asks for is queued, and runs in the order it was asked for. So the host prepares the next batch while
+the last one is worked on, as long as it does not wait for an answer. Small models take less time to run than their
+many small steps take to be asked for: a CUDA graph asks for all of them at once. On a CPU each of these is the plain
+thing.
+Source: CUDA C++ Programming Guide, "Asynchronous Concurrent Execution" and "CUDA Graphs".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+GRAPHS = 32
+"""So many shapes of one function are recorded at most; each keeps its memory."""
+
+_Shape = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+
+
+@cache
+def device() -> torch.device:
+    """The accelerator if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_apart() -> bool:
+    """Whether models run on something else than the CPUs that decode, so that both work at once."""
+    return device().type == "cuda"
+
+
+def to_device(array: npt.NDArray[Any]) -> torch.Tensor:
+    """A copy of an array on `device()`, not waited for; on a CPU the array itself."""
+    return stacked([array])[0] if is_apart() else torch.from_numpy(array)
+
+
+def stacked(arrays: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
+    """Equal shapes (...) -> (B, ...) on `device()`: by page-locked memory, on a stream beside the one that computes.
+
+    Memory is given back to the allocators at once, and they lend it again when the copy is done.
+    """
+    if not is_apart():
+        return torch.from_numpy(np.stack(arrays))
+    kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
+    held = torch.empty((len(arrays), *arrays[0].shape), dtype=kind, pin_memory=True)
+    np.stack(arrays, out=held.numpy())
+    computing = torch.cuda.current_stream()
+    with torch.cuda.stream(_copies()):
+        there = held.to(device(), non_blocking=True)
+    computing.wait_stream(_copies())
+    there.record_stream(computing)
+    return there
+
+
+@cache
+def _copies() -> torch.cuda.Stream:
+    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+
+class Coming:
+    """An output on its way from the accelerator to the host."""
+
+    def __init__(self, output: torch.Tensor) -> None:
+        self._held = torch.empty(output.shape, dtype=torch.float32, pin_memory=True)
+        self._held.copy_(output.float(), non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def arrived(self) -> npt.NDArray[np.float32]:
+        """Wait for it; float32."""
+        self._event.synchronize()
+        return self._held.numpy().copy()  # page-locked memory is scarce, and rows may be kept for long
+
+
+class Replayed:
+    """A function of tensors that looks at their shapes alone: on an accelerator it is recorded, per shape, when the
+    shape comes a second time, and replayed from then on. What cannot be recorded runs step by step.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        self._function = function
+        self._once: set[_Shape] = set()
+        self._recorded: dict[_Shape, _Recorded | None] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        if not is_apart():
+            return self._function(*inputs)
+        shape = tuple((tuple(each.shape), each.dtype) for each in inputs)
+        with self._lock:  # of threads that share it, one fills its inputs at a time
+            if shape in self._once and shape not in self._recorded and len(self._recorded) < GRAPHS:
+                self._recorded[shape] = _recorded(self._function, inputs)
+            self._once.add(shape)
+            recorded = self._recorded.get(shape)
+            return self._function(*inputs) if recorded is None else recorded(inputs)
+
+
+class _Recorded:
+    """A graph, the inputs that it reads and the output that it overwrites each time."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: Sequence[torch.Tensor], output: torch.Tensor) -> None:
+        self._graph, self._inputs, self._output = graph, inputs, output
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        for own, given in zip(self._inputs, inputs, strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._output.clone()
+
+
+def _recorded(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> _Recorded | None:
+    """None if the function asks something of the host in between; it has run once on such a shape."""
+    graph, own = torch.cuda.CUDAGraph(), [each.clone() for each in inputs]
+    try:
+        # other threads may take page-locked memory meanwhile
+        with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
+            output = function(*own)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return _Recorded(graph, own, output)
+
+
+@cache
+def _memory() -> Any:
+    """All graphs share it: they run one after another, and their outputs are copied before the next one runs."""
+    return torch.cuda.graph_pool_handle()
