@@ -31,7 +31,7 @@ def open_lanes(count: int) -> None:
         started = Barrier(count)
 
         def start(_: int) -> None:
-            torch.get_num_threads()  # at its first use of torch a thread takes the process's number, whatever it has set
+            torch.get_num_threads()  # at its first use a thread takes the process's number, whatever it has set
             torch.set_num_threads(1)
             started.wait()
 
@@ -40,8 +40,10 @@ def open_lanes(count: int) -> None:
 
 
 def side_by_side(work: Callable[[Batch], Result], batches: Iterable[Batch]) -> list[Result]:
-    """`work` of each, in order; in the caller's own thread if it is one, or if there is but one lane."""
+    """`work` of each, in order; by the caller's own thread, with all cores, of what would leave lanes empty."""
     every = list(batches)
-    if len(every) < 2 or _lanes is None or _lanes[0] == 1:
+    if _lanes is None:
         return [work(batch) for batch in every]
-    return list(_lanes[1].map(work, every))
+    count, pool = _lanes
+    even = len(every) // count * count if count > 1 else 0
+    return [*pool.map(work, every[:even]), *map(work, every[even:])]

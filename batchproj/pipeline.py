@@ -187,7 +187,6 @@ def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[
         Embedding,
         fn_constructor_args=(job, modality, threads, size, len(units) / size, desk),
         compute=_strategy(settings, size),
-        max_concurrency=THREADS,
         num_cpus=cpus,
         num_gpus=settings.gpus or None,
         memory=_bytes(settings.memory_gib),
@@ -200,10 +199,11 @@ def _strategy(settings: Pool, size: int) -> Any:
     """How many workers a pool has: so many, or fewer that become so many while units wait."""
     import ray
 
+    threads: dict[str, Any] = {"max_concurrent_calls_per_actor": THREADS, "enable_true_multi_threading": True}
+    threads["max_tasks_in_flight_per_actor"] = THREADS + 1
     if settings.min_workers is None and settings.max_workers is None:
-        return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=THREADS + 1)
-    least = min(settings.min_workers or 1, size)
-    return ray.data.ActorPoolStrategy(min_size=least, max_size=size, max_tasks_in_flight_per_actor=THREADS + 1)
+        return ray.data.ActorPoolStrategy(size=size, **threads)
+    return ray.data.ActorPoolStrategy(min_size=min(settings.min_workers or 1, size), max_size=size, **threads)
 
 
 def _bytes(gib: float | None) -> int | None:

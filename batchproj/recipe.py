@@ -53,7 +53,7 @@ class Units(BaseModel):
     """How large a unit of work may get; a crash loses at most the units in the workers' hands."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    max_items: int = Field(default=512, ge=1, le=1024)
+    max_items: int = Field(default=1024, ge=1, le=1024)
     max_bytes: int = Field(default=64 * 2**20, ge=1, le=256 * 2**20)
 
 

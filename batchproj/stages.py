@@ -49,7 +49,7 @@ from batchproj.space import Member
 
 MEASURED_UNITS = 4
 """With fewer units a worker does not see what its encoder does alone."""
-CEILING_S, CEILING_SHARE = 1.0, 0.02
+CEILING_S, CEILING_SHARE = 1.0, 0.01
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class Reader:
 @dataclass
 class _Measuring:
     """For how many seconds an encoder is to run alone after the next unit, to see what it can do: once, and no longer
-    than a fiftieth of what it has to do in all, which the first unit that it encodes anything of tells."""
+    than a hundredth of what it has to do in all, which the first unit that it encodes anything of tells."""
 
     units: float
     seconds: float = 0.0
