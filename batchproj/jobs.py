@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import signal
 import threading
 import time
@@ -31,6 +32,9 @@ AWAY_S = 60.0
 """How long a head that answered before may be away while its job is followed."""
 
 STOPPED = 128 + signal.SIGTERM
+_RAYS_OWN = re.compile(r"[-\d]+ [:,\d]+\s+INFO job_manager\.py|Running entrypoint for job raysubmit_")
+"""Begins of the lines that Ray writes at the head of a job's log."""
+
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 OnLine = Callable[[str, bool], None]
@@ -76,8 +80,9 @@ class Jobs:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        for talkative in ("dashboard_sdk", "job.sdk"):  # each sets a level of its own when it is imported
-            logging.getLogger(f"ray.dashboard.modules.{talkative}").setLevel(logging.ERROR)
+        # each of the first two sets a level of its own when it is imported
+        for talkative in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
+            logging.getLogger(f"ray.{talkative}").setLevel(logging.ERROR)
         try:
             with self._answering():
                 self._client = JobSubmissionClient(self.address)
@@ -118,7 +123,8 @@ class Jobs:
             return bool(self._client.stop_job(job))
 
     def follow(self, job: str, on_line: OnLine) -> JobState:
-        """Tell the log from its begin until the job has ended."""
+        """Tell the log from its begin until the job has ended. Raises UsageError if there is no such job."""
+        self.look(job)  # whose log never comes
         shown = 0
         away_since: float | None = None
         while True:
@@ -126,7 +132,8 @@ class Jobs:
                 for text in _lines(self._client, job, shown):
                     shown += len(text)
                     away_since = None
-                    on_line(*unmarked(text))
+                    if not _RAYS_OWN.match(text):
+                        on_line(*unmarked(text))
                 state = self.look(job)
                 if state.has_ended:
                     return state
@@ -144,7 +151,7 @@ class Jobs:
         try:
             yield
         except (ConnectionError, requests.exceptions.RequestException) as error:
-            raise TryLater(_away(self.address, error)) from error
+            raise _away(self.address, error) from error
 
     @contextlib.contextmanager
     def _known(self, job: str) -> Iterator[None]:
@@ -212,7 +219,7 @@ def _asks_for_no_token(address: str) -> bool:
     try:
         answer = requests.get(f"{address}/api/version", timeout=ANSWER_S, allow_redirects=False)
     except requests.exceptions.RequestException as error:
-        raise TryLater(_away(address, error)) from error
+        raise _away(address, error) from error
     if answer.status_code in (401, 403):
         return False
     if answer.status_code >= 500:
@@ -226,8 +233,14 @@ def _asks_for_no_token(address: str) -> bool:
     return True
 
 
-def _away(address: str, error: Exception) -> str:
-    return (
+def _away(address: str, error: Exception) -> BatchprojError:
+    if isinstance(error, requests.exceptions.SSLError):
+        said = re.search(r"\[SSL[^\]]*\] ([^('\"]*)", str(error))
+        why = f" ({said[1].strip()})" if said else ""
+        return UsageError(
+            f"{address} is not reached by TLS{why}: expected a certificate that this machine trusts, or http://"
+        )
+    return TryLater(
         f"no Ray head answers at {address} ({type(error).__name__}): is the cluster up, and is its port 8265 forwarded "
         "to here? then try again"
     )

@@ -2,7 +2,8 @@
 
     python cluster/run_rayjob.py NAME
 
-In a pod, with the service account's own token; NAMESPACE is the pod's. Exit codes: 0 the job is done, 1 it failed,
+In a pod, with the service account's own token; NAMESPACE is the pod's, JOB_NAME and JOB_UID are of the Job that it
+belongs to, and so does the copy: it goes when the CronJob forgets that Job. Exit codes: 0 the job is done, 1 it failed,
 2 it cannot be made.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 POLL_S = 10.0
 ANSWER_S = 30.0
 ENDED = ("Complete", "Failed")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The Job of the schedule that a copy is made by."""
+
+    name: str
+    uid: str
 
 
 class Api:
@@ -50,19 +60,23 @@ class Api:
         return dict(answer.json())
 
 
-def copy_of(form: dict[str, Any]) -> dict[str, Any]:
+def copy_of(form: dict[str, Any], owner: Owner) -> dict[str, Any]:
     """The job that a suspended one stands for."""
     return {
         "apiVersion": form["apiVersion"],
         "kind": form["kind"],
-        "metadata": {"generateName": f"{form['metadata']['name']}-", "labels": form["metadata"].get("labels", {})},
+        "metadata": {
+            "generateName": f"{form['metadata']['name']}-",
+            "labels": form["metadata"].get("labels", {}),
+            "ownerReferences": [{"apiVersion": "batch/v1", "kind": "Job", "name": owner.name, "uid": owner.uid}],
+        },
         "spec": {**form["spec"], "suspend": False},
     }
 
 
-def run(api: Api, name: str, poll_s: float = POLL_S) -> int:
+def run(api: Api, name: str, owner: Owner, poll_s: float = POLL_S) -> int:
     try:
-        job = api.create(copy_of(api.get(name)))["metadata"]["name"]
+        job = api.create(copy_of(api.get(name), owner))["metadata"]["name"]
     except (requests.exceptions.RequestException, KeyError) as error:
         print(f"error: no copy of RayJob {name} can be made: {error}", file=sys.stderr)
         return 2
@@ -80,4 +94,5 @@ def run(api: Api, name: str, poll_s: float = POLL_S) -> int:
 
 if __name__ == "__main__":
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ["KUBERNETES_SERVICE_PORT"]
-    raise SystemExit(run(Api(f"https://{host}:{port}", os.environ["NAMESPACE"]), sys.argv[1]))
+    scheduled = Owner(os.environ["JOB_NAME"], os.environ["JOB_UID"])
+    raise SystemExit(run(Api(f"https://{host}:{port}", os.environ["NAMESPACE"]), sys.argv[1], scheduled))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import runpy
 import shlex
@@ -147,14 +148,15 @@ def test_kustomize_names_every_manifest() -> None:
 # --- what the manifests promise -----------------------------------------------------------------
 
 
-def pods(path: Path) -> list[dict[str, Any]]:
-    return [template["spec"] for template in found(documents(path), "template") if "containers" in template["spec"]]
+def pods(path: Path, key: str = "template") -> list[dict[str, Any]]:
+    return [template["spec"] for template in found(documents(path), key) if "containers" in template["spec"]]
 
 
 @pytest.mark.parametrize("path", [*RAY_MANIFESTS, CLUSTER / "cronjob-reembed.yaml"], ids=lambda path: path.name)
 def test_pods_run_without_root_and_with_limits(path: Path) -> None:
-    for pod in pods(path):
+    for pod in [*pods(path), *pods(path, "submitterPodTemplate")]:
         assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         for container in pod["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
@@ -177,6 +179,15 @@ def test_clusters_ask_for_a_token_and_show_no_dashboard(path: Path) -> None:
     for pod in pods(path):
         assert pod["serviceAccountName"] == "batchproj"
         assert all({"livenessProbe", "readinessProbe"} <= container.keys() for container in pod["containers"])
+
+
+@pytest.mark.parametrize("path", RAY_MANIFESTS, ids=lambda path: path.name)
+def test_nobody_moves_a_head_to_save_a_node(path: Path) -> None:
+    for group in found(documents(path), "headGroupSpec"):
+        assert group["template"]["metadata"]["annotations"] == {
+            "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+            "karpenter.sh/do-not-disrupt": "true",
+        }
 
 
 @pytest.mark.parametrize("path", RAY_MANIFESTS, ids=lambda path: path.name)
@@ -272,6 +283,8 @@ def job_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("name", ["rayjob-embed.yaml", "rayjob-reembed.yaml", "raycronjob-reembed.yaml"])
 def test_entry_points_exist_and_their_flags_parse(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (entry,) = found(documents(CLUSTER / name), "entrypoint")
+    (submitter,) = pods(CLUSTER / name, "submitterPodTemplate")
+    assert "command" not in submitter["containers"][0]  # KubeRay puts the entrypoint there only where there is none
     hooks = {"BATCHPROJ_ON_FAILURE": "https://hooks.example.com/a b", "BATCHPROJ_ON_SUCCESS": ""}
     (tmp_echo,) = ['python() { printf "%s\\n" python "$@"; return 0; }; ']
     done = subprocess.run(
@@ -356,7 +369,8 @@ def test_the_image_holds_what_the_manifests_run() -> None:
     assert {*scripts, "jobs/recipes", "cluster/run_rayjob.py"} <= copied
     assert ".[rayserve]" in text  # of the search service
     assert "USER 1000" in text
-    assert "wget" in text  # of the probes
+    assert {"wget", "rsync"} <= set(text.split())  # of the probes, and of `ray up`
+    assert f"ARG RAY={ray.__version__}\n" in text  # as the manifests' rayVersion
     assert re.search(r"^ARG VARIANT=cpu$", text, re.MULTILINE)
 
 
@@ -376,6 +390,25 @@ def test_the_timer_catches_up_and_a_held_lease_is_success() -> None:
     named = parse(words)
     assert (named["max_bad"], named["allow_mass_delete"]) == ("5%", False)
     assert Path(str(named["on_failure"])).name == "on-failure"
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd to see what it makes of the units")
+@pytest.mark.parametrize("whose", ["--user", "--system"])
+def test_systemd_takes_the_units(whose: str, tmp_path: Path) -> None:
+    for name in ("batchproj.service", "batchproj.timer"):
+        shutil.copy(CLUSTER / "one-machine" / name, tmp_path)
+    (program := tmp_path / ".venv/bin/batchproj").parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    units = ["batchproj.service", "batchproj.timer"]
+    done = subprocess.run(
+        ["systemd-analyze", "verify", whose, *(str(tmp_path / name) for name in units)],
+        capture_output=True,
+        text=True,
+        env={"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path), "PATH": os.environ["PATH"]},
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")  # what it does not know it only says
 
 
 def test_crons_line_parses_and_a_held_lease_is_success(tmp_path: Path) -> None:
@@ -446,11 +479,22 @@ def test_the_schedule_runs_a_copy_of_the_suspended_job(
     script = runpy.run_path(str(CLUSTER / "run_rayjob.py"))
     kubernetes.outcomes = [{}, {"jobDeploymentStatus": "Running"}, last]  # type: ignore[attr-defined]
     api = script["Api"](f"http://127.0.0.1:{kubernetes.server_port}", "batchproj", tmp_path)
-    assert script["run"](api, "batchproj-reembed", 0.01) == expected
+    owner = script["Owner"]("batchproj-reembed-29", "0b1d")
+    assert script["run"](api, "batchproj-reembed", owner, 0.01) == expected
     (made,) = kubernetes.made  # type: ignore[attr-defined]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "name": "batchproj-reembed-29", "uid": "0b1d"}
+    assert made["metadata"].pop("ownerReferences") == [job]
     assert made["spec"]["suspend"] is False
     jsonschema.Draft7Validator(crds["RayJob"]).validate(made)
-    assert script["run"](api, "another", 0.01) == 2
+    assert script["run"](api, "another", owner, 0.01) == 2
+
+
+def test_the_schedules_pod_tells_its_script_what_it_asks_for() -> None:
+    (cron,) = documents(CLUSTER / "cronjob-reembed.yaml")
+    (container,) = cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    given = {variable["name"] for variable in container["env"]}
+    asked = set(re.findall(r'os\.environ\["(\w+)"\]', (CLUSTER / "run_rayjob.py").read_text()))
+    assert asked == given | {"KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"}  # which every pod has
 
 
 # --- monitoring ---------------------------------------------------------------------------------

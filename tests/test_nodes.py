@@ -127,6 +127,26 @@ def test_a_node_is_killed_and_another_added(
     assert live_rows(tmp_path / "undisturbed").drop_columns(["run"]).equals(rows.drop_columns(["run"]))
 
 
+def test_a_pool_grows_on_the_nodes_that_offer_what_it_asks_for(nodes: Nodes, tiny_space: Path, tmp_path: Path) -> None:
+    for number in range(120):
+        write_picture(tmp_path / f"source/{number:03d}.png", number)
+    pool = "{min_workers: 1, max_workers: 3, threads: 1, cpus: 0.5, memory_gib: 0.25, resources: {pictures: 0.5}}"
+    recipe = _written(tmp_path, f"units: {{max_items: 1}}\npools: {{image: {pool}}}\n")
+    process = embed_on(nodes.cluster, tmp_path / "source", tmp_path / "c", tiny_space, recipe)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    embedded = [span for each in receipts(tmp_path / "c") for span in each["spans"] if span["stage"] == "embed"]
+    first: dict[str, float] = {}
+    for span in embedded:
+        first[span["where"]] = min(span["began"], first.get(span["where"], span["began"]))
+    print(f"units by worker: {Counter(span['where'] for span in embedded)}")
+    assert len(embedded) == 120
+    assert {worker.rpartition(":")[0] for worker in first} <= {place(node) for node in nodes.for_pictures}
+    assert 2 <= len(first) <= 3
+    # it has grown: the last worker came when the first one had done something
+    assert max(first.values()) > min(span["began"] + span["seconds"] for span in embedded)
+
+
 @pytest.mark.parametrize(
     ("missing", "said"),
     [

@@ -151,6 +151,16 @@ def test_no_head_at_all(denied_s3: str, tmp_path: Path) -> None:
     assert "canary" not in done.stderr
 
 
+def test_a_head_that_speaks_no_tls(cluster: Head, tmp_path: Path) -> None:
+    away = Head(cluster.address.replace("http:", "https:"), cluster.token, 0, "", None)  # type: ignore[arg-type]
+    one_error(batchproj_at(away, tmp_path, "jobs"), 2, "not reached by TLS (wrong version number)", "or http://")
+
+
+def test_a_job_that_is_not_there(cluster: Head, tmp_path: Path) -> None:
+    for flag in ("--logs", "--stop"):
+        one_error(batchproj_at(cluster, tmp_path, "jobs", flag, "raysubmit_none"), 2, "no job 'raysubmit_none'")
+
+
 # --- what travels -------------------------------------------------------------------------------
 
 
@@ -207,6 +217,8 @@ def test_a_command_is_checked_before_anything_is_asked(tmp_path: Path) -> None:
     away = Head("http://127.0.0.1:9", "", 9, "", None)  # type: ignore[arg-type]
     done = batchproj_at(away, tmp_path, "submit", "--", "embed", "s3://b/a", "s3://b/c", "--no-such-flag")
     one_error(done, 2, "no such option: --no-such-flag")
+    done = batchproj_at(away, tmp_path, "submit", "embed", "s3://b/a", "s3://b/c", "--max-bad", "x")
+    one_error(done, 2, "--max-bad")  # the command's own flag, without a `--` before the command as well
     one_error(batchproj_at(away, tmp_path, "submit", "--", "serve", "s3://b/c"), 2, "'serve' is not for a cluster")
 
 
@@ -249,7 +261,10 @@ def test_a_job_end_to_end(cluster: Head, s3_bucket: str, tiny_space: Path, tmp_p
     first, *_, last = done.stdout.splitlines()
     assert first.startswith(f"Run 000001 is live: {TEXTS} embedded")
     assert last == f"Search it: batchproj search {collection} 'what you look for'"
-    assert "  starting workers" in done.stderr.splitlines()
+    job, *progress = done.stderr.splitlines()
+    assert job.startswith("  job raysubmit_")
+    assert "  starting workers" in progress
+    assert all(line.startswith("  ") for line in progress)  # nothing of Ray's own
     assert live_rows(collection).num_rows == TEXTS
 
     done = batchproj_at(cluster, tmp_path, "submit", "--json", "--", "embed", source, collection, **canaries)
@@ -300,7 +315,6 @@ def test_ctrl_c_leaves_the_job_and_stop_ends_it(
 
     wait_for(lambda: state() == "STOPPED")
     assert batchproj_at(cluster, tmp_path, "jobs", "--logs", job).returncode == 143
-    one_error(batchproj_at(cluster, tmp_path, "jobs", "--stop", "raysubmit_none"), 2, "no job 'raysubmit_none'")
 
 
 @contextlib.contextmanager

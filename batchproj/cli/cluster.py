@@ -29,7 +29,10 @@ AddressOption = Annotated[
 InsecureFlag = Annotated[bool, typer.Option("--insecure", help="Use a cluster that asks for no token.")]
 
 
-@app.command(epilog="Example: batchproj submit --address http://head:8265 -- embed s3://bucket/photos s3://bucket/c")
+@app.command(
+    epilog="Example: batchproj submit --address http://head:8265 -- embed s3://bucket/photos s3://bucket/c",
+    context_settings={"allow_interspersed_args": False},  # who forgets the `--` means the command's flags all the same
+)
 def submit(
     command: Annotated[list[str], typer.Argument(metavar="-- COMMAND …", help="As it would be typed here.")],
     address: AddressOption,
