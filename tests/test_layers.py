@@ -37,7 +37,7 @@ LAYERS = [
     ["news", "breaker", "embedding", "tags", "bridge", "balance"],
     ["index", "hits", "conditions", "items", "metrics", "nodes"],
     ["stages", "queries", "hybrid"],
-    ["thumbnails"],
+    ["thumbnails", "asking"],
     ["notebook"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration", "small_run", "disk_links"],
