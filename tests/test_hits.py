@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -106,6 +108,21 @@ def test_the_client_asks_side_by_side(collection: Path) -> None:
     with served(collection, token=token) as server:
         assert isinstance(server, Client)
         asyncio.run(ask(f"http://127.0.0.1:{server.port}"))
+
+
+def test_the_readmes_retriever_works_as_written(collection: Path) -> None:
+    @dataclass
+    class Document:
+        page_content: str
+        metadata: dict[str, Any]
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    line = re.search(r"`(\[Document\([^`]+\])`", readme)
+    assert line is not None
+    found = eval(line[1], {"Document": Document, "frogs": batchproj.open(collection), "question": "a frog"})
+    assert len(found) == 5
+    assert found[0].page_content == "a picture of a frog"
+    assert found[0].metadata["uri"].endswith("frog.txt")
 
 
 def test_what_is_given_wrongly_is_said(embedded: tuple[Path, Report]) -> None:

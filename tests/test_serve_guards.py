@@ -91,14 +91,28 @@ def test_a_slow_body_is_given_up_and_stops_no_other(client: Client) -> None:
         slow.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         slow.sendall(b"Content-Length: 5000\r\n\r\n{")
         opened.append(slow)
+    over = threading.Event()
+
+    def drip() -> None:
+        """A byte now and then, for minutes."""
+        with contextlib.suppress(OSError):
+            while not over.wait(0.05):
+                opened[0].sendall(b" ")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
     half = socket.create_connection(("127.0.0.1", client.port))
     half.sendall(b"GET /health HTTP/1.1\r\nHo")
-    assert client.post({"text": "meanwhile"}).status == 200
-    for slow in opened:
-        slow.settimeout(30)
-        assert slow.recv(200).startswith(b"HTTP/1.1 408")
-        slow.close()
-    half.close()
+    try:
+        assert client.post({"text": "meanwhile"}).status == 200
+        for slow in opened:
+            slow.settimeout(30)
+            assert slow.recv(200).startswith(b"HTTP/1.1 408")
+    finally:
+        over.set()
+        dripping.join()
+    for each in (*opened, half):
+        each.close()
 
 
 def test_too_many_at_once_are_told_to_come_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,6 +266,14 @@ def test_beyond_this_machine_a_token_is_demanded(collection: Path, tmp_path: Pat
     assert (nothing.returncode, "no collection at" in nothing.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "300.1.1.1", "x" * 70 + ".invalid"])
+def test_a_name_that_leads_nowhere_is_said_so(collection: Path, tmp_path: Path, host: str) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    refused = command("serve", collection, "--host", host, "--token-file", tmp_path / "token")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert refused.stderr.startswith(f"error: --host {host}: no such name or address here")
+
+
 def test_a_port_that_is_taken_is_said_so(collection: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused = command("serve", collection, "--port", taken.getsockname()[1])
@@ -259,7 +281,8 @@ def test_a_port_that_is_taken_is_said_so(collection: Path) -> None:
     assert "address already in use; give another --port" in refused.stderr
 
 
-def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -286,5 +309,6 @@ def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path:
                 time.sleep(0.05)
         assert json.loads(connection.getresponse().read())["run"] == "000001"
         connection.close()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        process.send_signal(number)
+        assert process.stderr.readlines()[-1] == "stopped; nothing is served any more\n"
+        assert process.wait(30) == 128 + number
