@@ -58,6 +58,7 @@ class Collection:
         self._folder = Folder(uri)
         self._encoder = encoder or QueryEncoder(threads)
         self._bridges: dict[str, Member] = {}
+        self._members: dict[Modality, Member] = {}
         found = open_live(self._folder) if run is None else open_run(self._folder, run)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
@@ -284,7 +285,12 @@ class Collection:
         return self._encoder.embedder(self.member(modality))
 
     def member(self, modality: Modality) -> Member:
-        """A modality of the collection's space; raises CollectionError unless it is what made the table."""
+        """A modality of the collection's space; raises CollectionError unless it is what made the table.
+
+        Found out once: to say what a model is all of its weights are digested, which takes longer than most queries.
+        """
+        if (known := self._members.get(modality)) is not None:
+            return known
         if modality not in self._opened.space.members():
             raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
         member = resolve_member(self._opened, modality)
@@ -294,6 +300,7 @@ class Collection:
                 f"the {modality} encoder at hand has fingerprint {member.vector_fp[:12]}, the table was made with "
                 f"{live[:12]}; use the batchproj version that made it, or embed again"
             )
+        self._members[modality] = member
         return member
 
     def _bridge(self, space: str) -> Member:

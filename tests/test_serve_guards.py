@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import command
@@ -120,9 +121,9 @@ def test_too_many_at_once_are_told_to_come_again(client: Client, monkeypatch: py
     live = client.service.live
     ask = type(live).ask
 
-    def slow(self: object, work: object) -> object:
+    def slow(*asked: Any) -> object:
         go_on.wait(30)
-        return ask(self, work)  # type: ignore[arg-type]
+        return ask(*asked)
 
     monkeypatch.setattr(type(live), "ask", slow)
     statuses: list[int] = []
@@ -148,7 +149,7 @@ def test_what_takes_too_long_is_given_up_and_holds_its_place(collection: Path, m
     with served(collection, query_s=0.3) as client:
         live = type(client.service.live)
         ask = live.ask
-        monkeypatch.setattr(live, "ask", lambda self, work: (go_on.wait(30), ask(self, work))[1])
+        monkeypatch.setattr(live, "ask", lambda *asked: (go_on.wait(30), ask(*asked))[1])
         answer = client.post({"text": "a"})
         assert (answer.status, "took longer" in answer.json()["detail"]) == (503, True)
         assert client.service.queries.admitted == 1
@@ -164,7 +165,7 @@ def test_what_was_given_up_before_it_began_is_not_done(collection: Path, monkeyp
     with served(collection, query_s=0.3, query_threads=1) as client:
         live = type(client.service.live)
         ask = live.ask
-        monkeypatch.setattr(live, "ask", lambda self, work: (done.append(1), go_on.wait(30), ask(self, work))[2])
+        monkeypatch.setattr(live, "ask", lambda *asked: (done.append(1), go_on.wait(30), ask(*asked))[2])
         assert [client.post({"text": "a"}).status for _ in range(3)] == [503] * 3
         assert client.service.queries.admitted == 1  # the one that has the thread
         go_on.set()
