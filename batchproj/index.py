@@ -18,6 +18,7 @@ from batchproj.collection import layout
 from batchproj.collection.commit import Changes
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import read_rows
+from batchproj.config import shown
 from batchproj.errors import BatchprojError, CollectionError, DamagedFile, RunMissing
 from batchproj.failpoint import failpoint
 from batchproj.lance_store import lance_faults, storage_options
@@ -293,7 +294,7 @@ def open_run(folder: Folder, run: str) -> tuple[Any, Snapshot] | None:
     kept = Tags(folder).runs()
     if run not in kept:
         raise RunMissing(
-            f"no run '{run[:20]}' is kept; kept are {', '.join(sorted(kept)[-_NAMED:])}, and live is {found[1]}"
+            f"no run {shown(run)} is kept; kept are {', '.join(sorted(kept)[-_NAMED:])}, and live is {found[1]}"
         )
     return _opened(folder, kept[run], run)
 

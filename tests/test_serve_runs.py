@@ -73,9 +73,10 @@ def test_its_items_counts_and_map_are_its_own(client: Client, made: Path) -> Non
 
 @pytest.mark.parametrize("path", ["/stats?run=", "/map?run=", "/items/x?run=", "/items/x/media?run="])
 def test_one_that_is_not_kept_is_said_to_be_so(client: Client, path: str) -> None:
-    for missing in ("000003", "1", "live", "..", "'%20OR%201=1"):
+    for missing in ("000003", "1", "live", "..", "'%20OR%201=1", "a%0Ab"):
         answer = client.get(path + missing)
         assert (answer.status, "no run '" in answer.json()["detail"]) == (404, True), answer.data
+        assert "\n" not in answer.json()["detail"]
         assert answer.json()["detail"].endswith("kept are 000001, 000002, and live is 000002")
     assert client.get(path).status == 422
     assert client.get(path + "0" * 21).status == 422
