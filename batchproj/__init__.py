@@ -9,7 +9,7 @@ Data flows top to bottom:
     collection                             plan, units, snapshots, lease: what was done and what is left
     embedding                              one unit on one worker, without Ray
     tags, index                            which version of the Lance table readers see; its rows
-    conditions, queries, hybrid, hits      which rows may be found, by what, in which order
+    conditions, queries, asking, hybrid, hits    which rows may be found, by what, in which order
     items, thumbnails, notebook            the bytes behind a row, a small picture of them, hits in a notebook
     stages, desk, news, stall              what workers do with a unit, how they get on, and when they do not
     pools, pipeline, small_run             all units through Ray Data; a few by the command itself
@@ -39,8 +39,14 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "open"]
 
 
-def open(uri: str | os.PathLike[str]) -> Collection:
-    """Open a collection for reading, by path or URL; raises CollectionError if there is none."""
+def open(uri: str | os.PathLike[str], run: str | None = None) -> Collection:
+    """Open a collection for reading, by path or URL: its live run, or another one that is kept.
+
+    Raises CollectionError if there is none.
+    """
+    from batchproj.errors import UsageError
     from batchproj.search import Collection
 
-    return Collection(os.fspath(uri))
+    if not isinstance(uri, str | os.PathLike):
+        raise UsageError(f"the collection is {str(uri)[:60]}; expected its path or URL")
+    return Collection(os.fspath(uri), run=run)

@@ -15,11 +15,23 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from batchproj.errors import UsageError
 from batchproj.schema import vector_schema
-from batchproj.source.metadata import name_patterns, patterns, typed_patterns
+from batchproj.source.metadata import KINDS, kind_of, kind_patterns, name_patterns, patterns, typed_patterns
 
 FILTERED = [field.name for field in vector_schema(1) if field.name not in ("vector", "metadata")]
 MOST_FILTERS = 20
@@ -44,17 +56,30 @@ Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
 Value = StrictStr | StrictBool | StrictInt | Number
 
 
+def _value(given: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One complaint in the place of one for each kind that it could have been."""
+    try:
+        return check(given)
+    except ValidationError:
+        raise PydanticCustomError(
+            "value", f"a text, a finite number, true or false, or a list of at most {MOST_VALUES:,} of these"
+        ) from None
+
+
 class Filter(BaseModel):
     """One condition: `field` is a column, or `metadata.<key>`.
 
     `in` wants a list; `is_null` takes true, its default, or false; `contains` is for texts and knows upper case from
-    lower. `ne` also holds where there is no value, the other comparisons do not.
+    lower. `ne` also holds where there is no value, the other comparisons do not. A text is no number: a value that no
+    row has the kind of is refused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     field: str = Field(min_length=1, max_length=300, examples=["modality", "metadata.year"])
     op: Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "contains", "is_null"]
-    value: Value | Annotated[tuple[Value, ...], Field(max_length=MOST_VALUES)] | None = None
+    value: Annotated[
+        Value | Annotated[tuple[Value, ...], Field(max_length=MOST_VALUES)] | None, WrapValidator(_value)
+    ] = None
 
     def __str__(self) -> str:
         return f"filter {self.field} {self.op} {str(self.value)[:60]}"
@@ -66,6 +91,7 @@ class Conditions:
     def __init__(self, table: Any) -> None:
         self._table = table
         self._known: set[str] = set()
+        self._kinds: dict[tuple[str, str], bool] = {}
         self._rows = functools.lru_cache(maxsize=16)(self._matching)
 
     def of(self, modality: str | None, where: Sequence[str], filters: Sequence[Filter]) -> Any:
@@ -82,20 +108,20 @@ class Conditions:
     def _where(self, condition: str) -> Any:
         name, equal, value = condition.partition("=")
         if not equal:
-            raise UsageError(f"--where '{condition}': it is not COLUMN=VALUE; columns are {', '.join(FILTERED)}")
+            raise UsageError(f"where '{condition}': it is not COLUMN=VALUE; columns are {', '.join(FILTERED)}")
         if name in FILTERED:
             kind = vector_schema(1).field(name).type
             try:
                 typed = int(value) if pa.types.is_integer(kind) else float(value) if _is_float(kind) else value
             except ValueError:
-                raise UsageError(f"--where '{condition}': {name} is a number ({kind})") from None
+                raise UsageError(f"where '{condition}': {name} is a number ({kind})") from None
             if isinstance(typed, float) and not math.isfinite(typed):
-                raise UsageError(f"--where '{condition}': {name} is a finite number ({kind})")
+                raise UsageError(f"where '{condition}': {name} is a finite number ({kind})")
             asked = Filter(field=name, op="eq", value=typed)
             _check_value(asked)
             return self._column(asked, kind)
         name = name.removeprefix(_FIELD)
-        self._check_field(name, f"--where '{condition}'")
+        self._check_field(name, f"where '{condition}'")
         return _has_one(_metadata(), patterns(name, value))
 
     def _check_field(self, name: str, where: str) -> None:
@@ -108,6 +134,19 @@ class Conditions:
                 f"columns are {', '.join(FILTERED)}"
             )
         self._known.add(name)
+
+    def _check_kind(self, asked: Filter, name: str) -> None:
+        """UsageError for a value of a kind that no row has in the field: it would find nothing, and say nothing."""
+        for kind in dict.fromkeys(map(kind_of, _values(asked))):
+            if not self._has_kind(name, kind):
+                there = [f"{other}s" for other in KINDS if self._has_kind(name, other)] or ["lists or nested ones"]
+                raise UsageError(f"{asked}: {name} is never a {kind} here; its values are {' and '.join(there)}")
+
+    def _has_kind(self, name: str, kind: str) -> bool:
+        if (name, kind) not in self._kinds:
+            query = self._table.search().where(_has_one(_metadata(), kind_patterns(name, kind))).limit(1)
+            self._kinds[name, kind] = bool(query.to_list())
+        return self._kinds[name, kind]
 
     # --- typed -----------------------------------------------------------------------------------
 
@@ -143,6 +182,8 @@ class Conditions:
                 return _COMPARED[asked.op](column, lit(values[0]))
 
     def _field(self, asked: Filter, name: str) -> Any:
+        if asked.op != "is_null":
+            self._check_kind(asked, name)
         match asked.op:
             case "is_null":
                 return _negated_unless(asked.value is False, _has_one(_metadata(), name_patterns(name)))

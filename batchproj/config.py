@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -98,6 +98,14 @@ _EXPECTED = {
 }
 """By how the name of pydantic's complaint begins."""
 
+_LENGTHS = {
+    "string_too_short": "a length of at least {min_length:,}",
+    "string_too_long": "a length of at most {max_length:,}",
+    "too_long": "at most {max_length:,} of them",
+    "too_short": "at least {min_length:,} of them",
+    "json_invalid": "JSON ({error})",
+}
+
 _BOUNDS = {"greater_than": "more than", "greater_than_equal": "at least", "less_than": "less than"}
 _BOUNDS |= {"less_than_equal": "at most", "finite_number": "a finite number"}
 
@@ -107,10 +115,38 @@ def expected(complaint: Mapping[str, Any]) -> str:
     kind, told = complaint["type"], complaint.get("ctx", {})
     if kind in _BOUNDS:
         return " ".join([_BOUNDS[kind], *(f"{bound:,g}" for bound in told.values())])
+    if kind in _LENGTHS:
+        return _LENGTHS[kind].format(**told)
     if kind in ("literal_error", "enum"):
         return f"one of {told['expected'].replace(' or ', ', ')}"
     begin = kind.split("_")[0]
     return _EXPECTED.get(begin) or complaint["msg"].removeprefix("Input should be ")
+
+
+_COMPLAINTS = 3
+"""So many things are told to be wrong with one document."""
+
+_COMPLAINT_CHARS = 300
+
+
+def in_words(complaints: Sequence[Mapping[str, Any]], known: Iterable[str] = ()) -> str:
+    """What pydantic found wrong with a JSON document, by the places in it, on one line; `known` are its fields."""
+    told = dict.fromkeys(_in_words(each, list(known)) for each in complaints)
+    return "; ".join(list(told)[:_COMPLAINTS])
+
+
+def _in_words(complaint: Mapping[str, Any], known: list[str]) -> str:
+    kind, value = complaint["type"], complaint["input"]
+    place = ".".join(str(part) for part in complaint["loc"] if part != "[key]")[:_KEY_CHARS] or "the document"
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(complaint["loc"][-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}" if known else "leave it out"
+        return f"{place}: there is no such field; {hint}"[:_COMPLAINT_CHARS]
+    if kind == "missing":
+        return f"{place}: it is missing"
+    wanted = "an object with fields" if kind.startswith(("model", "dict")) else expected(complaint)
+    instead = f", not {shown(value)}" if isinstance(value, str | int | float) and kind != "json_invalid" else ""
+    return f"{place}: expected {wanted}{instead}"[:_COMPLAINT_CHARS]
 
 
 def _known_keys(model: type[BaseModel], path: list[str]) -> list[str]:

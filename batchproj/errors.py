@@ -6,6 +6,7 @@
     │   ├── SpaceError                 a space, recipe or projector does not fit
     │   ├── WeightsError               a model cannot be found, or is not the pinned one
     │   ├── CollectionError            the collection is missing, or of another fingerprint
+    │   │   └── RunMissing             a run of it is not there, or is kept no longer
     │   └── TooFewPairs                too few to train a projector of a modality on
     ├── TryLater              exit 75  locked, or storage is away: the same command may work later
     │   ├── DiskFault              a disk fails over one object, for as long as we are patient
@@ -48,6 +49,10 @@ class WeightsError(UsageError):
 
 class CollectionError(UsageError):
     """The collection is missing, or was made with other models than the ones at hand."""
+
+
+class RunMissing(CollectionError):
+    """A run that was asked for by its name was never finished, or is kept no longer."""
 
 
 class TooFewPairs(UsageError):

@@ -33,6 +33,7 @@ from batchproj.index import live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
+from batchproj.source.place import FAULT, fault_at, parse_place
 from batchproj.space import ResolvedSpace
 
 SAMPLE = 16
@@ -69,6 +70,12 @@ SELECT part FROM (
 GROUP BY part HAVING bool_or(lost) AND NOT bool_and(lost)
 """
 
+# rows and members of which the listing knows already that there is nothing to embed
+_FAULTY = f"""
+SELECT uri, place, count(*) OVER () FROM plan
+WHERE action IN ('new', 'changed', 'retry', 'encode') AND starts_with(place, '["{FAULT}",') ORDER BY key LIMIT 1
+"""
+
 _RENAMED = f"""
 SELECT count(*) FROM manifest JOIN ({_REWRITTEN}) USING (part) JOIN plan USING (item) WHERE action = 'unchanged'
 """
@@ -96,7 +103,8 @@ class PlanDocument(BaseModel):
     if nothing was to be encoded), and `gpu_hours` are those that the recipe's pools hold for so
     long. `space_bytes` are added to the collection, `token_bytes` of them, by modality, are tokens
     that a space with `cache: tokens` keeps. `blocked` is why `embed` would refuse. `retry_quarantined` are the reasons
-    that the plan was asked to try again.
+    that the plan was asked to try again. `faulty` rows and members are to be read, and will be quarantined instead, as
+    their table tells already: `first_fault` is what is wrong with one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,6 +138,8 @@ class PlanDocument(BaseModel):
     blocked: str | None
     nothing_to_do: bool
     retry_quarantined: list[Reason] = []
+    faulty: int = 0
+    first_fault: str | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +178,7 @@ def make_plan(
         plan.db.execute(_TO_READ.format(unclear=UNCLEAR, limit=recipe.limits.item_bytes))
         estimate = _Estimate(plan, folder, live, counts, space, recipe, say)
         gpu_hours = estimate.gpu_hours()
+        faulty, first_fault = _faulty(plan)
         return PlanDocument(
             source=canonical(source),
             collection=folder.uri,
@@ -189,7 +200,17 @@ def make_plan(
             blocked=mass_delete(counts, live),
             nothing_to_do=estimate.nothing_to_do,
             retry_quarantined=sorted(retry_quarantined),
+            faulty=faulty,
+            first_fault=first_fault,
         )
+
+
+def _faulty(plan: Plan) -> tuple[int, str | None]:
+    """How many of what is to be read cannot be, and what is wrong with the first of them."""
+    if not (found := plan.rows(_FAULTY)):
+        return 0, None
+    uri, place, count = found[0]
+    return count, f"{uri}: {fault_at(parse_place(place))}"
 
 
 def _committed(folder: Folder) -> Snapshot | None:
@@ -376,7 +397,14 @@ def lines(document: PlanDocument, space: str | None = None, recipe: str | None =
         aside = f", {document.quarantined:,} in quarantine" if document.quarantined else ""
         return [f"nothing to do: {document.unchanged:,} unchanged{aside}; run {document.run} stays live"]
     last = f"embed will refuse this: {document.blocked}" if document.blocked else _command(document, space, recipe)
-    return [_verdict(document), _work(document), _price(document), last]
+    return [_verdict(document), *_faults(document), _work(document), _price(document), last]
+
+
+def _faults(document: PlanDocument) -> list[str]:
+    if not document.faulty:
+        return []
+    first = "the first, " if document.faulty > 1 else ""
+    return [f"{document.faulty:,} of them cannot be read and will be quarantined: {first}{document.first_fault}"]
 
 
 def _verdict(document: PlanDocument) -> str:

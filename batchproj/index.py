@@ -18,7 +18,8 @@ from batchproj.collection import layout
 from batchproj.collection.commit import Changes
 from batchproj.collection.snapshot import Part, Snapshot, read_snapshot
 from batchproj.collection.unit import read_rows
-from batchproj.errors import BatchprojError, CollectionError, DamagedFile
+from batchproj.config import shown
+from batchproj.errors import BatchprojError, CollectionError, DamagedFile, RunMissing
 from batchproj.failpoint import failpoint
 from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Folder
@@ -42,6 +43,9 @@ WORDED = ("text", "metadata")
 
 SELF_QUERIES = 16
 """New rows that must find themselves before a run may become visible."""
+
+_NAMED = 10
+"""So many runs are named to somebody who asked for another one, the newest."""
 
 _IDS = pa.schema([pa.field(name, pa.string(), nullable=False) for name in ("id", "item")])
 
@@ -280,7 +284,22 @@ def open_live(folder: Folder) -> tuple[Any, Snapshot] | None:
     """The table at its live version and the snapshot behind it; None before the first run."""
     if (found := live_version(folder)) is None:
         return None
-    version, run = found
+    return _opened(folder, *found)
+
+
+def open_run(folder: Folder, run: str) -> tuple[Any, Snapshot] | None:
+    """The same of a run that is kept, live or not; raises RunMissing for any other."""
+    if (found := live_version(folder)) is None:
+        return None
+    kept = Tags(folder).runs()
+    if run not in kept:
+        raise RunMissing(
+            f"no run {shown(run)} is kept; kept are {', '.join(sorted(kept)[-_NAMED:])}, and live is {found[1]}"
+        )
+    return _opened(folder, kept[run], run)
+
+
+def _opened(folder: Folder, version: int, run: str) -> tuple[Any, Snapshot]:
     with lance_faults(folder.uri):
         table = connect(folder).open_table(layout.TABLE)
         table.checkout(version)

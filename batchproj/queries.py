@@ -138,7 +138,7 @@ class QueryEncoder:
         with self._decoding(member.vector_fp, member.modality, spec) as decoding:
             for decoded in self._pieces(decoding, example):
                 if (found := decoded.item.modality) is not member.modality:
-                    instead = "type its words" if found is Modality.TEXT else f"search with --{found}"
+                    instead = "type its words" if found is Modality.TEXT else f"search by it as {found}"
                     raise UsageError(f"{example.name} is {found}, not {member.modality}; {instead}")
                 yield decoded.segments
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.dataset as pads
 
+from batchproj.asking import search_of
 from batchproj.balance import Balance, page, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
@@ -20,9 +21,9 @@ from batchproj.conditions import Conditions, Filter, both, equals, none_of
 from batchproj.errors import CollectionError, UsageError
 from batchproj.hits import Hit, Hits
 from batchproj.hybrid import DEPTH, fused
-from batchproj.index import WORDED, open_live
+from batchproj.index import WORDED, open_live, open_run
 from batchproj.objectstore import Folder, filesystem
-from batchproj.queries import Example, QueryEncoder, Search, combined, file_example, weight_of
+from batchproj.queries import QueryEncoder, Search, combined
 from batchproj.schema import Modality, vector_schema
 from batchproj.space import Embedder, Member, ResolvedSpace, SpaceFolder, Split, open_space, resolve, resolve_member
 from batchproj.tags import live_run
@@ -46,17 +47,19 @@ _COLUMNS = ["id", "item", "uri", "modality", "segment", "start", "end", "pair", 
 
 
 class Collection:
-    """A collection as it was when opened: the run that was live then, whatever happens beside it."""
+    """A collection as it was when opened: the run that was live then, or was asked for, whatever happens beside it."""
 
-    def __init__(self, uri: str, threads: int = 2, encoder: QueryEncoder | None = None) -> None:
-        """`encoder` is shared with other openings of the same collection.
+    def __init__(self, uri: str, threads: int = 2, encoder: QueryEncoder | None = None, run: str | None = None) -> None:
+        """`encoder` is shared with other openings of the same collection. `run` is one that is kept, and whose rows
+        are searched by the models that made them.
 
-        Raises CollectionError if no run has been finished there.
+        Raises CollectionError if no run has been finished there, RunMissing if that one is not kept.
         """
         self._folder = Folder(uri)
         self._encoder = encoder or QueryEncoder(threads)
         self._bridges: dict[str, Member] = {}
-        found = open_live(self._folder)
+        self._members: dict[Modality, Member] = {}
+        found = open_live(self._folder) if run is None else open_run(self._folder, run)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
         self._table, self.snapshot = found
@@ -98,23 +101,23 @@ class Collection:
         self,
         text: str | None = None,
         *,
-        image: str | Path | None = None,
-        audio: str | Path | None = None,
-        video: str | Path | None = None,
+        image: str | Path | bytes | None = None,
+        audio: str | Path | bytes | None = None,
+        video: str | Path | bytes | None = None,
         like: str | None = None,
-        unlike: Sequence[str] = (),
+        unlike: str | Sequence[str] = (),
         weights: Mapping[str, float] | None = None,
         k: int = 10,
         offset: int = 0,
         modality: str | None = None,
-        where: Sequence[str] = (),
-        filters: Sequence[Filter] = (),
+        where: str | Sequence[str] = (),
+        filters: Sequence[Filter | Mapping[str, Any]] = (),
         group: bool = False,
         balance: bool = False,
         hybrid: bool = False,
         space: str | None = None,
     ) -> Hits:
-        """The `k` rows nearest to a text, or to a file with an image, a sound or a video, best first.
+        """The `k` rows nearest to a text, or to a file with an image, a sound or a video, or its bytes, best first.
 
         Of several things to search by the sum is taken, each by its weight in `weights`, 1 if there is none:
         `text`, `image`, `audio`, `video`, `like`, and `not`, 0.5 if there is none, for each text of `unlike`, which is
@@ -126,31 +129,33 @@ class Collection:
         `hybrid` also looks for the words of `text` in the rows' texts and metadata, and ranks by the places that rows
         have in both; `score` stays the cosine, and `why` says which of them found the row.
         `where` holds conditions `column=value` on the columns of the collection, or on fields of its
-        `metadata`; `metadata.field=value` is a field's even where a column has its name. `filters` are typed ones.
+        `metadata`; `metadata.field=value` is a field's even where a column has its name. `filters` are typed ones,
+        as HTTP takes them.
         `offset` passes over so many hits; not with `balance`, whose page is made as a whole. `space` is a bridge
         that `train --adapter` made from another text encoder into this collection's text vectors, to
-        embed a text with. Raises UsageError for a query that cannot be embedded and CollectionError
-        if the models, or the bridge, are not the table's.
+        embed a text with. Raises UsageError for what is not of its type and for a query that cannot be embedded, and
+        CollectionError if the models, or the bridge, are not the table's.
         """
-        if isinstance(where, str):
-            where = (where,)
-        given = dict(weights or {})
-        by = {"text": text, "image": image, "audio": audio, "video": video, "like": like, "not": unlike}
-        for name, weight in given.items():
-            if not by.get(name) or not 0 <= weight < math.inf:
-                searched = ", ".join(each for each, value in by.items() if value)
-                raise UsageError(
-                    f"weight {name}={weight}: expected a number from 0 on, for one of {searched or 'none'}"
-                )
-        files = {Modality.IMAGE: image, Modality.AUDIO: audio, Modality.VIDEO: video}
-        examples = [
-            *([Example(Modality.TEXT, text, weight=weight_of(given, "text"))] if text else []),
-            *(file_example(str(path), kind, weight_of(given, kind)) for kind, path in files.items() if path),
-            *([Example(None, id=like, name=like, weight=weight_of(given, "like"))] if like else []),
-            *(Example(Modality.TEXT, each, weight=-weight_of(given, "not")) for each in unlike),
-        ]
-        told = (tuple(examples), k, offset, modality, tuple(where), tuple(filters))
-        return self.answer(Search(*told, group=group, balance=balance, hybrid=hybrid, space=space))
+        return self.answer(
+            search_of(
+                text=text,
+                image=image,
+                audio=audio,
+                video=video,
+                like=like,
+                unlike=unlike,
+                weights=weights,
+                k=k,
+                offset=offset,
+                modality=modality,
+                where=where,
+                filters=filters,
+                group=group,
+                balance=balance,
+                hybrid=hybrid,
+                space=space,
+            )
+        )
 
     def answer(self, asked: Search) -> Hits:
         """What `search` says, for examples that are at hand."""
@@ -273,14 +278,19 @@ class Collection:
 
     def embed_query(self, text: str, space: str | None = None) -> npt.NDArray[np.float32]:
         """The vector (K,) float32 of a text."""
-        return self._asked(Search((Example(Modality.TEXT, text),), space=space))[0]
+        return self._asked(search_of(text=text, space=space))[0]
 
     def embedder(self, modality: Modality) -> Embedder:
         """Encoder and projector of a modality as queries take them, loaded once; refused unless they made the table."""
         return self._encoder.embedder(self.member(modality))
 
     def member(self, modality: Modality) -> Member:
-        """A modality of the collection's space; raises CollectionError unless it is what made the table."""
+        """A modality of the collection's space; raises CollectionError unless it is what made the table.
+
+        Found out once: to say what a model is all of its weights are digested, which takes longer than most queries.
+        """
+        if (known := self._members.get(modality)) is not None:
+            return known
         if modality not in self._opened.space.members():
             raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
         member = resolve_member(self._opened, modality)
@@ -290,6 +300,7 @@ class Collection:
                 f"the {modality} encoder at hand has fingerprint {member.vector_fp[:12]}, the table was made with "
                 f"{live[:12]}; use the batchproj version that made it, or embed again"
             )
+        self._members[modality] = member
         return member
 
     def _bridge(self, space: str) -> Member:

@@ -93,6 +93,30 @@ def test_what_a_filter_lets_through(collection: Path, field: str, op: Any, value
     assert let_through(Collection(str(collection)), Filter(field=field, op=op, value=value)) == set(ids)
 
 
+@pytest.mark.parametrize(
+    ("field", "op", "value", "said"),
+    [
+        ("metadata.size", "eq", "2", "size is never a text here; its values are numbers"),
+        ("metadata.size", "ne", "2", "size is never a text here"),
+        ("metadata.size", "gt", "1", "size is never a text here"),
+        ("metadata.size", "contains", "2", "size is never a text here"),
+        ("metadata.size", "in", [2, "2"], "size is never a text here"),
+        ("metadata.size", "eq", True, "size is never a truth value here"),
+        ("metadata.colour", "eq", 1, "colour is never a number here; its values are texts"),
+        ("metadata.ok", "eq", 1, "ok is never a number here; its values are truth values"),
+        ("metadata.ok", "eq", "true", "ok is never a text here"),
+        ("metadata.year", "eq", False, "year is never a truth value here; its values are texts and numbers"),
+        ("metadata.nested", "eq", "red", "nested is never a text here; its values are lists or nested ones"),
+    ],
+)
+def test_a_value_of_a_kind_that_no_row_has_is_refused(
+    collection: Path, field: str, op: Any, value: Any, said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        let_through(Collection(str(collection)), Filter(field=field, op=op, value=value))
+    assert str(refused.value).startswith(f"filter {field} {op} ")
+
+
 def test_many_filters_hold_together(collection: Path) -> None:
     opened = Collection(str(collection))
     year = Filter(field="metadata.year", op="ge", value=2000)
@@ -209,6 +233,23 @@ def test_a_comparison_names_no_more_rows_than_it_may(collection: Path, monkeypat
     monkeypatch.setattr(conditions, "MOST_FORMS", 1)
     with pytest.raises(UsageError, match="for more than 2 rows"):
         let_through(Collection(str(collection)), year)
+
+
+def test_a_search_in_vain_says_what_was_searched_and_why_that_may_be(collection: Path) -> None:
+    for options, said in (
+        (("--where", "colour=Red"), "nothing found in the 5 rows of run 000001: none is with colour=Red; values are"),
+        (
+            ("--where", "year=1999", "--where", "colour=blue", "--modality", "text"),
+            "none is of modality text and with year=1999 and with colour=blue; ",
+        ),
+        (
+            ("--offset", "50"),
+            "nothing found in the 5 rows of run 000001; there are no more than the --offset 50 passed",
+        ),
+    ):
+        done = command("search", collection, "w1", *options)
+        assert (done.returncode, len(done.stdout.splitlines()), said in done.stdout) == (0, 1, True), done
+        assert command("search", collection, "w1", *options, "--json").stdout == "[]\n"
 
 
 def test_what_a_run_holds_is_counted_once_however_many_ask(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:

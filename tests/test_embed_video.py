@@ -171,11 +171,11 @@ def test_a_video_finds_what_is_like_it(corpus: Path, collection: Path, tmp_path:
     assert {hit.uri.rpartition("/")[2]: round(hit.score, 1) for hit in best} == {"river.png": 1.0, "river.webm": 1.0}
     done = command("search", collection, "--video", query, "-k", 2)
     assert "00:04-00:08" in done.stdout
-    with pytest.raises(UsageError, match="is audio, not video; search with --audio"):
+    with pytest.raises(UsageError, match="is audio, not video; search by it as audio"):
         opened.search(video=corpus / "bad/sound.mp4")
     with pytest.raises(UsageError, match=r"cannot be embedded: truncated"):
         opened.search(video=corpus / "bad/cut.mp4")
-    with pytest.raises(UsageError, match="is video, not image; search with --video"):
+    with pytest.raises(UsageError, match="is video, not image; search by it as video"):
         opened.search(image=query)
 
 

@@ -217,3 +217,20 @@ def test_a_plan_of_a_bucket_writes_nothing_and_of_an_unchanged_one_reads_no_obje
         assert counts(plan(source, collection, tiny_space)) == {"changed": 1, "unchanged": 5}
         assert proxy.object_reads(bucket, "photos/") == {f"/{bucket}/photos/3.txt": 1}
         assert {request.method for request in proxy.requests} <= {"GET", "HEAD"}
+
+
+def test_rows_that_embed_would_quarantine_are_told(tmp_path: Path, tiny_space: Path) -> None:
+    table = tmp_path / "t.jsonl"
+    table.write_text('{"id": "a", "text": "w1"}\n{"id": "b", "text": \n{"id": "c", "text": "w2"}\n')
+    document = plan(table, tmp_path / "c", tiny_space)
+    assert (document.new, document.faulty) == (3, 1)
+    assert document.first_fault is not None
+    assert document.first_fault.startswith(f"file://{table}#row=2: bad_row: line 2 is not JSON: ")
+    assert lines(document)[1] == f"1 of them cannot be read and will be quarantined: {document.first_fault}"
+    assert run(table, tmp_path / "c", tiny_space).quarantined == document.faulty
+    again = plan(table, tmp_path / "c", tiny_space)
+    assert (again.quarantined, again.faulty, again.nothing_to_do) == (1, 0, True)
+    table.write_text(table.read_text() + '{"id": "d", "uri": "no/such.png"}\n{"id": "e"}\n')
+    third = plan(table, tmp_path / "c", tiny_space)
+    assert (third.new, third.faulty) == (2, 2)
+    assert "will be quarantined: the first, " in lines(third)[1]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -13,6 +15,7 @@ from in_process import command
 from serving import COLOURS, EVIL_NAME, EVIL_TEXT, Client, embed_builtin, picture, served, write_corpus
 
 import batchproj
+from batchproj import search
 from batchproj.collection.ledger import Report
 from batchproj.errors import TryLater, UsageError
 from batchproj.hits import Hit
@@ -106,6 +109,31 @@ def test_the_client_asks_side_by_side(collection: Path) -> None:
     with served(collection, token=token) as server:
         assert isinstance(server, Client)
         asyncio.run(ask(f"http://127.0.0.1:{server.port}"))
+
+
+def test_the_readmes_retriever_works_as_written(collection: Path) -> None:
+    @dataclass
+    class Document:
+        page_content: str
+        metadata: dict[str, Any]
+
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    line = re.search(r"`(\[Document\([^`]+\])`", readme)
+    assert line is not None
+    found = eval(line[1], {"Document": Document, "frogs": batchproj.open(collection), "question": "a frog"})
+    assert len(found) == 5
+    assert found[0].page_content == "a picture of a frog"
+    assert found[0].metadata["uri"].endswith("frog.txt")
+
+
+def test_what_a_model_is_is_found_out_once(collection: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[object] = []
+    resolve = search.resolve_member
+    monkeypatch.setattr(search, "resolve_member", lambda *asked: digested.append(asked) or resolve(*asked))
+    opened = batchproj.open(collection)
+    for words in ("a frog", "an apple", "the sky"):
+        opened.search(words, k=1)
+    assert len(digested) == 1
 
 
 def test_what_is_given_wrongly_is_said(embedded: tuple[Path, Report]) -> None:

@@ -40,7 +40,7 @@ LAYERS = [
     ["desk"],
     ["index", "hits", "conditions", "items", "metrics", "nodes"],
     ["stages", "queries", "hybrid"],
-    ["thumbnails", "pools", "run"],
+    ["thumbnails", "asking", "pools", "run"],
     ["notebook", "small_run", "run_checks"],
     ["pipeline", "search", "changes", "switch"],
     ["pairs", "calibration", "disk_links", "execution"],

@@ -34,8 +34,9 @@ from browsing import (
 )
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from batchproj import emoji_corpus
+from batchproj import emoji_corpus, items
 from batchproj.evaluate import evaluate
+from batchproj.objectstore import Folder
 
 pytestmark = pytest.mark.skipif(
     not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}: apt-get install chromium, as .ci/run does"
@@ -415,6 +416,82 @@ def test_another_run_is_taken_up_and_named(browser: Browser, made: Path, tmp_pat
         expect(page.get_by_role("link", name="Run 000002")).to_be_visible()
         page.get_by_text("1 other run").click()
         expect(page.get_by_role("row", name="000001")).to_contain_text("done")
+
+
+def test_another_run_is_picked_and_searched(browser: Browser, made: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(made / "c", tmp_path / "c")
+    embed_builtin(made / "emoji", tmp_path / "c")  # without the rows' metadata, and what lies beside the emoji
+    with served(tmp_path / "c") as client, watched(browser, client.port, told=("status of 404",)) as page:
+        opened(page, client.port)
+        page.locator("#kinds label", has_text="Sounds").click()
+        typed(page, "a long tone")
+        status, note = page.locator("#status"), page.locator("#run-note")
+        expect(status).to_contain_text("from run 000002")
+        expect(note).to_be_empty()
+        picker = page.get_by_label("Searched", exact=True)
+        assert [each.split(",")[0] for each in picker.locator("option").all_inner_texts()] == [
+            "the live run 000002",
+            "run 000001",
+        ]
+        with page.expect_response("**/search"):
+            picker.select_option("000001")
+        assert "long.flac" in found(page)
+        expect(status).to_contain_text("from run 000001")
+        expect(note).to_contain_text("Run 000001 is searched as it was, not the live run 000002")
+        expect(page.locator("#run").get_by_role("heading")).to_have_text("Run 000001")
+        expect(page.locator("#run")).to_contain_text("Recall: how often the right one is among the first")
+        expect(page.locator("#map-hint")).to_contain_text(f"{3 * EMOJI + 4} vectors")
+        assert parse_qs(urlsplit(page.url).query) == {"q": ["a long tone"], "kind": ["audio"], "run": ["000001"]}
+        page.get_by_role("button", name="Filters", exact=True).click()
+        page.get_by_label("Only where").select_option("metadata.year")  # which its rows alone have
+        assert played(page.locator("#hits .card", has_text="0:30 to 0:40").locator("audio")) >= 30
+        page.get_by_role("button", name="Details of long.flac").first.click()
+        expect(page.get_by_role("dialog")).to_contain_text("Embedded in run000001")
+        page.keyboard.press("Escape")
+        assert accessibility(page) == []
+        page.reload()
+        assert "long.flac" in found(page)
+        expect(page.get_by_label("Searched", exact=True)).to_have_value("000001")
+        assert "long.flac" not in clicked(page, "Back to the live run")
+        expect(status).to_contain_text("from run 000002")
+        expect(note).to_be_empty()
+        page.goto(f"http://127.0.0.1:{client.port}/?q=frog&run=000009")
+        expect(page.locator("#problem")).to_contain_text("No run '000009' is kept; kept are 000001, 000002")
+        clicked(page, "Search the live run")
+        expect(status).to_contain_text("from run 000002")
+        expect(page.locator("#problem")).to_be_empty()
+
+
+def test_a_collection_in_s3_is_searched_seen_and_heard(
+    browser: Browser, made: Path, s3_bucket: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Folder(f"{s3_bucket}/source")
+    for path in sorted(made.glob(f"emoji/*/*{name[:1]}*.*")):
+        source.write(path.name, path.read_bytes())
+    soundfile.write(made / "long.wav", *soundfile.read(made / "long.flac"))
+    source.write("long.wav", (made / "long.wav").read_bytes())
+    embed_builtin(source.uri, f"{s3_bucket}/c")
+    parts: list[tuple[str, int]] = []
+    read = items.read_range
+    monkeypatch.setattr(
+        items, "read_range", lambda uri, start, *rest: parts.append((uri, start)) or read(uri, start, *rest)
+    )
+    with served(f"{s3_bucket}/c") as client, watched(browser, client.port) as page:
+        answers: list[int] = []
+        page.on("response", lambda told: answers.append(told.status) if "/media" in told.url else None)
+        opened(page, client.port)
+        assert f"{name}.txt" in typed(page, words(name))[:3]
+        picture = page.locator(f"#hits img[alt='{name}.png']")
+        assert picture.evaluate("(image) => image.decode().then(() => image.naturalWidth)") == 256
+        with page.expect_response("**/search"):
+            page.locator("#kinds label", has_text="Sounds").click()
+        found(page)
+        player = page.locator("#hits .card", has_text="0:30 to 0:40").locator("audio")
+        assert 30 <= played(player) < LONG_S
+    assert answers
+    assert set(answers) == {206}
+    assert {uri for uri, _ in parts} >= {f"{source.uri}/{name}.png", f"{source.uri}/long.wav"}
+    assert any(start > 0 for uri, start in parts if uri.endswith("long.wav"))
 
 
 def test_a_service_that_went_away_is_said(browser: Browser, made: Path) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import command
@@ -91,14 +92,28 @@ def test_a_slow_body_is_given_up_and_stops_no_other(client: Client) -> None:
         slow.sendall(b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         slow.sendall(b"Content-Length: 5000\r\n\r\n{")
         opened.append(slow)
+    over = threading.Event()
+
+    def drip() -> None:
+        """A byte now and then, for minutes."""
+        with contextlib.suppress(OSError):
+            while not over.wait(0.05):
+                opened[0].sendall(b" ")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
     half = socket.create_connection(("127.0.0.1", client.port))
     half.sendall(b"GET /health HTTP/1.1\r\nHo")
-    assert client.post({"text": "meanwhile"}).status == 200
-    for slow in opened:
-        slow.settimeout(30)
-        assert slow.recv(200).startswith(b"HTTP/1.1 408")
-        slow.close()
-    half.close()
+    try:
+        assert client.post({"text": "meanwhile"}).status == 200
+        for slow in opened:
+            slow.settimeout(30)
+            assert slow.recv(200).startswith(b"HTTP/1.1 408")
+    finally:
+        over.set()
+        dripping.join()
+    for each in (*opened, half):
+        each.close()
 
 
 def test_too_many_at_once_are_told_to_come_again(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,9 +121,9 @@ def test_too_many_at_once_are_told_to_come_again(client: Client, monkeypatch: py
     live = client.service.live
     ask = type(live).ask
 
-    def slow(self: object, work: object) -> object:
+    def slow(*asked: Any) -> object:
         go_on.wait(30)
-        return ask(self, work)  # type: ignore[arg-type]
+        return ask(*asked)
 
     monkeypatch.setattr(type(live), "ask", slow)
     statuses: list[int] = []
@@ -134,7 +149,7 @@ def test_what_takes_too_long_is_given_up_and_holds_its_place(collection: Path, m
     with served(collection, query_s=0.3) as client:
         live = type(client.service.live)
         ask = live.ask
-        monkeypatch.setattr(live, "ask", lambda self, work: (go_on.wait(30), ask(self, work))[1])
+        monkeypatch.setattr(live, "ask", lambda *asked: (go_on.wait(30), ask(*asked))[1])
         answer = client.post({"text": "a"})
         assert (answer.status, "took longer" in answer.json()["detail"]) == (503, True)
         assert client.service.queries.admitted == 1
@@ -150,7 +165,7 @@ def test_what_was_given_up_before_it_began_is_not_done(collection: Path, monkeyp
     with served(collection, query_s=0.3, query_threads=1) as client:
         live = type(client.service.live)
         ask = live.ask
-        monkeypatch.setattr(live, "ask", lambda self, work: (done.append(1), go_on.wait(30), ask(self, work))[2])
+        monkeypatch.setattr(live, "ask", lambda *asked: (done.append(1), go_on.wait(30), ask(*asked))[2])
         assert [client.post({"text": "a"}).status for _ in range(3)] == [503] * 3
         assert client.service.queries.admitted == 1  # the one that has the thread
         go_on.set()
@@ -252,6 +267,14 @@ def test_beyond_this_machine_a_token_is_demanded(collection: Path, tmp_path: Pat
     assert (nothing.returncode, "no collection at" in nothing.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b", "300.1.1.1", "x" * 70 + ".invalid"])
+def test_a_name_that_leads_nowhere_is_said_so(collection: Path, tmp_path: Path, host: str) -> None:
+    (tmp_path / "token").write_text(TOKEN)
+    refused = command("serve", collection, "--host", host, "--token-file", tmp_path / "token")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), refused.stderr
+    assert refused.stderr.startswith(f"error: --host {host}: no such name or address here")
+
+
 def test_a_port_that_is_taken_is_said_so(collection: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused = command("serve", collection, "--port", taken.getsockname()[1])
@@ -259,7 +282,8 @@ def test_a_port_that_is_taken_is_said_so(collection: Path) -> None:
     assert "address already in use; give another --port" in refused.stderr
 
 
-def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -286,5 +310,6 @@ def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path:
                 time.sleep(0.05)
         assert json.loads(connection.getresponse().read())["run"] == "000001"
         connection.close()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        process.send_signal(number)
+        assert process.stderr.readlines()[-1] == "stopped; nothing is served any more\n"
+        assert process.wait(30) == 128 + number

@@ -23,6 +23,7 @@ from batchproj.embed import Options
 from batchproj.errors import ItemFault
 from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
+from batchproj.serve import files
 from batchproj.serve.files import _chunks, media_type, wanted_range
 from batchproj.thumbnails import EDGE_PX, Thumbnails
 
@@ -59,6 +60,23 @@ def test_bytes_are_those_of_the_object(client: Client, made: Path) -> None:
     assert (answer.headers["Content-Type"], answer.headers["X-Batchproj-Run"]) == ("image/png", "000001")
     again = client.get(f"/items/{client.id_of('frog.png')}/media", **{"If-None-Match": answer.headers["ETag"]})
     assert (again.status, again.data) == (304, b"")
+
+
+@pytest.mark.parametrize("what", ["media", "thumbnail"])
+def test_its_headers_can_be_asked_for_alone(client: Client, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    path = f"/items/{client.id_of('frog.png')}/{what}"
+    whole = client.get(path)
+    read: list[int] = []
+    chunks = files._chunks
+    monkeypatch.setattr(files, "_chunks", lambda *asked: read.append(1) or chunks(*asked))
+    for headers in ({}, {"Range": "bytes=0-3"}):  # a range is for GET alone
+        told = client.get(path, method="HEAD", **headers)
+        assert (told.status, told.data) == (200, b"")
+        for name in ("Content-Length", "Content-Type", "ETag", "X-Batchproj-Run", "X-Content-Type-Options"):
+            assert told.headers[name] == whole.headers[name], name
+    assert client.get(path, method="HEAD", **{"If-None-Match": whole.headers["ETag"]}).status == 304
+    assert client.get(f"/items/nobody/{what}", method="HEAD").status == 404
+    assert read == []
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,46 @@ def test_what_is_searched_by_is_weighed_and_subtracted(client: Client) -> None:
     assert (nothing.status, "cancel each other out" in nothing.json()["detail"]) == (422, True)
 
 
+def test_the_words_of_python_and_the_command_line_are_taken_too(client: Client) -> None:
+    apple, sky = map(client.id_of, ("apple.txt", "sky.txt"))
+    for ours, theirs in (
+        ({"id": apple}, {"like": apple}),
+        ({"text": "a frog", "not": ["sky"]}, {"text": "a frog", "unlike": ["sky"]}),
+        (
+            {"id": apple, "text": "a frog", "weights": {"id": 3, "not": 2}, "not": ["sky"]},
+            {"like": apple, "text": "a frog", "weights": {"like": 3, "unlike": 2}, "unlike": ["sky"]},
+        ),
+    ):
+        assert client.search(**ours, k=9) == client.search(**theirs, k=9)
+    assert client.search(id=sky, k=1) != client.search(id=apple, k=1)
+
+
+PROGRAMS_WORDS = ("--", "Input should", "permitted", "str_", "valid ", "validation", "Traceback")
+
+
+def test_what_is_wrong_is_said_in_words_of_http(client: Client) -> None:
+    """Neither options of a command line nor what pydantic says of its types."""
+    for document in (
+        *({"text": "a", "k": k} for k in (0, 1.5, "x", None, [1])),
+        *({"text": text} for text in ("", 5, None, ["a"], "a" * 10_001)),
+        *({"text": "a", "filters": each} for each in (1, [1], [{}], {"field": "text"})),
+        *(
+            {"text": "a", "filters": [{"field": field, "op": "eq", "value": "x"}]}
+            for field in ("nothing", "metadata.no")
+        ),
+        *({"text": "a", "filters": [{"field": "text", "op": op, "value": 1}]} for op in ("eq", "in", "lt", "is_null")),
+        *({"text": "a", "weights": weights} for weights in ({"text": "x"}, {"x": 1}, [1], {"text": 101})),
+        *({"text": "a", "not": each} for each in ("x", [1], ["x"] * 11, [""])),
+        *({"text": "a", name: "maybe"} for name in ("hybrid", "group", "balance", "offset", "modality", "run")),
+        *({name: "x"} for name in ("image", "audio", "video", "file", "where", "id", "url")),
+        *(b"", b"{", b"[]", b"nothing", b'"a"', b'{"text": 1e400}'),
+    ):
+        answer = client.post(document)
+        assert 400 <= answer.status < 500, (document, answer.data)
+        told = answer.json()["detail"].replace("--allow-url-host", "")  # that is for whoever runs it
+        assert not [each for each in PROGRAMS_WORDS if each in told], (document, told)
+
+
 def test_hybrid_finds_words_and_says_why(client: Client) -> None:
     hits = client.search(text="caption", hybrid=True, k=50)
     first = hits[0]
@@ -113,7 +153,19 @@ def test_pages_follow_each_other(client: Client) -> None:
         ({"text": "a", "k": 1000, "offset": 9_999}, 422, "offset is 9999"),
         ({"text": "a", "modality": "smell"}, 422, "modality: "),
         ({"text": "a", "modality": "video"}, 422, "no modality 'video'"),
-        ({"text": "a", "colour": "red"}, 422, "colour: "),
+        ({"text": "a", "colour": "red"}, 422, "colour: there is no such field; known are text, id, url, k, "),
+        ({"text": "a", "modalty": "image"}, 422, "modalty: there is no such field; did you mean 'modality'?"),
+        ({"text": "a", "run": 5}, 422, "run: "),
+        ({"image": "a.png"}, 422, "image: expected a file, as a part of a form, as curl sends it with -F image=@FILE"),
+        ({"id": "a", "like": "b"}, 422, "like: it is another word for id; give one of the two"),
+        (b'{"text": "a", "k": 1e400}', 422, "k: expected a finite number, not inf"),
+        ({"text": "a", "k": "many"}, 422, "k: expected a whole number, not 'many'"),
+        (
+            b'{"text": "a", "filters": [{"field": "text", "op": "eq", "value": 1e400}]}',
+            422,
+            "filters.0.value: expected a text, a finite number, true or false, or a list of at most 1,000 of these",
+        ),
+        ({"text": "a", "filters": [{"field": "text"}]}, 422, "filters.0.op: it is missing"),
         ({"text": "a" * 10_001}, 422, "text: "),
         ({"id": "nobody"}, 422, "has no item 'nobody'"),
         ({"text": "a", "weights": {"text": -1}}, 422, "weights"),
@@ -140,7 +192,8 @@ def test_what_is_wrong_with_a_search_is_said_in_one_line(client: Client, documen
         ({"image": ("a.png", b"")}, 422, "0 bytes"),
         ({"image": ("a.png", picture((1, 2, 3))[:500])}, 422, "truncated"),
         ({"image": ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>")}, 422, "SVG is not opened"),
-        ({"audio": ("a.png", picture((1, 2, 3)))}, 422, "is image, not audio"),
+        ({"audio": ("a.png", picture((1, 2, 3)))}, 422, "a.png is image, not audio; search by it as image"),
+        ({"image": "notafile"}, 422, "image: expected a file, as a part of a form"),
         ({"video": ("a.png", picture((1, 2, 3)))}, 422, "no encoder for video"),
         ({"file": ("a.exe", b"MZ\0\0\xff\xfe" * 100)}, 422, "cannot be searched by"),
         ({"text": "a", "filters": "{"}, 422, "'filters' of a form is JSON"),

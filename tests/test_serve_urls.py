@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import http.server
+import queue
 import socket
 import ssl
 import threading
@@ -128,6 +128,8 @@ def test_the_connection_goes_to_the_address_that_was_looked_at(
 # --- a real server, in whose certificate the host stands --------------------------------------------
 
 
+DRIPPED: queue.Queue[str] = queue.Queue()
+"""How each of the drips ended."""
 DRIPS = {"/drip/continue": b"HTTP/1.1 100 Continue\r\n\r\n", "/drip/headers": b"x", "/drip/body": b"x"}
 
 
@@ -150,15 +152,18 @@ class _Pictures(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _drip(self, piece: bytes) -> None:
-        """Nobody waits long for any of it, and it never ends."""
-        with contextlib.suppress(OSError):
+        """Nobody waits long for any of it, and for all of it ten seconds."""
+        try:
             if self.path == "/drip/body":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n")
             elif self.path == "/drip/headers":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
-            for _ in range(600):
+            for _ in range(200):
                 self.wfile.write(piece)
                 time.sleep(0.05)
+            DRIPPED.put("to its end")
+        except OSError:
+            DRIPPED.put("cut off")
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
@@ -233,6 +238,7 @@ def test_what_comes_a_little_at_a_time_is_cut_off(
     monkeypatch.setattr(urls, "TIMEOUT_S", 0.5)
     with pytest.raises(UsageError, match=r"took longer than 0\.5 s"):
         fetch(f"https://{HOST}{path}", [HOST], 1_000, server)
+    assert DRIPPED.get(timeout=30) == "cut off"
 
 
 def test_a_name_is_not_looked_up_for_ever(no_connection: list[object], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from in_process import command
 from typer.main import get_command
 
+import batchproj
 from batchproj import cli
+from batchproj.cli import console
 
 COMMANDS = sorted(get_command(cli.app).commands)  # type: ignore[attr-defined]
 
@@ -53,6 +56,24 @@ def test_help_is_no_error_and_nothing_at_all_gets_it() -> None:
     assert "Usage: batchproj embed" in command("embed", "--help").stdout
     done = command()
     assert (done.returncode, "Usage: batchproj" in done.stdout + done.stderr) == (2, True)
+
+
+def test_the_version_is_told() -> None:
+    done = command("--version")
+    assert (done.returncode, done.stdout) == (0, f"batchproj {batchproj.__version__}\n")
+    assert "--version" in command("--help").stdout
+
+
+def test_a_command_that_only_reads_says_no_more_when_it_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for line, said in (
+        (("plan", tmp_path / "nothing", tmp_path / "c"), "stopped; a plan writes nothing"),
+        (("serve", tmp_path / "nothing"), "stopped; nothing is served any more"),
+    ):
+        monkeypatch.setattr(console, "_stopping_line", "of embed")
+        assert command(*line).returncode == 2
+        assert console.stopping_line() == said
 
 
 def test_the_package_is_the_command() -> None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TextIO
 import typer
 
 # Only what parsing arguments needs is imported here: --help must not wait for torch.
+import batchproj
 from batchproj.errors import BatchprojError, UsageError
 from batchproj.terminal import json_line, printable
 
@@ -64,6 +65,22 @@ app = _App(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchproj {batchproj.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _any_command(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What can stand before any command."""
+
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else there.")]
 VerboseFlag = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's own output and tracebacks.")]

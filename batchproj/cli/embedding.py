@@ -21,6 +21,7 @@ from batchproj.cli.console import (
     parse_reason,
     print_json,
     say,
+    stopping_line,
 )
 from batchproj.cli.notices import OnFailureOption, OnSuccessOption, Summary, notices
 from batchproj.credentials import masked
@@ -126,6 +127,7 @@ def plan(
 ) -> None:
     """What `embed` would do, and what it would take; reads a small sample and writes nothing."""
     retried = _retried(retry_quarantined)
+    stopping_line("stopped; a plan writes nothing")
     from batchproj.embed import usual_space
     from batchproj.estimate import lines, make_plan
     from batchproj.progress import RunProgress

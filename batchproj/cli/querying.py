@@ -15,7 +15,7 @@ _UNFOLDED = 10_000
 
 _SNIPPET_CHARS = 80
 
-WEIGHED = ("text", "image", "audio", "video", "like", "not")
+WEIGHED = ("text", "image", "audio", "video", "like", "id", "not", "unlike")
 MOST_WEIGHT = 100.0
 
 
@@ -27,9 +27,12 @@ def search(
     audio: Annotated[str | None, typer.Option(help="Search with a sound file.")] = None,
     video: Annotated[str | None, typer.Option(help="Search with a video file.")] = None,
     like: Annotated[
-        str | None, typer.Option(help="Search with an item that is there, by the id of a hit (--json shows it).")
+        str | None,
+        typer.Option("--like", "--id", help="Search with an item that is there, by the id of a hit (--json shows it)."),
     ] = None,
-    unlike: Annotated[list[str] | None, typer.Option("--not", help="Words that results are to be less like.")] = None,
+    unlike: Annotated[
+        list[str] | None, typer.Option("--not", "--unlike", help="Words that results are to be less like.")
+    ] = None,
     weight: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,6 +61,10 @@ def search(
             "stays the cosine, and why says which of them found it.",
         ),
     ] = False,
+    run: Annotated[
+        str | None,
+        typer.Option(help="Search a run that is kept (runs lists them), by its models.", show_default="the live one"),
+    ] = None,
     space: Annotated[
         str | None,
         typer.Option(help="A bridge of train --adapter: its text encoder asks.", show_default="the collection's own"),
@@ -70,7 +77,8 @@ def search(
     from batchproj.search import Collection
 
     with console(verbose):
-        found = Collection(collection).search(
+        opened = Collection(collection, run=run)
+        found = opened.search(
             text,
             image=image,
             audio=audio,
@@ -89,8 +97,23 @@ def search(
         )
     if as_json:
         print_json([{**hit.as_dict(), **({"why": hit.why} if hybrid else {})} for hit in found])
-    else:
+    elif found:
         _print_hits(found, hybrid)
+    else:
+        print(printable(_nothing(opened.run, opened.snapshot.rows, modality, where or [], offset)))
+
+
+def _nothing(run: str, rows: int, modality: str | None, where: list[str], offset: int) -> str:
+    """What was searched in vain, and why that may be."""
+    searched = f"nothing found in the {rows:,} rows of run {run}"
+    if where or modality:
+        kept = " and ".join([*([f"of modality {modality}"] if modality else []), *(f"with {each}" for each in where)])
+        searched += f": none is {kept}" if not offset else f" {kept}"
+    hints = [
+        *([f"there are no more than the --offset {offset:,} passed over"] if offset else []),
+        *(["values are compared whole and upper case matters: see them by a search without --where"] if where else []),
+    ]
+    return "; ".join([searched, *hints])
 
 
 def _weight(given: str) -> tuple[str, float]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from batchproj.cli.console import CollectionArgument, VerboseFlag, app, console
+from batchproj.cli.console import CollectionArgument, VerboseFlag, app, console, stopping_line
 from batchproj.terminal import printable
 
 
@@ -33,6 +33,7 @@ def serve(
     verbose: VerboseFlag = False,
 ) -> None:
     """Search over HTTP, and a page to search with; follows the live run."""
+    stopping_line("stopped; nothing is served any more")
     from batchproj.serve.server import check_host, read_token, run
     from batchproj.serve.settings import Settings
 

@@ -3,7 +3,8 @@
 settings    what the operator allows
 guards      what every request has to pass: host, token, size, time; and what every answer carries
 admission   how many are worked on at once
-live        the run that is shown; a switch of the collection shows here, whole
+live        the run that is searched; a switch of the collection shows here, whole
+other_runs  those that are not live, for who asks for one by its name
 encoding    queries of many at once through one model
 urls        a file that is searched by its address, fetched so that it leads nowhere else
 requests    what a search may say, as JSON or as a form

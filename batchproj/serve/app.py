@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
@@ -22,13 +22,22 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 import batchproj
-from batchproj.errors import BatchprojError, CollectionError, ItemFault, TryLater, UsageError, WeightsError
+from batchproj.config import in_words
+from batchproj.errors import (
+    BatchprojError,
+    CollectionError,
+    ItemFault,
+    RunMissing,
+    TryLater,
+    UsageError,
+    WeightsError,
+)
 from batchproj.queries import Example, weight_of
 from batchproj.serve import guards
 from batchproj.serve.files import Wanted, media, refused
 from batchproj.serve.live import View
 from batchproj.serve.metrics import Measured
-from batchproj.serve.requests import BODY, Found, SearchRequest, read_search
+from batchproj.serve.requests import BODY, RUN_CHARS, Found, SearchRequest, read_search
 from batchproj.serve.service import Service
 from batchproj.serve.settings import LOOPBACK
 from batchproj.serve.urls import fetch
@@ -39,6 +48,7 @@ RUN_HEADER = "X-Batchproj-Run"
 log = logging.getLogger("batchproj.serve")
 
 Id = Annotated[str, InPath(min_length=1, max_length=200, description="of a hit, or its item")]
+Run = Annotated[str | None, Query(min_length=1, max_length=RUN_CHARS, description="one that is kept, not the live one")]
 
 
 class Problem(BaseModel):
@@ -108,6 +118,8 @@ def _add_faults(app: FastAPI) -> None:
                 return JSONResponse({"detail": raised.detail}, raised.status_code)
             case TryLater():
                 return JSONResponse({"detail": str(error)}, 503, headers={"Retry-After": "5"})
+            case RunMissing():
+                return JSONResponse({"detail": str(error)}, 404)
             case CollectionError() | WeightsError():
                 return JSONResponse({"detail": str(error)}, 409)
             case UsageError():
@@ -122,8 +134,8 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        told = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:3])
-        return JSONResponse({"detail": told[:400]}, 422)
+        told = [{**each, "loc": each["loc"][1:]} for each in error.errors()]  # without "path" or "query" before it
+        return JSONResponse({"detail": in_words(told)}, 422)
 
     @app.exception_handler(Exception)
     async def internal(request: Request, error: Exception) -> Response:
@@ -141,7 +153,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
             hits = view.collection.answer(asked.search([*files, *_fetched(asked, service)]))
             return {"run": hits.run, "hits": [{**hit.as_dict(), "why": hit.why} for hit in hits]}
 
-        return await _told(service, found)
+        return await _told(service, found, asked.run)
 
 
 def _fetched(asked: SearchRequest, service: Service) -> list[Example]:
@@ -152,45 +164,47 @@ def _fetched(asked: SearchRequest, service: Service) -> list[Example]:
     return [Example(None, data=data, name=name, weight=weight_of(asked.given_weights, "url"))]
 
 
-async def _told(service: Service, work: Callable[[View], Any]) -> Response:
+async def _told(service: Service, work: Callable[[View], Any], run: str | None = None) -> Response:
     """What work on a view gives, as JSON, with the run in the header."""
 
     def told() -> Response:
-        view, found = service.live.ask(work)
+        view, found = service.live.ask(work, run)
         return JSONResponse(found, headers={RUN_HEADER: view.run})
 
     return await service.queries.run(told)
 
 
+async def _read(service: Service, work: Callable[[View], Response], run: str | None) -> Response:
+    """The answer that work on a view gives, with the run in the header."""
+
+    def read() -> Response:
+        view, answer = service.live.ask(work, run)
+        answer.headers[RUN_HEADER] = view.run
+        return answer
+
+    return await service.reads.run(read)
+
+
 def _add_items(app: FastAPI, service: Service) -> None:
     @app.get("/items/{id}")
-    async def item(id: Id) -> Response:
+    async def item(id: Id, run: Run = None) -> Response:
         """All that is known of an item: its columns, its metadata, and its segments."""
-        return await _told(service, lambda view: _described(view, id))
+        return await _told(service, lambda view: _described(view, id), run)
 
+    @app.head("/items/{id}/media", include_in_schema=False)
     @app.get("/items/{id}/media", response_class=Response, responses={206: {}, 304: {}, 416: {"model": Problem}})
-    async def item_media(request: Request, id: Id) -> Response:
+    async def item_media(request: Request, id: Id, run: Run = None) -> Response:
         """The item's bytes, by ranges if asked so; pinned to the version that was embedded."""
-        wanted = Wanted(*map(request.headers.get, ("range", "if-range", "if-none-match")))
+        part, if_range, known = map(request.headers.get, ("range", "if-range", "if-none-match"))
+        wanted = Wanted(part, if_range, known, is_head=request.method == "HEAD")
+        return await _read(service, lambda view: _media(view, id, wanted), run)
 
-        def read() -> Response:
-            view, answer = service.live.ask(lambda view: _media(view, id, wanted))
-            answer.headers[RUN_HEADER] = view.run
-            return answer
-
-        return await service.reads.run(read)
-
+    @app.head("/items/{id}/thumbnail", include_in_schema=False)
     @app.get("/items/{id}/thumbnail", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
-    async def item_thumbnail(request: Request, id: Id) -> Response:
+    async def item_thumbnail(request: Request, id: Id, run: Run = None) -> Response:
         """A small picture: of an image, of a video at the segment's start, of a sound its waveform; 404 for a text."""
         known = request.headers.get("if-none-match")
-
-        def draw() -> Response:
-            view, answer = service.live.ask(lambda view: service.thumbnail(view, _row(view, id), known))
-            answer.headers[RUN_HEADER] = view.run
-            return answer
-
-        return await service.reads.run(draw)
+        return await _read(service, lambda view: service.thumbnail(view, _row(view, id), known), run)
 
 
 def _row(view: View, id: str) -> dict[str, Any]:
@@ -226,19 +240,19 @@ def _media(view: View, id: str, wanted: Wanted) -> Response:
 
 def _add_overview(app: FastAPI, service: Service) -> None:
     @app.get("/stats")
-    async def stats() -> Response:
+    async def stats(run: Run = None) -> Response:
         """How much there is of what, and which fields of metadata rows have."""
-        return await _told(service, lambda view: {**view.overview.stats, "balance": view.overview.has_balance})
+        return await _told(service, lambda view: {**view.overview.stats, "balance": view.overview.has_balance}, run)
 
     @app.get("/runs")
     async def runs() -> Response:
-        """The ledger, newest first."""
+        """The ledger, newest first; those that are `kept` may be searched."""
         return await _told(service, lambda view: {"run": view.run, "runs": view.overview.runs()})
 
     @app.get("/map")
-    async def map_() -> Response:
+    async def map_(run: Run = None) -> Response:
         """A sample of rows in two dimensions."""
-        return await _told(service, lambda view: {"run": view.run, "points": view.overview.map})
+        return await _told(service, lambda view: {"run": view.run, "points": view.overview.map}, run)
 
     @app.get("/health")
     async def health() -> Response:

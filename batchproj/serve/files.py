@@ -73,11 +73,12 @@ def wanted_range(header: str | None, size: int) -> tuple[int, int] | None:
 
 
 class Wanted(NamedTuple):
-    """Headers of a request for bytes: `Range`, `If-Range` and `If-None-Match`."""
+    """Headers of a request for bytes: `Range`, `If-Range` and `If-None-Match`; and whether headers alone are wanted."""
 
     range: str | None
     if_range: str | None
     known: str | None
+    is_head: bool = False
 
 
 def media(item: Item, row: dict[str, object], wanted: Wanted) -> Response:
@@ -89,7 +90,8 @@ def media(item: Item, row: dict[str, object], wanted: Wanted) -> Response:
     if wanted.known is not None and tag in wanted.known:
         return Response(status_code=304, headers=headers)
     # who has a part of other bytes gets all of these
-    part = wanted_range(wanted.range, item.size) if wanted.if_range in (None, tag) else None
+    has_range = wanted.if_range in (None, tag) and not wanted.is_head  # which is for GET alone
+    part = wanted_range(wanted.range, item.size) if has_range else None
     begin, length = part or (0, item.size)
     first = item.read(begin, min(length, CHUNK_BYTES))
     has_head = begin == 0 and len(first) >= min(HEAD_BYTES, item.size)
@@ -100,8 +102,10 @@ def media(item: Item, row: dict[str, object], wanted: Wanted) -> Response:
     headers["Content-Length"] = str(length)
     if part is not None:
         headers["Content-Range"] = f"bytes {begin}-{begin + length - 1}/{item.size}"
-    body = _chunks(item, begin, length, first)
-    return StreamingResponse(body, 206 if part else 200, headers=headers, media_type=kind)
+    status = 206 if part else 200
+    if wanted.is_head:
+        return Response(status_code=status, headers=headers, media_type=kind)
+    return StreamingResponse(_chunks(item, begin, length, first), status, headers=headers, media_type=kind)
 
 
 async def _chunks(item: Item, begin: int, length: int, first: bytes) -> AsyncIterator[bytes]:

@@ -1,4 +1,7 @@
-"""The run that is shown: one view for each request, from its begin to its end, and another one after a switch."""
+"""The run that is searched: one view for each request, from its begin to its end, and another one after a switch.
+
+It is the live run, unless the request names another that is kept.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ from batchproj.objectstore import Folder
 from batchproj.queries import QueryEncoder
 from batchproj.schema import Modality
 from batchproj.search import Collection
+from batchproj.serve.other_runs import OtherRuns
 from batchproj.serve.overview import Overview
-from batchproj.tags import live_version
+from batchproj.tags import Tags, live_version
 
 T = TypeVar("T")
 
@@ -27,8 +31,8 @@ log = logging.getLogger("batchproj.serve")
 class View:
     """One run of the collection: the version of its table, its models, its items. Nothing of it changes."""
 
-    def __init__(self, uri: str, encoder: QueryEncoder) -> None:
-        self.collection = Collection(uri, encoder=encoder)
+    def __init__(self, uri: str, encoder: QueryEncoder, run: str | None = None) -> None:
+        self.collection = Collection(uri, encoder=encoder, run=run)
         self.run = self.collection.run
         self.key = (self.collection.version, self.run)
         self.overview = Overview(self.collection)
@@ -55,6 +59,7 @@ class Live:
     def __init__(self, uri: str, encoder: QueryEncoder, poll_s: float, on_switch: Callable[[], None]) -> None:
         """Raises CollectionError if no run has been finished there."""
         self._uri, self._encoder, self._poll_s, self._on_switch = uri, encoder, poll_s, on_switch
+        self._others: OtherRuns[View] = OtherRuns(lambda run: View(uri, encoder, run), self._forget_encoders)
         self._stop = threading.Event()
         self._switching = threading.Lock()
         self.problem: str | None = None
@@ -72,15 +77,26 @@ class Live:
         return view
 
     def refresh(self) -> bool:
-        """Take up the run that is live now; whether it is another one, or another version of its table."""
+        """Take up the run that is live now; whether it is another one, or another version of its table.
+
+        Of other runs those are closed that are kept no longer.
+        """
         with self._switching:
-            if live_version(Folder(self._uri)) == self.view.key:
+            folder = Folder(self._uri)
+            if self._others.all():
+                self._others.keep(Tags(folder).runs(), lambda view: view.collection.version)
+            if live_version(folder) == self.view.key:
                 return False
             fresh = self._opened()
             self.view = fresh
             self._on_switch()
-            self._encoder.keep(each.vector for each in fresh.collection.snapshot.fingerprints.values())
+            self._forget_encoders()
             return True
+
+    def _forget_encoders(self) -> None:
+        """Those that no view asks by."""
+        views = [self.view, *self._others.all()]
+        self._encoder.keep({made.vector for view in views for made in view.collection.snapshot.fingerprints.values()})
 
     def _watch(self) -> None:
         while not self._stop.wait(self._poll_s):
@@ -92,9 +108,26 @@ class Live:
                     log.warning("cannot look for a new run: %s", error)
                 self.problem = str(error)
 
-    def ask(self, work: Callable[[View], T]) -> tuple[View, T]:
-        """Work on one view. If its files went away meanwhile, once more on the view that took its place."""
-        view = self.view
+    def _view(self, run: str | None) -> View:
+        """Of the live run, or of the one that is named; raises RunMissing if it is not kept."""
+        live = self.view
+        if run is None or run == live.run:
+            return live
+        return self._others.view(run)
+
+    def _in_place_of(self, view: View, run: str | None) -> View:
+        """What is shown now instead of a view whose files went away; the same one if they did not."""
+        if view in self._others.all():
+            self._others.drop(view)
+            fresh = self._view(run)
+            return view if fresh.key == view.key else fresh
+        self.refresh()
+        return self._view(run)
+
+    def ask(self, work: Callable[[View], T], run: str | None = None) -> tuple[View, T]:
+        """Work on one view, of the live run or of the one that is named. If its files went away meanwhile, once more on
+        the view that took its place."""
+        view = self._view(run)
         try:
             return view, work(view)
         except (ItemFault, HTTPException):
@@ -102,7 +135,6 @@ class Live:
         except Exception as error:
             if isinstance(error, UsageError) and not isinstance(error, CollectionError):
                 raise  # of the request alone
-            if not self.refresh() and self.view is view:
+            if (fresh := self._in_place_of(view, run)) is view:
                 raise
-            view = self.view
-            return view, work(view)
+            return fresh, work(fresh)

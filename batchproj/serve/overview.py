@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from functools import cached_property
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from batchproj.collection import layout
 from batchproj.evaluate import read_evaluation
 from batchproj.objectstore import Folder
 from batchproj.search import Collection
+from batchproj.tags import Tags
 
 SAMPLE_ROWS = 2_000
 """Rows that are looked at for the map, and for what fields the metadata have."""
@@ -33,21 +34,28 @@ class Overview:
     def __init__(self, collection: Collection) -> None:
         self._collection = collection
         self._looking = threading.RLock()
+        self._seen: dict[str, Any] = {}
 
     @property
     def stats(self) -> dict[str, Any]:
         """Counts of items and rows by modality, and the fields of the metadata in a sample of rows."""
-        with self._looking:  # whoever asks meanwhile waits for the same
-            return self._stats
+        counted: dict[str, Any] = self._once("stats", self._counted)
+        return counted
 
     @property
     def map(self) -> list[dict[str, Any]]:
         """A sample of rows on their two main axes, each from -1 to 1: near on it is near in the space, by and large."""
-        with self._looking:
-            return self._map
+        drawn: list[dict[str, Any]] = self._once("map", self._drawn)
+        return drawn
 
-    @cached_property
-    def _stats(self) -> dict[str, Any]:
+    def _once(self, name: str, look: Callable[[], Any]) -> Any:
+        """What is looked up when somebody asks first; whoever asks meanwhile waits for the same."""
+        with self._looking:
+            if name not in self._seen:
+                self._seen[name] = look()
+            return self._seen[name]
+
+    def _counted(self) -> dict[str, Any]:
         snapshot, rows = self._collection.snapshot, self._collection.dataset()
         counted = {}
         for kind in self._collection.kinds:
@@ -63,7 +71,7 @@ class Overview:
             "items": sum(each["items"] for each in counted.values()),
             "rows": snapshot.rows,
             "modalities": counted,
-            "metadata": self._fields,
+            "metadata": self._fields(),
         }
 
     @property
@@ -74,22 +82,22 @@ class Overview:
     def runs(self) -> list[dict[str, Any]]:
         """The ledger, newest first, with the recall of those runs that were evaluated, by pair of modalities."""
         folder = Folder(self._collection.uri)
+        kept = Tags(folder).runs()
         measured = {name.removesuffix(".json") for name in folder.names(layout.EVALUATIONS)}
         told = []
         for entry in reversed(self._collection.runs()):
             run = entry["run"]
             evaluated = read_evaluation(folder, run) if run in measured else None
             recall = evaluated["pairs"] if evaluated else None
-            told.append(
-                {name: entry.get(name) for name in _LEDGER} | {"live": run == self._collection.run, "recall": recall}
-            )
+            shown = {"live": run == self._collection.run, "kept": run in kept, "recall": recall}
+            told.append({name: entry.get(name) for name in _LEDGER} | shown)
         return told
 
-    @cached_property
+    @property
     def _sample(self) -> list[dict[str, Any]]:
-        return self._collection.sample(SAMPLE_ROWS)
+        sampled: list[dict[str, Any]] = self._once("sample", lambda: self._collection.sample(SAMPLE_ROWS))
+        return sampled
 
-    @cached_property
     def _fields(self) -> dict[str, dict[str, Any]]:
         """By field its kinds and most frequent values; what is nested is left out."""
         kinds: dict[str, set[str]] = {}
@@ -109,8 +117,7 @@ class Overview:
             for name in names
         }
 
-    @cached_property
-    def _map(self) -> list[dict[str, Any]]:
+    def _drawn(self) -> list[dict[str, Any]]:
         rows = self._sample
         if not rows:
             return []

@@ -7,18 +7,23 @@ from typing import Annotated, Any, Literal
 
 import anyio.to_thread
 from fastapi import HTTPException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
 
 from batchproj.conditions import MOST_FILTERS, Filter
+from batchproj.config import in_words
 from batchproj.queries import Example, Search, weight_of
 from batchproj.schema import Modality
 from batchproj.search import MAX_DEPTH, MAX_K
 
-Weighted = Literal["text", "id", "url", "image", "audio", "video", "file", "not"]
+Weighted = Literal["text", "id", "url", "image", "audio", "video", "file", "not", "like", "unlike"]
 Text = Annotated[str, Field(min_length=1, max_length=10_000)]
 Id = Annotated[str, Field(min_length=1, max_length=200)]
+RUN_CHARS = 20
+
+_OTHER_NAMES = {"like": "id", "unlike": "not"}
+"""As Python and the command line call them."""
 
 FILES: dict[str, Modality | None] = {
     "image": Modality.IMAGE,
@@ -28,7 +33,7 @@ FILES: dict[str, Modality | None] = {
 }
 """Parts of a form that are files; what `file` is its content tells."""
 
-_DOCUMENTS = ("filters", "weights", "not", "not_id")
+_DOCUMENTS = ("filters", "weights", "not", "unlike", "not_id")
 """Fields that are JSON in a form."""
 
 _MOST_FIELDS = 40
@@ -41,8 +46,9 @@ class SearchRequest(BaseModel):
     """What is searched by, one thing or several; of several the weighted sum is taken.
 
     `id` is of a hit, or of an item: more like this, itself left out. `not` are texts, and `not_id` ids, that results
-    are to be less like. `hybrid` also looks for the words of `text`. `group` gives each item once. `balance` makes
-    scores of different kinds comparable, once they were measured.
+    are to be less like; `like` and `unlike`, as Python has them, are `id` and `not`. `hybrid` also looks for the words
+    of `text`. `group` gives each item once. `balance` makes scores of different kinds comparable, once they were
+    measured. `run` is a run that is kept, in the place of the live one.
     """
 
     model_config = ConfigDict(
@@ -57,7 +63,7 @@ class SearchRequest(BaseModel):
         },
     )
     text: Text | None = None
-    id: Id | None = None
+    id: Id | None = Field(default=None, validation_alias=AliasChoices("id", "like"))
     url: Annotated[str, Field(min_length=1, max_length=2_000)] | None = None
     k: int = Field(default=10, ge=1, le=MAX_K)
     offset: int = Field(default=0, ge=0, le=MAX_DEPTH - 1)
@@ -67,12 +73,13 @@ class SearchRequest(BaseModel):
     group: bool = False
     balance: bool = False
     weights: dict[Weighted, Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]] = {}
-    unlike: tuple[Text, ...] = Field(default=(), alias="not", max_length=10)
-    unlike_ids: tuple[Id, ...] = Field(default=(), alias="not_id", max_length=10)
+    unlike: tuple[Text, ...] = Field(default=(), validation_alias=AliasChoices("not", "unlike"), max_length=10)
+    unlike_ids: tuple[Id, ...] = Field(default=(), validation_alias="not_id", max_length=10)
+    run: Annotated[str, Field(min_length=1, max_length=RUN_CHARS)] | None = None
 
     @property
     def given_weights(self) -> dict[str, float]:
-        return {str(name): weight for name, weight in self.weights.items()}
+        return {_OTHER_NAMES.get(name, str(name)): weight for name, weight in self.weights.items()}
 
     def search(self, files: list[Example]) -> Search:
         """With the files that came beside it, and the one that its `url` led to."""
@@ -95,6 +102,9 @@ class SearchRequest(BaseModel):
             balance=self.balance,
             hybrid=self.hybrid,
         )
+
+
+_FIELDS = list(SearchRequest.model_json_schema()["properties"])
 
 
 def _described() -> dict[str, Any]:
@@ -201,5 +211,10 @@ def _validated(document: bytes | dict[str, Any]) -> SearchRequest:
 
 def one_line(error: ValidationError) -> str:
     """The first things that are wrong with a document, by their place in it."""
-    told = error.errors(include_url=False, include_context=False, include_input=False)
-    return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'document'}: {each['msg']}"[:200] for each in told[:3])
+    told = error.errors(include_url=False)
+    for name in (each["loc"][0] for each in told if each["type"] == "extra_forbidden"):
+        if name in FILES:
+            return f"{name}: expected a file, as a part of a form, as curl sends it with -F {name}=@FILE"
+        if name in _OTHER_NAMES:
+            return f"{name}: it is another word for {_OTHER_NAMES[name]}; give one of the two"
+    return in_words(told, _FIELDS)

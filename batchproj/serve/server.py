@@ -62,7 +62,9 @@ def _listening(host: str, port: int) -> socket.socket:
     """Before the models are loaded: a port that is taken is known at once."""
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        if not isinstance(error, OSError) or (error.errno or 0) < 0:  # of the look-up of a name, which has own numbers
+            raise UsageError(f"--host {host}: no such name or address here; give one of this machine's") from None
         told = (error.strerror or type(error).__name__).partition(" (")[0].lower()
         raise UsageError(f"--host {host} --port {port}: {told}; give another --port, or --host") from None
 

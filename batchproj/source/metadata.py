@@ -65,6 +65,20 @@ def name_patterns(name: str) -> list[str]:
     return [f"{before}{_dump(name)}:" for before in "{,"]
 
 
+KINDS = {"text": ('"',), "number": tuple("-0123456789"), "truth value": ("true", "false")}
+"""Of plain values, each with what its JSON begins with."""
+
+
+def kind_of(value: str | bool | int | float) -> str:
+    """The kind of a plain value."""
+    return "text" if isinstance(value, str) else "truth value" if isinstance(value, bool) else "number"
+
+
+def kind_patterns(name: str, kind: str) -> list[str]:
+    """Texts of which the JSON has one exactly if the field has a value of that kind."""
+    return [field + begin for field in name_patterns(name) for begin in KINDS[kind]]
+
+
 def _forms(value: str) -> list[str]:
     """How a value that was typed may be written."""
     forms = [_dump(value)]

@@ -39,7 +39,7 @@ async function answer(path, options) {
   throw new Problem(detail.charAt(0).toUpperCase() + detail.slice(1), response.status, again);
 }
 
-export const get = (path) => answer(path, {});
+const get = (path) => answer(path, {});
 
 /** A session for this browser, in the place of a token; false if it is the wrong one. */
 export async function session(token) {
@@ -61,8 +61,18 @@ export function search(document_, files, signal) {
   return answer("search", { method: "POST", body: form, signal });
 }
 
-const item = (id) => `items/${encodeURIComponent(id)}`;
+let asked = "";
 
-export const media = (id, start) => `${item(id)}/media${start ? `#t=${start.toFixed(2)}` : ""}`;
-export const thumbnail = (id) => `${item(id)}/thumbnail`;
+/** All that is asked for from now on is of this run; "" is the live one. */
+export function ofRun(run) {
+  asked = run ? `?run=${encodeURIComponent(run)}` : "";
+}
+
+const item = (id, what = "") => `items/${encodeURIComponent(id)}${what}${asked}`;
+
+export const media = (id, start) => `${item(id, "/media")}${start ? `#t=${start.toFixed(2)}` : ""}`;
+export const thumbnail = (id) => item(id, "/thumbnail");
 export const described = (id) => get(item(id));
+export const stats = () => get(`stats${asked}`);
+export const mapped = () => get(`map${asked}`);
+export const runs = () => get("runs");

@@ -1,13 +1,13 @@
 // The page: one state, that the address tells; a search whenever it changes; and what came of it.
 
-import { Problem, get, onToken, search, session } from "./api.js";
+import { Problem, mapped, ofRun, onToken, runs as ledger, search, session, stats as counts } from "./api.js";
 import { closing, details } from "./details.js";
 import { button, by, el } from "./dom.js";
 import { filters } from "./filters.js";
 import { CollectionMap } from "./map.js";
 import { box } from "./query.js";
 import { card, marking, skeletons } from "./results.js";
-import { drawRun } from "./run.js";
+import { drawRun, otherRun, showPick } from "./run.js";
 import { PAGE, asked, asks, empty, read, written } from "./state.js";
 import { KINDS, counted, kinds } from "./words.js";
 
@@ -17,6 +17,8 @@ const MOST = 1_000;
 let state = empty();
 let stats = { run: "", items: 0, rows: 0, modalities: {}, metadata: {}, balance: false };
 let points = [];
+let live = ""; // the run that is searched unless another one is picked
+let looked = null; // the pick that stats and points are of
 let shown = [];
 let asking = null;
 
@@ -25,6 +27,7 @@ const does = {
   unlike: (hit) => go({ ...state, unlikeIds: [...state.unlikeIds, hit.id].slice(-10) }, true),
   details: (hit) => details(hit, does),
   where: (field, value) => go({ ...state, filters: [...state.filters, { field, op: "eq", value }] }, true),
+  pick: (run) => go({ ...state, run }),
 };
 const drawBox = box((patch) => go({ ...state, ...patch }), fail);
 const drawFilters = filters((patch) => go({ ...state, ...patch }));
@@ -32,8 +35,8 @@ const map = new CollectionMap(does.like);
 
 /** What stays when something else is searched by. */
 function kept() {
-  const { modality, filters: conditions, group, balance } = state;
-  return { modality, filters: conditions, group, balance };
+  const { modality, filters: conditions, group, balance, run } = state;
+  return { modality, filters: conditions, group, balance, run };
 }
 
 /** Another state: into the address, and searched; `away` is where focus goes to what is found. */
@@ -47,8 +50,11 @@ function go(next, away = false) {
 
 async function show(away = false) {
   clear();
+  ofRun(state.run);
   drawBox(state);
+  if (looked !== state.run && !(await lookAgain())) return;
   drawFilters(state, stats);
+  showPick(state.run, live);
   document.title = state.text ? `${state.text} · batchproj` : "batchproj";
   if (away) {
     by("results").focus({ preventScroll: true });
@@ -56,6 +62,18 @@ async function show(away = false) {
   }
   if (asks(state)) await find();
   else begin();
+}
+
+/** Of another run; whether it is there, and still the one that is wanted. */
+async function lookAgain() {
+  const wanted = state;
+  try {
+    await look();
+    return state === wanted;
+  } catch (problem) {
+    if (state === wanted) failed(problem, false);
+    return false;
+  }
 }
 
 function clear() {
@@ -152,20 +170,23 @@ function failed(problem, more) {
     map.ring([]);
   }
   const text = problem instanceof Problem ? problem.message : "The page has stumbled. Load it again.";
-  fail(text, problem.again ? () => show() : null);
+  if (problem.status === 404 && state.run) fail(text, () => does.pick(""), "Search the live run");
+  else fail(text, problem.again ? () => show() : null);
 }
 
-/** A sentence about what went wrong; with `again` a button that tries again. */
-function fail(text, again = null) {
-  by("problem").replaceChildren(el("span", {}, text), ...(again ? [button("Try again", again, { class: "quiet" })] : []));
+/** A sentence about what went wrong; with `again` a button that does something about it. */
+function fail(text, again = null, label = "Try again") {
+  by("problem").replaceChildren(el("span", {}, text), ...(again ? [button(label, again, { class: "quiet" })] : []));
 }
 
-/** What the collection holds, of the run that is live. */
+/** What the collection holds, of the run that is picked, or else of the live one. */
 async function look() {
-  const [told, runs, mapped] = await Promise.all([get("stats"), get("runs"), get("map")]);
-  stats = told;
-  points = mapped.points;
-  drawRun(stats, runs.runs);
+  const of = state.run;
+  const [told, { run, runs }, { points: placed }] = await Promise.all([counts(), ledger(), mapped()]);
+  if (of !== state.run) return;
+  [stats, points, live, looked] = [told, placed, run, of];
+  drawRun(stats, runs, does.pick);
+  by("run-note").replaceChildren(...otherRun(stats.run, live, does.pick));
   drawFilters(state, stats);
   map.take(points, stats.rows);
 }
@@ -215,13 +236,7 @@ async function start() {
   by("hits").replaceChildren(...skeletons(8));
   by("status").textContent = "Loading …";
   drawBox(state);
-  try {
-    await look();
-    await show();
-  } catch (problem) {
-    failed(problem, false);
-    if (problem.again) fail(problem.message, () => location.reload());
-  }
+  await show();
 }
 
 start();

@@ -19,6 +19,7 @@ export function empty() {
     group: false,
     balance: true,
     weights: {},
+    run: "",
   };
 }
 
@@ -47,6 +48,7 @@ export function written(state) {
   if (state.hybrid) query.set("words", "1");
   if (state.group) query.set("items", "1");
   if (!state.balance) query.set("mix", "0");
+  if (state.run) query.set("run", state.run);
   for (const [name, weight] of Object.entries(state.weights)) if (weight !== 1) query.set(`weight.${name}`, weight);
   return { search: query.toString(), files: state.files.map(hold) };
 }
@@ -74,6 +76,7 @@ export function read(search, files = []) {
     group: query.get("items") === "1",
     balance: query.get("mix") !== "0",
     weights,
+    run: (query.get("run") ?? "").slice(0, 20),
   };
 }
 
@@ -98,6 +101,7 @@ export function asked(state, measured, offset) {
   if (state.hybrid && state.text) document_.hybrid = true;
   if (state.group) document_.group = true;
   if (state.balance && measured && !state.modality) document_.balance = true;
+  if (state.run) document_.run = state.run;
   const weights = Object.entries(state.weights).filter(([name]) => (name === "id" ? state.like : state.files.length));
   if (weights.length) document_.weights = Object.fromEntries(weights);
   return document_;
