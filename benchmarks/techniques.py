@@ -26,6 +26,7 @@ from batchproj.bench import corpus, models
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
 from batchproj.encode import Encoder, parse_config
+from batchproj.lanes import open_lanes
 from batchproj.log_mel import LogMel
 from batchproj.media import Segment
 from batchproj.schema import Modality
@@ -138,6 +139,18 @@ def heard(window: str) -> Work:
     return lambda: whisper.encode(clips)
 
 
+def in_lanes(count: int, modality: Modality) -> Work:
+    """A batch on all cores after another, or as many side by side as there are lanes."""
+    chosen, given = encoder(modality), texts() if modality is Modality.TEXT else pictures()
+
+    def work() -> models.Array:
+        open_lanes(count)
+        torch.set_num_threads(THREADS)
+        return chosen.encode(given)
+
+    return work
+
+
 def one_by_one(together: bool) -> Work:
     """Texts of which every second one is there twice, with and without knowing so."""
     text = encoder(Modality.TEXT)
@@ -166,6 +179,12 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             padded_texts(torch.float32),
             lambda: encoder(text).encode(texts()),
         ),
+        "lanes-text": lambda: Technique(
+            "texts: batches side by side, a core each, against each on all cores",
+            in_lanes(1, text),
+            in_lanes(THREADS, text),
+        ),
+        "lanes-image": lambda: Technique("pictures: the same", in_lanes(1, image), in_lanes(THREADS, image)),
         "bf16-image": lambda: Technique(
             "bf16 behind the first stage of EfficientNet-lite0",
             lambda: encoder(image, dtype="fp32").encode(pictures()),
