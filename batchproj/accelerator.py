@@ -64,6 +64,10 @@ def _copies() -> torch.cuda.Stream:
     return torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
 
+waiting_for_copies = threading.RLock()
+"""Held by who copies and waits, as loading a model does, and by who has torch refuse that while it records."""
+
+
 class Coming:
     """An output on its way from the accelerator to the host."""
 
@@ -118,6 +122,16 @@ class _Recorded:
 def _recorded(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]) -> _Recorded | None:
     """None if the function asks something of the host in between; it has run once on such a shape."""
     graph, own, computing = torch.cuda.CUDAGraph(), [each.clone() for each in inputs], torch.cuda.current_stream()
+    with waiting_for_copies:
+        return _record(function, graph, own, computing)
+
+
+def _record(
+    function: Callable[..., torch.Tensor],
+    graph: torch.cuda.CUDAGraph,
+    own: Sequence[torch.Tensor],
+    computing: torch.cuda.Stream,
+) -> _Recorded | None:
     try:
         with _refusing_to_wait():  # a recording that fails leaves torch's random numbers unusable
             function(*own)
@@ -134,12 +148,11 @@ def _recorded(function: Callable[..., torch.Tensor], inputs: Sequence[torch.Tens
 @contextmanager
 def _refusing_to_wait() -> Iterator[None]:
     """What makes the host wait for the accelerator is a RuntimeError."""
-    before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @cache

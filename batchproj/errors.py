@@ -51,6 +51,10 @@ class CollectionError(UsageError):
     """The collection is missing, or was made with other models than the ones at hand."""
 
 
+class OtherModels(CollectionError):
+    """What is installed here is not what made the table: to open it again changes nothing."""
+
+
 class RunMissing(CollectionError):
     """A run that was asked for by its name was never finished, or is kept no longer."""
 

@@ -3,20 +3,22 @@
 Cores that share a batch wait for one another at every step of it, hundreds of times; a thread that sleeps meanwhile
 wakes up late, and one that spins takes the core from whoever else has work. Two lanes did 1.4 times what two threads
 that sleep do, and, unlike threads that spin, as much as before where another process wanted the cores as well
-(measured). A batch alone is still shared.
+(measured). A batch alone is still shared where its bits do not depend on that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TypeVar
 
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 _lanes: tuple[int, ThreadPoolExecutor] | None = None
+_opening = Lock()
+PATIENCE_S = 60.0
 
 
 def open_lanes(count: int) -> None:
@@ -24,11 +26,18 @@ def open_lanes(count: int) -> None:
     import torch
 
     global _lanes
-    if _lanes is not None and _lanes[0] == count:
-        return
+    with _opening:
+        if _lanes is None or _lanes[0] != count:
+            _lanes = count, _opened(count)
+            torch.set_num_threads(count)  # of the process, which a lane's start has made one
+
+
+def _opened(count: int) -> ThreadPoolExecutor:
+    import torch
+
     pool = ThreadPoolExecutor(count, "lane")
     if count > 1:
-        started = Barrier(count)
+        started = Barrier(count, timeout=PATIENCE_S)
 
         def start(_: int) -> None:
             torch.get_num_threads()  # at its first use a thread takes the process's number, whatever it has set
@@ -36,14 +45,21 @@ def open_lanes(count: int) -> None:
             started.wait()
 
         list(pool.map(start, range(count)))
-    _lanes = count, pool
+    return pool
 
 
-def side_by_side(work: Callable[[Batch], Result], batches: Iterable[Batch]) -> list[Result]:
-    """`work` of each, in order; by the caller's own thread, with all cores, of what would leave lanes empty."""
+def side_by_side(
+    work: Callable[[Batch], Result], batches: Iterable[Batch], *, shares_cores: bool = True
+) -> list[Result]:
+    """`work` of each, in order; by the caller's own thread, with all cores, of what would leave lanes empty.
+
+    Without `shares_cores` that too by one core, for whose bits depend on how many there are.
+    """
     every = list(batches)
     if _lanes is None:
         return [work(batch) for batch in every]
     count, pool = _lanes
-    even = len(every) // count * count if count > 1 else 0
+    if count == 1:
+        return [work(batch) for batch in every]
+    even = len(every) // count * count if shares_cores else len(every)
     return [*pool.map(work, every[:even]), *map(work, every[even:])]

@@ -83,6 +83,8 @@ class QueuedBatches(Generic[Row]):
                 chosen = indices[at : at + size.rows]
                 at += len(chosen)
                 if not size.settled and len(chosen) == size.rows:
+                    while ahead:
+                        outputs |= _arrived(*ahead.popleft())
                     outputs |= zip(chosen, self._timed([rows[i] for i in chosen], size), strict=True)
                 else:
                     ahead.append((chosen, self._fitting([rows[i] for i in chosen], size)))

@@ -42,7 +42,7 @@ class Pool(BaseModel):
 
 
 class Tasks(BaseModel):
-    """What one task that reads or writes a unit holds; it waits more than it computes."""
+    """What one task that reads a unit holds; it waits more than it computes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     cpus: float = Field(default=0.1, gt=0)
@@ -92,7 +92,7 @@ class Recipe(BaseModel):
     `roots` are the folders, beside its own, that a table may name objects in, as paths or URLs.
     `sound_tracks` lists the sound of every object, row or member whose name promises a video as an item of
     its own, `<uri>#audio`, beside the video. Without it such items leave with the next run.
-    `cpu_headroom` are logical CPUs of each node that encoders leave to the tasks that read and write: pools that take
+    `cpu_headroom` are logical CPUs of each node that encoders leave to the tasks that read: pools that take
     all of them starve these when a node is lost. `retry_s` is how long a store call is tried again before the run
     gives up, in seconds, `stall_s` how long a run goes on in which no worker gets anywhere. `space` is the one to embed
     with, unless a flag names another.

@@ -18,7 +18,7 @@ from batchproj.balance import Balance, page, read_balance
 from batchproj.collection import layout
 from batchproj.collection.ledger import numbers, read_entry
 from batchproj.conditions import Conditions, Filter, both, equals, none_of
-from batchproj.errors import CollectionError, UsageError
+from batchproj.errors import CollectionError, OtherModels, UsageError
 from batchproj.hits import Hit, Hits
 from batchproj.hybrid import DEPTH, fused
 from batchproj.index import WORDED, open_live, open_run
@@ -59,6 +59,7 @@ class Collection:
         self._encoder = encoder or QueryEncoder(threads)
         self._bridges: dict[str, Member] = {}
         self._members: dict[Modality, Member] = {}
+        self._refused: dict[Modality, OtherModels] = {}
         found = open_live(self._folder) if run is None else open_run(self._folder, run)
         if found is None:
             raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
@@ -291,15 +292,18 @@ class Collection:
         """
         if (known := self._members.get(modality)) is not None:
             return known
+        if (refused := self._refused.get(modality)) is not None:
+            raise refused
         if modality not in self._opened.space.members():
             raise UsageError(f"this collection's space has no encoder for {modality}; query it with another kind")
         member = resolve_member(self._opened, modality)
         live = self.snapshot.fingerprints[modality].vector
         if member.vector_fp != live:
-            raise CollectionError(
+            self._refused[modality] = OtherModels(
                 f"the {modality} encoder at hand has fingerprint {member.vector_fp[:12]}, the table was made with "
                 f"{live[:12]}; use the batchproj version that made it, or embed again"
             )
+            raise self._refused[modality]
         self._members[modality] = member
         return member
 

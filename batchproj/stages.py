@@ -225,14 +225,16 @@ class Embedding:
             from batchproj.decode.versions import check_decoders
             from batchproj.embedding import UnitWorker
 
-            check_decoders(job.decoders)
+            if modality is not Modality.TEXT:
+                check_decoders(job.decoders)
             self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
             self._model_thread.submit(self._worker.load).result()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
         output, spans, ceiling_per_s = self._model_thread.submit(self._embedded, unit, _tables(batch)).result()
-        with _reporting(self._job, self._desk, f"writing unit {unit.name} ({unit.items} items)"):
+        doing = f"writing unit {unit.name} ({unit.items} items)"
+        with _reporting(self._job, self._desk, doing), _remembering():
             done = read_receipt(self._job.folder, unit)  # a unit is done again when a node is lost
             receipt = done or _written(self._job, unit, output, spans, ceiling_per_s)
         return pa.table({"receipt": [receipt.model_dump_json()]})
@@ -243,12 +245,12 @@ class Embedding:
         with _reporting(self._job, self._desk, doing), _remembering():
             failpoint("unit.begun")
             output = self._embed(unit, tables)
-        spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
-        ceiling_per_s = None
-        if self._measuring.seconds:
-            clock = _Clock.start()
-            ceiling_per_s = self._worker.measure()
-            spans.append(clock.span("measure"))
+            spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
+            ceiling_per_s = None
+            if self._measuring.seconds:
+                clock = _Clock.start()
+                ceiling_per_s = self._worker.measure()
+                spans.append(clock.span("measure"))
         self._measuring.after(output.model_s, ceiling_per_s is not None)
         return output, spans, ceiling_per_s
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from batchproj.accelerator import Coming, device, is_apart, stacked
+from batchproj.accelerator import Coming, device, is_apart, stacked, waiting_for_copies
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes, Output, Outputs
 from batchproj.lanes import open_lanes
@@ -107,7 +107,8 @@ def load_pretrained(loader: Any, folder: Path, dtype: Dtype, unused: Sequence[st
             f"the weights in {folder} lack {len(lacking)} parameters of {type(model).__name__}, "
             f"'{lacking[0]}' first: they would be random; use a complete checkpoint of this kind"
         )
-    return model.to(device()).eval()
+    with waiting_for_copies:
+        return model.to(device()).eval()
 
 
 def pixel_batch(segments: Sequence[Segment], wanted: ImageInput) -> torch.Tensor:

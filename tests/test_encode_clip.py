@@ -15,6 +15,8 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import (
     AutoModel,
     AutoTokenizer,
+    CLIPConfig,
+    CLIPModel,
     PreTrainedTokenizerFast,
     SiglipConfig,
     SiglipModel,
@@ -24,6 +26,7 @@ from transformers import (
 
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError
+from batchproj.lanes import open_lanes
 from batchproj.media import ImageSpec, Segment, TextSpec
 from batchproj.schema import Modality
 from batchproj.weights import LocalModel, resolve
@@ -194,3 +197,25 @@ def test_nothing_in_nothing_out(clip: Path) -> None:
 def test_an_image_of_another_size_is_refused(clip: Path) -> None:
     with pytest.raises(SpaceError, match=r"\(8, 8, 3\) uint8, this encoder takes \(32, 32, 3\)"):
         build(clip, Modality.IMAGE).encode([Segment(np.zeros((8, 8, 3), np.uint8))])
+
+
+def test_bits_do_not_depend_on_how_many_batches_run_side_by_side(tmp_path: Path) -> None:
+    """A full batch alone and among others: by all cores or by one, a product in fp32 adds in another order."""
+    torch.manual_seed(0)
+    save_clip(tmp_path)
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "max_position_embeddings": 40}
+    marks = {"eos_token_id": 14, "bos_token_id": 0, "pad_token_id": 15}
+    vision = {**VISION, "image_size": 32, "patch_size": 8}
+    CLIPModel(
+        CLIPConfig(text_config={**TEXT, **sizes, **marks}, vision_config=vision, projection_dim=512)
+    ).save_pretrained(tmp_path)
+    made = parse_config({"kind": "clip", "model": str(tmp_path), "dtype": "fp32"}, "test")
+    encoder = made.build(resolve(str(tmp_path), None, None), Modality.TEXT, 2)
+    try:
+        words = [Segment(" ".join(f"w{(number + each) % 9}" for each in range(30))) for number in range(12)]
+        together = encoder.encode(words)
+        np.testing.assert_array_equal(encoder.encode(words[:6]), together[:6])
+        np.testing.assert_array_equal(encoder.encode(words[:1]), together[:1])
+    finally:
+        open_lanes(1)
+        torch.set_num_threads(1)

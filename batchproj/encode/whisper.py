@@ -253,7 +253,7 @@ def _ctranslate2_model(folder: Path, threads: int) -> Any:
 
     from batchproj.accelerator import is_apart
 
-    options = {"compute_type": "float32", "inter_threads": threads, "intra_threads": 1}  # a core for each lane
+    options = {"compute_type": "float32", "intra_threads": 1}
     if is_apart():
         silence = np.zeros((1, _sizes(folder).mels, _FRAMES_STEP), np.float32)
         try:
@@ -263,7 +263,7 @@ def _ctranslate2_model(folder: Path, threads: int) -> Any:
             pass
         else:
             return model
-    return ctranslate2.models.Whisper(str(folder), device="cpu", **options)
+    return ctranslate2.models.Whisper(str(folder), device="cpu", inter_threads=threads, **options)  # a core each lane
 
 
 def _ctranslate2_frames(folder: Path, threads: int) -> Frames:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from fastapi import HTTPException
 
-from batchproj.errors import CollectionError, ItemFault, UsageError
+from batchproj.errors import CollectionError, ItemFault, OtherModels, UsageError
 from batchproj.items import Items
 from batchproj.objectstore import Folder
 from batchproj.queries import QueryEncoder
@@ -83,8 +83,8 @@ class Live:
         """
         with self._switching:
             folder = Folder(self._uri)
-            if self._others.all():
-                self._others.keep(Tags(folder).runs(), lambda view: view.collection.version)
+            if self._others.all() and self._others.keep(Tags(folder).runs(), lambda view: view.collection.version):
+                self._forget_encoders()
             if live_version(folder) == self.view.key:
                 return False
             fresh = self._opened()
@@ -120,6 +120,7 @@ class Live:
         if view in self._others.all():
             self._others.drop(view)
             fresh = self._view(run)
+            self._forget_encoders()
             return view if fresh.key == view.key else fresh
         self.refresh()
         return self._view(run)
@@ -133,8 +134,9 @@ class Live:
         except (ItemFault, HTTPException):
             raise
         except Exception as error:
-            if isinstance(error, UsageError) and not isinstance(error, CollectionError):
-                raise  # of the request alone
+            of_request = isinstance(error, UsageError) and not isinstance(error, CollectionError)
+            if of_request or isinstance(error, OtherModels):  # the latter is of what is installed here
+                raise
             if (fresh := self._in_place_of(view, run)) is view:
                 raise
             return fresh, work(fresh)
