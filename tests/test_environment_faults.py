@@ -166,12 +166,15 @@ def test_a_worker_with_other_decoders_than_the_run_says_is_told_so(
 ) -> None:
     """Else what is in quarantine would be tried again, or not, for decoders that never saw it."""
     (tmp_path / "s").mkdir()
-    (tmp_path / "s/a.txt").write_text("w1")
+    Image.new("RGB", (8, 8)).save(tmp_path / "s/a.png")
     monkeypatch.setattr(module_embed, "decoders", lambda: {**decoders(), "pillow": "0.1"})
     with pytest.raises(UsageError, match=rf"are not those of the run: pillow {PIL.__version__}, not 0.1; nothing was"):
         run(tmp_path / "s", tmp_path / "c", tiny_space)
     with pytest.raises(CollectionError):
         batchproj.open(str(tmp_path / "c"))
+    (tmp_path / "s/a.png").unlink()
+    (tmp_path / "s/a.txt").write_text("w1")  # which Python reads
+    assert run(tmp_path / "s", tmp_path / "c", tiny_space).embedded == 1
 
 
 @pytest.mark.parametrize(
