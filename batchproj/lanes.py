@@ -19,6 +19,7 @@ Result = TypeVar("Result")
 _lanes: tuple[int, ThreadPoolExecutor] | None = None
 _opening = Lock()
 PATIENCE_S = 60.0
+"""So long lanes wait for one another to start: one that cannot must not hold up the others, and the end, for ever."""
 
 
 def open_lanes(count: int) -> None:
