@@ -296,7 +296,7 @@ def test_entry_points_exist_and_their_flags_parse(name: str, monkeypatch: pytest
     assert named["collection"] == VALUES["BATCHPROJ_COLLECTION"]
     assert named["source"] == VALUES["BATCHPROJ_SOURCE"]
     assert (named["on_failure"], named["on_success"]) == (hooks["BATCHPROJ_ON_FAILURE"], None)
-    assert (named["allow_mass_delete"], named["max_bad"]) == (False, "5%")
+    assert (named["allow_mass_delete"], named["max_bad"]) == (False, 0.05)
     assert load_recipe(named["recipe"])
 
 
@@ -388,7 +388,7 @@ def test_the_timer_catches_up_and_a_held_lease_is_success() -> None:
     program, *words = shlex.split(service["ExecStart"].replace("%%", "%"))
     assert Path(program).name == "batchproj"
     named = parse(words)
-    assert (named["max_bad"], named["allow_mass_delete"]) == ("5%", False)
+    assert (named["max_bad"], named["allow_mass_delete"]) == (0.05, False)
     assert Path(str(named["on_failure"])).name == "on-failure"
 
 

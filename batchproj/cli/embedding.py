@@ -91,9 +91,8 @@ def _retried(names: list[str] | None) -> frozenset[Any]:
     return frozenset(parse_reason(name, "--retry-quarantined") for name in names or [])
 
 
-def _max_bad(value: str | None) -> float | None:
-    if value is None:
-        return None
+def _share(value: str) -> float:
+    """From 0.05 or 5%."""
     try:
         share = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
     except ValueError:
@@ -153,8 +152,10 @@ def embed(
     space: SpaceOption = None,
     recipe: RecipeOption = None,
     max_bad: Annotated[
-        str | None,
+        float | None,
         typer.Option(
+            parser=_share,
+            metavar="SHARE",
             help="Exit 3 when more than this share is quarantined, and pause when it is for one reason among the last "
             "1,000 items.",
             show_default="5%, at least 50 items",
@@ -186,7 +187,7 @@ def embed(
     verbose: VerboseFlag = False,
 ) -> None:
     """Bring a collection up to date with a source; a second run does only what changed."""
-    allowed, retried = _max_bad(max_bad), _retried(retry_quarantined)
+    retried = _retried(retry_quarantined)
     if max_cost is not None and gpu_hour_price is None:
         raise UsageError("--max-cost without --gpu-hour-price: expected what an hour of a GPU costs as well")
     from batchproj.budget import Budget, refuse_if_costly
@@ -205,7 +206,7 @@ def embed(
                 force=force,
                 verbose=verbose,
                 retry_quarantined=retried,
-                max_bad=DEFAULT_MAX_BAD if allowed is None else allowed,
+                max_bad=DEFAULT_MAX_BAD if max_bad is None else max_bad,
                 profile=profile,
             )
             resolved = resolve(open_space(space or options.recipe.space or usual_space(collection)))
@@ -224,7 +225,7 @@ def embed(
             if untrained:
                 print(f"Random weights project {' and '.join(untrained)}: batchproj train {collection} --out SPACE")
         bad = report.quarantined - _not_bad(report, collection)
-        if _too_many_bad(bad, report.items, allowed):
+        if _too_many_bad(bad, report.items, max_bad):
             summary.error = f"{bad:,} of {report.items:,} items are in quarantine, more than --max-bad allows"
             say(summary.error)
             raise typer.Exit(TOO_MANY_BAD)

@@ -33,7 +33,7 @@ PAGE_ROWS = 1_000
 _GZIP = b"\x1f\x8b"
 
 _KINDS = {
-    tarfile.SYMTYPE: "a symbolic link; make the tar anew with what it leads to (tar --dereference)",
+    tarfile.SYMTYPE: "a symbolic link; make the tar anew with what it leads to (tar --dereference --hard-dereference)",
     tarfile.LNKTYPE: "a link; make the tar anew with what it leads to (tar --hard-dereference)",
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
