@@ -33,6 +33,13 @@ WORDS = [f"w{number}" for number in range(14)]
 """Vocabulary of the tiny text tower; its end mark is token 14, its padding 15."""
 
 
+@pytest.fixture(autouse=True)
+def _scheduled_like_others() -> Iterator[None]:
+    """A library that raises the priority of its caller stops the machine some tests later, and nothing tells why."""
+    yield
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """A moto server in a process of its own; the standard AWS variables point to it."""

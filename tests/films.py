@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import av
@@ -41,7 +43,7 @@ def film(
     `sound` adds a second of noise as a second stream.
     """
     file = io.BytesIO()
-    with av.open(file, "w", format=format, container_options=container or {}) as opened:
+    with _scheduled_as_before(), av.open(file, "w", format=format, container_options=container or {}) as opened:
         stream: Any = None
         heard: Any = opened.add_stream("aac", rate=48_000, layout="mono") if sound else None
         for number, pixels in enumerate(frames):
@@ -62,6 +64,17 @@ def film(
             opened.mux([*heard.encode(samples), *heard.encode(None)])
         opened.mux(stream.encode(None))
     return file.getvalue()
+
+
+@contextmanager
+def _scheduled_as_before() -> Iterator[None]:
+    """libsvtav1 gives the thread that calls it the highest real-time priority where it may; every process started later
+    would inherit it, and one that spins would keep all others off the cores."""
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
 
 
 def displayed_by(data: bytes, matrix: Matrix) -> bytes:
