@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import shutil
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 
 WORDS = [f"w{number}" for number in range(14)]
 """Vocabulary of the tiny text tower; its end mark is token 14, its padding 15."""
+
+
+EXIT_S = 120
+
+
+def pytest_unconfigure() -> None:
+    """A thread that never ends would keep the process for ever after the last test: it ends, and says where it was."""
+    faulthandler.dump_traceback_later(EXIT_S, exit=True)
 
 
 @pytest.fixture(autouse=True)
