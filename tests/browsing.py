@@ -127,6 +127,13 @@ def accessibility(page: Page) -> list[str]:
     ]
 
 
+def sideways(page: Page) -> list[str]:
+    """What is cut off at its right, or would have to be scrolled sideways."""
+    wide = "(places) => places.filter((each) => each.scrollWidth > each.clientWidth).map((each) => each.localName)"
+    found: list[str] = page.locator("html, aside").evaluate_all(wide)
+    return found
+
+
 def played(player: Locator) -> float:
     """Starts a player, and tells at which second it is as soon as it plays."""
     return float(player.evaluate(_PLAY))
