@@ -6,10 +6,11 @@ becomes an outcome row, nothing more.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,9 @@ WINDOW_SEGMENTS = 2_048
 
 APART_BYTES = 4 * WINDOW_BYTES
 """The same for an encoder on an accelerator, whose batches are larger."""
+
+UNITS_AT_ONCE = 2
+"""While one is encoded to its end the next one is decoded, and its batches take the cores as they become free."""
 
 LEAST_SAMPLE = 64
 """Segments that an encoder is given again at least, to see what it can do with nothing beside it."""
@@ -62,7 +66,9 @@ class UnitWorker:
         self._embedder: Embedder | None = None
         self._decoding: Decoding | None = None
         self._is_apart = False
-        self._measure_s = 0.0
+        self._model: ThreadPoolExecutor | None = None
+        self._decodes = threading.Lock()
+        self._encoded = Disjoint()
         self._sample: list[Segment] = []
 
     def load(self) -> None:
@@ -72,6 +78,8 @@ class UnitWorker:
             from batchproj.accelerator import is_apart  # torch is here by now
 
             self._is_apart = is_apart()
+        # an accelerator takes its work from one thread
+        self._model = ThreadPoolExecutor(1 if self._is_apart else UNITS_AT_ONCE, "model")
         modality = self._member.modality if self._member else None
         spec = self._embedder.spec if self._embedder else None
         self._decoding = Decoding(modality, spec, self._in_space, self._limits, self._threads, self._piece)
@@ -88,52 +96,45 @@ class UnitWorker:
 
         `known` are cached features of contents that some of the items may have: those are not
         encoded, and not even decoded. `measure_s`: as many segments as the encoder does in that
-        time are kept for `measure`.
+        time are kept for `measure`. Another thread may call it for the next unit.
         """
+        assert self._model is not None, "load() comes first"
+        rows = _Rows(unit, self._member, self._dim, measure_s)
+        before: Future[int] | None = None
+        with self._decodes, closing(self._windows(items, known)) as windows:
+            for window in windows:
+                if before is not None:
+                    report(before.result())
+                before = self._model.submit(self._encode, window, rows)
+        assert before is not None, "the last window is there, if empty"
+        report(before.result())
+        return rows.output()
+
+    def _windows(self, items: list[Fetched], known: pa.Table | None) -> Generator[list[Decoded]]:
+        """What is encoded together, each decoded while the one before it is encoded."""
         assert self._decoding is not None, "load() comes first"
-        self._measure_s = measure_s
-        rows = _Rows(unit, self._member, self._dim)
         window: list[Decoded] = []
         held = count = 0
         most = APART_BYTES if self._is_apart else WINDOW_BYTES
-        with self._encoding(rows, report) as encode:
-            for decoded in self._decoding.ahead(items, known):
-                window.append(decoded)
-                held += sum(segment.nbytes for segment in decoded.segments)
-                count += len(decoded.segments)
-                if held >= most or count >= WINDOW_SEGMENTS:
-                    encode(window)
-                    window, held, count = [], 0, 0
-            encode(window)
-        return rows.output()
+        for decoded in self._decoding.ahead(items, known):
+            window.append(decoded)
+            held += sum(segment.nbytes for segment in decoded.segments)
+            count += len(decoded.segments)
+            if held >= most or count >= WINDOW_SEGMENTS:
+                yield window
+                window, held, count = [], 0, 0
+        yield window
 
-    @contextmanager
-    def _encoding(self, rows: _Rows, report: Callable[[int], None]) -> Iterator[Callable[[list[Decoded]], None]]:
-        """Takes windows one after another: each is encoded at once, or, if the encoder runs on something else than what
-        decodes, while the next one fills up.
-        """
-        if not self._is_apart:
-            yield lambda window: report(self._encode(window, rows))
-            return
-        before: Future[int] | None = None
-
-        def encode(window: list[Decoded]) -> None:
-            nonlocal before
-            if before is not None:
-                report(before.result())
-            before = thread.submit(self._encode, window, rows)
-
-        with ThreadPoolExecutor(1) as thread:
-            yield encode
-            if before is not None:
-                report(before.result())
-
-    def measure(self) -> float | None:
+    def measure(self, seconds: float) -> float | None:
         """Segments a second of the encoder with nothing beside it, on some of those it had last; None without any."""
+        assert self._model is not None, "load() comes first"
+        return self._model.submit(self._measured, seconds).result()
+
+    def _measured(self, seconds: float) -> float | None:
         if self._embedder is None or not self._sample:
             return None
         begun, done = time.monotonic(), 0
-        while not done or time.monotonic() - begun < self._measure_s:
+        while not done or time.monotonic() - begun < seconds:
             self._embedder.encode(self._sample)
             done += len(self._sample)
         self._sample = []
@@ -144,10 +145,10 @@ class UnitWorker:
         segments = [segment for decoded in window for segment in decoded.segments]
         begun = time.monotonic()
         encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
-        seconds = time.monotonic() - begun
+        seconds = self._encoded.since(begun)
         rows.model_s += seconds
-        if self._measure_s and not self._sample:
-            every = min(seconds / self._measure_s, len(segments) / LEAST_SAMPLE)
+        if rows.measure_s and not self._sample:
+            every = min(seconds / rows.measure_s, len(segments) / LEAST_SAMPLE)
             self._sample = segments[:: max(1, round(every))]
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
@@ -178,13 +179,29 @@ class UnitWorker:
         return vectors, vector_problem([values], vectors) is None
 
 
+class Disjoint:
+    """Seconds that are counted once, though what they are spent on overlaps: those of each end by those before it."""
+
+    def __init__(self) -> None:
+        self._until = 0.0
+        self._counting = threading.Lock()
+
+    def since(self, begun: float) -> float:
+        """Of something that began then, by the monotonic clock, and ends now."""
+        with self._counting:
+            now = time.monotonic()
+            seconds, self._until = now - max(begun, self._until), now
+        return seconds
+
+
 class _Rows:
     """Collects a unit's rows, column by column."""
 
-    def __init__(self, unit: Unit, member: Member | None, dim: int) -> None:
+    def __init__(self, unit: Unit, member: Member | None, dim: int, measure_s: float = 0.0) -> None:
         self._unit = unit
         self._member = member
         self._dim = dim
+        self.measure_s = measure_s
         self.model_s = 0.0
         self._encoded = 0
         self._copied = 0

@@ -17,6 +17,7 @@ Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
 _lanes: tuple[int, ThreadPoolExecutor] | None = None
+_callers = 0
 _opening = Lock()
 PATIENCE_S = 60.0
 """So long lanes wait for one another to start: one that cannot must not hold up the others, and the end, for ever."""
@@ -54,13 +55,20 @@ def side_by_side(
 ) -> list[Result]:
     """`work` of each, in order; by the caller's own thread, with all cores, of what would leave lanes empty.
 
-    Without `shares_cores` that too by one core, for whose bits depend on how many there are.
+    Without `shares_cores` that too by one core, for whose bits depend on how many there are; and while others call.
     """
+    global _callers
     every = list(batches)
     if _lanes is None:
         return [work(batch) for batch in every]
     count, pool = _lanes
     if count == 1:
         return [work(batch) for batch in every]
-    even = len(every) // count * count if shares_cores else len(every)
-    return [*pool.map(work, every[:even]), *map(work, every[even:])]
+    with _opening:
+        is_alone, _callers = not _callers, _callers + 1
+    try:
+        even = len(every) // count * count if shares_cores and is_alone else len(every)
+        return [*pool.map(work, every[:even]), *map(work, every[even:])]
+    finally:
+        with _opening:
+            _callers -= 1

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,25 +190,64 @@ class Reader:
         return known_features(self._job.folder, self._job.members[unit.modality].feature_fp, wanted)
 
 
-@dataclass
 class _Measuring:
-    """For how many seconds an encoder is to run alone after the next unit, to see what it can do: once, and no longer
-    than a hundredth of what it has to do in all, which the first unit that it encodes anything of tells."""
+    """For how many seconds an encoder is to run alone after a unit, to see what it can do: once, and no longer than a
+    hundredth of what it has to do in all, which the first unit that it encodes anything of tells."""
 
-    units: float
-    seconds: float = 0.0
-    is_done: bool = False
+    def __init__(self, units: float) -> None:
+        self._units = units
+        self._seconds = 0.0
+        self._is_over = units < MEASURED_UNITS
+        self._counting = threading.Lock()
 
-    def after(self, model_s: float, was_measured: bool) -> None:
-        self.is_done = self.is_done or was_measured or self.units < MEASURED_UNITS
-        self.seconds = 0.0 if self.is_done else min(CEILING_S, CEILING_SHARE * model_s * self.units)
+    def take(self) -> float:
+        """The seconds, for one unit; none for those beside it."""
+        with self._counting:
+            taken, self._seconds = self._seconds, 0.0
+            self._is_over = self._is_over or taken > 0
+            return taken
+
+    def after(self, model_s: float, again: bool) -> None:
+        """A unit is done; `again` if it had taken the seconds and nothing was encoded."""
+        with self._counting:
+            self._is_over = self._is_over and not again
+            self._seconds = 0.0 if self._is_over else min(CEILING_S, CEILING_SHARE * model_s * self._units)
+
+
+class _Turns:
+    """So many units at once, or one alone."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free = threading.Semaphore(most)
+        self._door = threading.Lock()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        with self._door:
+            self._free.acquire()
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one that has a turn: when the others have ended theirs, and with nobody beside it until it ends this."""
+        with self._door:
+            for _ in range(self._most - 1):
+                self._free.acquire()
+            try:
+                yield
+            finally:
+                self._free.release(self._most - 1)
 
 
 class Embedding:
     """Actor: loads one modality's encoder once, then embeds unit after unit and writes their files.
 
-    Called by two threads, it embeds one unit while the files of the one before are written. Processes for writing
-    alone would take longer to start than most runs write. The model has a thread to itself.
+    Called by two threads, it decodes one unit while the one before is encoded and written. Processes for writing
+    alone would take longer to start than most runs write.
     """
 
     def __init__(self, job: Job, modality: Modality | None, threads: int, pool: int, units: float, desk: Any) -> None:
@@ -217,44 +255,47 @@ class Embedding:
         self._job = job
         self._measuring = _Measuring(units)
         self._desk = desk
-        self._model_thread = ThreadPoolExecutor(1, "model")
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
         with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
             # only here: the processes that read must not wait for models' and codecs' imports
             from batchproj.decode.versions import check_decoders
-            from batchproj.embedding import UnitWorker
+            from batchproj.embedding import UNITS_AT_ONCE, Disjoint, UnitWorker
 
             if modality is not Modality.TEXT:
                 check_decoders(job.decoders)
             self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
-            self._model_thread.submit(self._worker.load).result()
+            self._worker.load()
+            self._turns, self._busy = _Turns(UNITS_AT_ONCE), Disjoint()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
-        output, spans, ceiling_per_s = self._model_thread.submit(self._embedded, unit, _tables(batch)).result()
+        with self._turns.one():
+            output, busy, ceiling_per_s = self._embedded(unit, _tables(batch))
         doing = f"writing unit {unit.name} ({unit.items} items)"
         with _reporting(self._job, self._desk, doing), _remembering():
             done = read_receipt(self._job.folder, unit)  # a unit is done again when a node is lost
-            receipt = done or _written(self._job, unit, output, spans, ceiling_per_s)
+            receipt = done or _written(self._job, unit, output, busy, ceiling_per_s)
         return pa.table({"receipt": [receipt.model_dump_json()]})
 
-    def _embedded(self, unit: Unit, tables: list[pa.Table]) -> tuple[Output, list[Span], float | None]:
-        clock = _Clock.start()
+    def _embedded(self, unit: Unit, tables: list[pa.Table]) -> tuple[Output, _Busy, float | None]:
+        clock, measure_s = _Clock.start(), self._measuring.take()
         doing = f"embedding unit {unit.name} ({unit.items} items)"
         with _reporting(self._job, self._desk, doing), _remembering():
             failpoint("unit.begun")
-            output = self._embed(unit, tables)
+            output = self._embed(unit, tables, measure_s)
+            seconds = self._busy.since(clock.started)
             spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
             ceiling_per_s = None
-            if self._measuring.seconds:
-                clock = _Clock.start()
-                ceiling_per_s = self._worker.measure()
-                spans.append(clock.span("measure"))
-        self._measuring.after(output.model_s, ceiling_per_s is not None)
-        return output, spans, ceiling_per_s
+            if measure_s:
+                with self._turns.alone():
+                    clock = _Clock.start()
+                    ceiling_per_s = self._worker.measure(measure_s)
+                    spans.append(clock.span("measure"))
+        self._measuring.after(output.model_s, again=measure_s > 0 and ceiling_per_s is None)
+        return output, _Busy(spans, seconds), ceiling_per_s
 
-    def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
+    def _embed(self, unit: Unit, tables: list[pa.Table], measure_s: float) -> Output:
         from batchproj.decoding import Fetched
 
         items = [
@@ -267,7 +308,7 @@ class Embedding:
             for row in tables[0].to_pylist()
         ]
         known = tables[1] if len(tables) > 1 else None
-        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), self._measuring.seconds)
+        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), measure_s)
         if line := misnamed_line(output.outcome, {item.item: item.uri for item in items}):
             self._desk.say.remote(line)
         return output
@@ -315,10 +356,19 @@ class Projecting:
         cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
         output = project_unit(unit, self._member, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
-        return _written(self._job, unit, output, [clock.span("project")])
+        span = clock.span("project")
+        return _written(self._job, unit, output, _Busy([span], span.seconds))
 
 
-def _written(job: Job, unit: Unit, output: Output, spans: list[Span], ceiling_per_s: float | None = None) -> Receipt:
+@dataclass(frozen=True)
+class _Busy:
+    """What was done with a unit, and the seconds of it that are not another unit's as well."""
+
+    spans: list[Span]
+    seconds: float
+
+
+def _written(job: Job, unit: Unit, output: Output, busy: _Busy, ceiling_per_s: float | None = None) -> Receipt:
     """Write a unit's files, its done-record last."""
     clock = _Clock.start()
     cached = None
@@ -339,9 +389,9 @@ def _written(job: Job, unit: Unit, output: Output, spans: list[Span], ceiling_pe
         gone=sum(detail.endswith(GONE) for detail in changed["detail"].to_pylist()),
         deferred=statuses.count("deferred"),
         encoded=output.encoded,
-        busy_s=sum(span.seconds for span in spans if span.stage == unit.task),
+        busy_s=busy.seconds,
         model_s=output.model_s,
-        spans=(*spans, clock.span("write")),
+        spans=(*busy.spans, clock.span("write")),
         ceiling_per_s=ceiling_per_s,
         part=part,
         features=cached,

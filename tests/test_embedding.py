@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
 from batchproj.decoding import Fetched
 from batchproj.embedding import Output, UnitWorker
+from batchproj.media import Segment
 from batchproj.schema import Modality
 from batchproj.segments import TextSegments
 from batchproj.space import Embedder, ResolvedSpace, open_space, resolve
@@ -109,6 +113,33 @@ def test_pieces_and_windows_change_no_bit(
     assert all(one.equals(other) for one, other in zip(tables(in_pieces), tables(whole), strict=True))
     assert in_pieces.encoded == whole.encoded == whole.vectors.num_rows > len(items)
     assert sum(done) == len(items)
+
+
+@pytest.mark.parametrize(("modality", "contents"), CASES, ids=["text", "audio"])
+def test_two_units_at_once_share_neither_rows_nor_seconds(
+    modality: Modality, contents: dict[str, Any], worker_of: Callable[..., UnitWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are inside the encoder before either is done."""
+    items = {name: own.encode() if isinstance(own, str) else own for name, own in contents.items()}
+    halves = [dict(list(items.items())[:2]), dict(list(items.items())[2:])]
+    worker = worker_of(modality)
+    apart = [embed(worker, modality, half)[0] for half in halves]
+    both, encode = threading.Barrier(2, timeout=60), worker._embedder.encode  # type: ignore[union-attr]
+
+    def encode_together(segments: list[Segment]) -> Any:
+        both.wait()
+        encoded = encode(segments)
+        both.wait()
+        return encoded
+
+    monkeypatch.setattr(worker._embedder, "encode", encode_together)
+    begun = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda half: embed(worker, modality, half)[0], halves))
+    passed = time.monotonic() - begun
+    for one, other in zip(together, apart, strict=True):
+        assert all(own.equals(expected) for own, expected in zip(tables(one), tables(other), strict=True))
+    assert 0 < sum(output.model_s for output in together) <= passed
 
 
 def test_rows_of_a_long_sound_say_where_they_are(worker_of: Callable[..., UnitWorker]) -> None:

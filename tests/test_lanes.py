@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -43,6 +44,24 @@ def test_a_lane_computes_with_one_thread_and_the_caller_with_all() -> None:
     assert len({name for _, name in found}) == 2
     assert side_by_side(seen, [0]) == [(2, threading.current_thread().name)]
     assert torch.get_num_threads() == 2
+
+
+def test_while_others_call_a_batch_alone_is_a_lane_s_as_well() -> None:
+    open_lanes(2)
+    is_there, may_end = threading.Event(), threading.Event()
+
+    def hold(_: int) -> None:
+        is_there.set()
+        assert may_end.wait(60)
+
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(side_by_side, hold, [0], shares_cores=False)  # one lane is taken
+        assert is_there.wait(60)
+        ((threads, name),) = side_by_side(seen, [0])
+        may_end.set()
+        assert other.result(60) == [None]
+    assert (threads, name.startswith("lane")) == (1, True)
+    assert side_by_side(seen, [0])[0][1] == threading.current_thread().name  # nobody else calls any more
 
 
 def test_one_lane_is_the_caller_s_own_thread() -> None:

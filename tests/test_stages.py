@@ -1,0 +1,85 @@
+"""Turns of the units that one worker has at once, and when its encoder is measured."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchproj.collection.unit import parquet_bytes
+from batchproj.features import fixed_size_list
+from batchproj.stages import CEILING_S, MEASURED_UNITS, _Measuring, _Turns
+
+
+def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
+    turns, order = _Turns(2), list[str]()
+    other_is_in, other_may_go, alone_may_go = (threading.Event() for _ in range(3))
+
+    def other() -> None:
+        with turns.one():
+            other_is_in.set()
+            assert other_may_go.wait(60)
+            order.append("other")
+
+    def measured() -> None:
+        with turns.one():
+            assert other_is_in.wait(60)
+            other_may_go.set()
+            with turns.alone():
+                order.append("alone")
+                assert alone_may_go.wait(60)
+                order.append("still alone")
+
+    def late() -> None:
+        with turns.one():
+            order.append("late")
+
+    with ThreadPoolExecutor(3) as pool:
+        begun = [pool.submit(other), pool.submit(measured)]
+        while "alone" not in order:
+            time.sleep(0.001)
+        begun.append(pool.submit(late))
+        time.sleep(0.05)
+        alone_may_go.set()
+        for each in begun:
+            each.result(60)
+    assert order == ["other", "alone", "still alone", "late"]
+
+
+def test_an_encoder_is_measured_once_after_the_first_unit_it_encoded_anything_of() -> None:
+    measuring = _Measuring(1_000)
+    assert measuring.take() == measuring.take() == 0  # nobody knows how long a unit takes
+    measuring.after(0.0, again=False)
+    assert measuring.take() == 0
+    measuring.after(0.05, again=False)
+    taken = measuring.take()
+    assert (taken, measuring.take()) == (0.01 * 0.05 * 1_000, 0)
+    measuring.after(9.0, again=False)  # the one beside it
+    assert measuring.take() == 0
+    measuring.after(9.0, again=True)  # nothing of it was encoded
+    assert measuring.take() == CEILING_S
+    measuring.after(9.0, again=False)
+    assert measuring.take() == 0
+    few = _Measuring(MEASURED_UNITS - 1)
+    few.after(9.0, again=False)
+    assert few.take() == 0
+
+
+def test_vectors_have_no_dictionary_and_names_have_one() -> None:
+    vectors = np.random.default_rng(0).normal(size=(400, 64)).astype(np.float32)
+    table = pa.table({"uri": ["s3://b/a"] * 400, "vector": fixed_size_list(vectors)})
+    data = parquet_bytes(table)
+    file = pq.ParquetFile(pa.BufferReader(data))
+    has_dictionary = {
+        file.metadata.row_group(0).column(number).path_in_schema.split(".")[0]: file.metadata.row_group(0)
+        .column(number)
+        .has_dictionary_page
+        for number in range(2)
+    }
+    assert has_dictionary == {"uri": True, "vector": False}
+    assert file.read().equals(table)
+    assert data == parquet_bytes(table)
