@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from batchproj.decode.limits import Limits
 from batchproj.decoding import Decoded, Decoding, Fetched, Item
 from batchproj.errors import ItemFault, SpaceError
 from batchproj.features import Features, Half, fixed_size_list, from_column, gathered, to_column
+from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
 from batchproj.space import Embedder, Member, to_vectors
@@ -35,9 +37,6 @@ WINDOW_SEGMENTS = 2_048
 
 APART_BYTES = 4 * WINDOW_BYTES
 """The same for an encoder on an accelerator, whose batches are larger."""
-
-UNITS_AT_ONCE = 2
-"""While one is encoded to its end the next one is decoded, and its batches take the cores as they become free."""
 
 LEAST_SAMPLE = 64
 """Segments that an encoder is given again at least, to see what it can do with nothing beside it."""
@@ -78,8 +77,8 @@ class UnitWorker:
             from batchproj.accelerator import is_apart  # torch is here by now
 
             self._is_apart = is_apart()
-        # an accelerator takes its work from one thread
-        self._model = ThreadPoolExecutor(1 if self._is_apart else UNITS_AT_ONCE, "model")
+        # an accelerator takes its work from one thread, and one core has none to spare
+        self._model = ThreadPoolExecutor(1 if self._is_apart or self._threads == 1 else UNITS_AT_ONCE, "model")
         modality = self._member.modality if self._member else None
         spec = self._embedder.spec if self._embedder else None
         self._decoding = Decoding(modality, spec, self._in_space, self._limits, self._threads, self._piece)
@@ -87,7 +86,7 @@ class UnitWorker:
     def embed(
         self,
         unit: Unit,
-        items: list[Fetched],
+        items: Iterable[Fetched],
         known: pa.Table | None,
         report: Callable[[int], None],
         measure_s: float = 0.0,
@@ -96,27 +95,33 @@ class UnitWorker:
 
         `known` are cached features of contents that some of the items may have: those are not
         encoded, and not even decoded. `measure_s`: as many segments as the encoder does in that
-        time are kept for `measure`. Another thread may call it for the next unit.
+        time are kept for `measure`. Another thread may call it for the next unit, whose items are
+        not asked for before those of this one are decoded.
         """
         assert self._model is not None, "load() comes first"
         rows = _Rows(unit, self._member, self._dim, measure_s)
         before: Future[int] | None = None
         with self._decodes, closing(self._windows(items, known)) as windows:
-            for window in windows:
+            try:
+                for window in windows:
+                    if before is not None:
+                        report(before.result())
+                    before = self._model.submit(self._encode, window, rows)
+            except BaseException:
                 if before is not None:
-                    report(before.result())
-                before = self._model.submit(self._encode, window, rows)
+                    wait([before])  # it may have streams of decoders that the next unit is to use
+                raise
         assert before is not None, "the last window is there, if empty"
         report(before.result())
         return rows.output()
 
-    def _windows(self, items: list[Fetched], known: pa.Table | None) -> Generator[list[Decoded]]:
+    def _windows(self, items: Iterable[Fetched], known: pa.Table | None) -> Generator[list[Decoded]]:
         """What is encoded together, each decoded while the one before it is encoded."""
         assert self._decoding is not None, "load() comes first"
         window: list[Decoded] = []
         held = count = 0
         most = APART_BYTES if self._is_apart else WINDOW_BYTES
-        for decoded in self._decoding.ahead(items, known):
+        for decoded in self._decoding.ahead(list(items), known):
             window.append(decoded)
             held += sum(segment.nbytes for segment in decoded.segments)
             count += len(decoded.segments)
@@ -144,11 +149,11 @@ class UnitWorker:
         """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
         begun = time.monotonic()
-        encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
-        seconds = self._encoded.since(begun)
-        rows.model_s += seconds
+        with self._encoded.counted() as counted:
+            encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
+        rows.model_s += counted.seconds
         if rows.measure_s and not self._sample:
-            every = min(seconds / rows.measure_s, len(segments) / LEAST_SAMPLE)
+            every = min((time.monotonic() - begun) / rows.measure_s, len(segments) / LEAST_SAMPLE)
             self._sample = segments[:: max(1, round(every))]
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
@@ -179,19 +184,34 @@ class UnitWorker:
         return vectors, vector_problem([values], vectors) is None
 
 
+@dataclass
+class Counted:
+    seconds: float = 0.0
+
+
 class Disjoint:
-    """Seconds that are counted once, though what they are spent on overlaps: those of each end by those before it."""
+    """Seconds in which anything was under way, each counted once: for what ends first after it."""
 
     def __init__(self) -> None:
-        self._until = 0.0
+        self._under_way = 0
+        self._since = 0.0
         self._counting = threading.Lock()
 
-    def since(self, begun: float) -> float:
-        """Of something that began then, by the monotonic clock, and ends now."""
+    @contextmanager
+    def counted(self) -> Generator[Counted]:
+        """Its seconds, once it has ended."""
+        counted = Counted()
         with self._counting:
-            now = time.monotonic()
-            seconds, self._until = now - max(begun, self._until), now
-        return seconds
+            if not self._under_way:
+                self._since = time.monotonic()
+            self._under_way += 1
+        try:
+            yield counted
+        finally:
+            with self._counting:
+                now = time.monotonic()
+                counted.seconds, self._since = now - self._since, now
+                self._under_way -= 1
 
 
 class _Rows:

@@ -16,6 +16,10 @@ from typing import TypeVar
 Batch = TypeVar("Batch")
 Result = TypeVar("Result")
 
+UNITS_AT_ONCE = 2
+"""Of a worker: while one unit is encoded to its end and written, the next one is decoded, and its batches take the
+lanes as they become free."""
+
 _lanes: tuple[int, ThreadPoolExecutor] | None = None
 _callers = 0
 _opening = Lock()

@@ -24,6 +24,7 @@ from typing import Any
 from batchproj.collection.unit import Receipt, Unit
 from batchproj.desk import Desk
 from batchproj.errors import BatchprojError, TryLater
+from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.metrics import RunMetrics
 from batchproj.news import News, OnNews, noticing, polling
 from batchproj.nodes import check_nodes
@@ -35,9 +36,6 @@ from batchproj.stall import Stalled
 
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
-
-THREADS = 2
-"""Of an embedding actor: one unit is embedded while another is written; one more waits for its turn."""
 
 DESK_S = 3.0
 """How long the desk may take to answer: a signal must not wait for it for long."""
@@ -199,8 +197,8 @@ def _strategy(settings: Pool, size: int) -> Any:
     """How many workers a pool has: so many, or fewer that become so many while units wait."""
     import ray
 
-    threads: dict[str, Any] = {"max_concurrent_calls_per_actor": THREADS, "enable_true_multi_threading": True}
-    threads["max_tasks_in_flight_per_actor"] = THREADS + 1
+    threads: dict[str, Any] = {"max_concurrent_calls_per_actor": UNITS_AT_ONCE, "enable_true_multi_threading": True}
+    threads["max_tasks_in_flight_per_actor"] = UNITS_AT_ONCE + 1  # one more waits for its turn
     if settings.min_workers is None and settings.max_workers is None:
         return ray.data.ActorPoolStrategy(size=size, **threads)
     return ray.data.ActorPoolStrategy(min_size=min(settings.min_workers or 1, size), max_size=size, **threads)

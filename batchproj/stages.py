@@ -40,6 +40,7 @@ from batchproj.collection.unit import (
 )
 from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError, WeightsError
 from batchproj.failpoint import failpoint
+from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.objectstore import GONE, Folder
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
@@ -233,7 +234,8 @@ class _Turns:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For one that has a turn: when the others have ended theirs, and with nobody beside it until it ends this."""
+        """For one that has a turn, and not for two of them: when the others have ended theirs, and with nobody beside
+        it until it ends this."""
         with self._door:
             for _ in range(self._most - 1):
                 self._free.acquire()
@@ -260,7 +262,7 @@ class Embedding:
         with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
             # only here: the processes that read must not wait for models' and codecs' imports
             from batchproj.decode.versions import check_decoders
-            from batchproj.embedding import UNITS_AT_ONCE, Disjoint, UnitWorker
+            from batchproj.embedding import Disjoint, UnitWorker
 
             if modality is not Modality.TEXT:
                 check_decoders(job.decoders)
@@ -283,8 +285,8 @@ class Embedding:
         doing = f"embedding unit {unit.name} ({unit.items} items)"
         with _reporting(self._job, self._desk, doing), _remembering():
             failpoint("unit.begun")
-            output = self._embed(unit, tables, measure_s)
-            seconds = self._busy.since(clock.started)
+            with self._busy.counted() as counted:
+                output = self._embed(unit, tables, measure_s)
             spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
             ceiling_per_s = None
             if measure_s:
@@ -293,12 +295,12 @@ class Embedding:
                     ceiling_per_s = self._worker.measure(measure_s)
                     spans.append(clock.span("measure"))
         self._measuring.after(output.model_s, again=measure_s > 0 and ceiling_per_s is None)
-        return output, _Busy(spans, seconds), ceiling_per_s
+        return output, _Busy(spans, counted.seconds), ceiling_per_s
 
     def _embed(self, unit: Unit, tables: list[pa.Table], measure_s: float) -> Output:
         from batchproj.decoding import Fetched
 
-        items = [
+        items = (
             Fetched.of_row(
                 row,
                 row["data"],
@@ -306,10 +308,10 @@ class Embedding:
                 ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None,
             )
             for row in tables[0].to_pylist()
-        ]
+        )
         known = tables[1] if len(tables) > 1 else None
         output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), measure_s)
-        if line := misnamed_line(output.outcome, {item.item: item.uri for item in items}):
+        if line := misnamed_line(output.outcome, tables[0]):
             self._desk.say.remote(line)
         return output
 
@@ -317,13 +319,14 @@ class Embedding:
         self._desk.add.remote(label(unit), items)
 
 
-def misnamed_line(outcome: pa.Table, uris: dict[str, str]) -> str | None:
+def misnamed_line(outcome: pa.Table, items: pa.Table) -> str | None:
     """What to say of a unit's items that are embedded although they are not what their names promise."""
     noted = [row for row in outcome.to_pylist() if row["status"] == "embedded" and row["detail"]]
     if not noted:
         return None
     more = f", and {len(noted) - 1:,} more beside it" if len(noted) > 1 else ""
-    return f"warning: {uris[noted[0]['item']]} is {noted[0]['detail']}; embedded as what it is{more}"
+    uri = items["uri"][items["item"].index(noted[0]["item"]).as_py()].as_py()
+    return f"warning: {uri} is {noted[0]['detail']}; embedded as what it is{more}"
 
 
 class Projecting:

@@ -22,11 +22,12 @@ from tiny_sound import save_whisper
 from tiny_text import save_bert
 
 from batchproj import embedding
+from batchproj.accelerator import is_apart
 from batchproj.collection.unit import Unit
 from batchproj.decode.item import PIECE, PieceSize
 from batchproj.decode.limits import Limits
 from batchproj.decoding import Fetched
-from batchproj.embedding import Output, UnitWorker
+from batchproj.embedding import Disjoint, Output, UnitWorker
 from batchproj.media import Segment
 from batchproj.schema import Modality
 from batchproj.segments import TextSegments
@@ -120,6 +121,8 @@ def test_two_units_at_once_share_neither_rows_nor_seconds(
     modality: Modality, contents: dict[str, Any], worker_of: Callable[..., UnitWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are inside the encoder before either is done."""
+    if is_apart():
+        pytest.skip("an accelerator takes its work from one thread")
     items = {name: own.encode() if isinstance(own, str) else own for name, own in contents.items()}
     halves = [dict(list(items.items())[:2]), dict(list(items.items())[2:])]
     worker = worker_of(modality)
@@ -285,3 +288,20 @@ def test_equal_bytes_are_encoded_once(worker_of: Callable[..., UnitWorker], monk
     # not where the name promises something else
     outcome = embedded(("a.txt", texts[0]), ("a.jpg", texts[0])).outcome
     assert outcome["reason"].to_pylist() == [None, "wrong_type"]
+
+
+def test_seconds_of_what_overlaps_are_counted_once() -> None:
+    counting = Disjoint()
+    begun = time.monotonic()
+    with counting.counted() as first:
+        time.sleep(0.05)
+        with counting.counted() as inside:
+            time.sleep(0.05)
+        time.sleep(0.05)
+    passed = time.monotonic() - begun
+    assert inside.seconds >= 0.1
+    assert first.seconds >= 0.05
+    assert first.seconds + inside.seconds == pytest.approx(passed, abs=0.01)
+    with counting.counted() as last:
+        pass
+    assert last.seconds < 0.05

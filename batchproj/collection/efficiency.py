@@ -22,7 +22,8 @@ class Efficiency(BaseModel):
     `segments_per_s` of one worker, `ceiling_per_s` of its encoder alone on segments of the run, with nothing decoded
     beside it (None if the run was too short to take the time), `of_ceiling` the one in parts of the other.
     `model`, `decode` and `waiting` are shares of the workers' time: in the encoder; for decoded input, and on what is
-    made of its output; for another unit. `limited_by` is the stage that takes most of it.
+    made of its output; for another unit. What is decoded beside an encoder on the same cores makes the encoder's
+    share longer. `limited_by` is the stage that takes most of it.
     """
 
     model_config = ConfigDict(frozen=True)

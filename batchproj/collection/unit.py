@@ -57,7 +57,7 @@ class Unit(BaseModel):
 class Span(BaseModel):
     """What a process (`where`, node:pid) did with a unit, from `began` (Unix time) on.
 
-    To `measure` is to see what an encoder does alone, after a worker's first unit.
+    To `measure` is to see what an encoder does alone, once a worker has done a unit.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -80,8 +80,9 @@ class Receipt(BaseModel):
 
     `reasons` counts the quarantined ones by theirs; of those that are `changed`, `gone` were not there any more.
     For measuring alone, no decision rests on a clock: `spans` tell which process did what with it and when, `busy_s`
-    are the seconds of the worker that embedded or projected it, `model_s` of these inside the encoder, and
-    `ceiling_per_s` is how many segments a second the encoder does alone, if the worker took the time to see.
+    are the seconds of the worker that embedded or projected it, `model_s` those inside the encoder, both without what
+    is counted for another unit that was under way as well, and `ceiling_per_s` is how many segments a second the
+    encoder does alone, if the worker took the time to see.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
