@@ -84,7 +84,8 @@ def _listed(name: str, value: Any, kind: Any, expected: str) -> tuple[Any, ...]:
     """The values of a list, or of one value that stands for a list of it."""
     if value is None:
         return ()
-    values = (value,) if isinstance(value, kind) else tuple(value) if isinstance(value, Iterable) else (None,)
+    is_list = isinstance(value, Iterable) and not isinstance(value, Mapping)  # of one the keys would be taken
+    values = (value,) if isinstance(value, kind) else tuple(value) if is_list else (None,)
     for each in values:
         if not isinstance(each, kind):
             raise UsageError(f"{name} is {shown(value)}; expected {expected}")

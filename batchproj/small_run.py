@@ -22,8 +22,9 @@ MOST_ITEMS = 200
 
 
 def is_small(job: Job, units: list[Unit]) -> bool:
-    """Whether there is nothing to spread: few items, one unit a pool, and no word on how pools should be."""
-    few = sum(unit.items for unit in units) <= MOST_ITEMS and len(by_pool(job, units)) == len(units)
+    """Whether there is nothing to spread: few items, one unit of a kind, and no word on how pools should be."""
+    kinds = {(unit.task, unit.modality, unit.again) for unit in units}
+    few = sum(unit.items for unit in units) <= MOST_ITEMS and len(kinds) == len(units)
     return few and not job.recipe.pools and not is_ray_asked_for()
 
 

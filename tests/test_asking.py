@@ -43,6 +43,7 @@ from batchproj.schema import Modality
         ({"weights": {"text": True}}, "weight text=True"),
         ({"weights": {"image": 1}}, "weight image=1: .* for one of text"),
         ({"where": 5}, "where is 5; expected COLUMN=VALUE, or a list of these"),
+        ({"where": {"year": 2024}}, "where is {'year': 2024}; expected COLUMN=VALUE, or a list of these"),
         ({"filters": ["x"]}, r"filters is \['x'\]; expected a list of filters"),
         ({"filters": [{"field": "text", "op": "is"}]}, "filter .*: op: expected one of 'eq', .* not 'is'"),
         ({"filters": {"field": "text", "op": "eq", "value": object}}, "filter .*: value: expected a text, a finite"),

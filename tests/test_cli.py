@@ -19,9 +19,11 @@ from in_process import command, stopped_when_its_units_are_done, without_ray
 from in_process import run as embed
 
 import batchproj
+from batchproj.collection.lease import acquire
 from batchproj.embed import Options
 from batchproj.errors import CollectionError
 from batchproj.failpoint import VARIABLE
+from batchproj.objectstore import Folder
 from batchproj.recipe import load_recipe
 
 
@@ -243,6 +245,9 @@ def test_the_ledger_shows_a_first_run_that_is_not_finished(corpus: Path, tmp_pat
         embed(corpus, tmp_path / "c", tiny_space)
     shown = json.loads(command("runs", tmp_path / "c", "--json").stdout)
     assert [(entry["run"], entry["state"], entry["live"]) for entry in shown] == [("000001", "running", False)]
+    assert "ended early" in command("runs", tmp_path / "c").stdout
+    with acquire(Folder(str(tmp_path / "c")), "embed"):
+        assert "running" in command("runs", tmp_path / "c").stdout
 
 
 def test_work_to_do_shows_in_the_exit_code_if_asked(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:

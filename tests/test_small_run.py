@@ -24,8 +24,8 @@ from batchproj.small_run import MOST_ITEMS, is_small
 from batchproj.stages import Job
 
 
-def unit(items: int, modality: Modality = Modality.TEXT, task: Task = "embed") -> Unit:
-    return Unit(name="u", run="1", task=task, modality=modality, items=items, bytes=0)
+def unit(items: int, modality: Modality | None = Modality.TEXT, task: Task = "embed", again: bool = False) -> Unit:
+    return Unit(name="u", run="1", task=task, modality=modality, items=items, bytes=0, again=again)
 
 
 def test_what_is_small(tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,6 +34,7 @@ def test_what_is_small(tmp_path: Path, tiny_space: Path, monkeypatch: pytest.Mon
     job = Job(Folder(str(tmp_path)), space.dim, space.members, Recipe())
     assert is_small(job, [unit(MOST_ITEMS)])
     assert is_small(job, [unit(20), unit(20, Modality.IMAGE), unit(20, task="project")])
+    assert is_small(job, [unit(5), unit(5, None), unit(5, Modality.VIDEO), unit(5, again=True)])
     assert not is_small(job, [unit(MOST_ITEMS + 1)])
     assert not is_small(job, [unit(5), unit(5)])  # the recipe has made units smaller, so that they be spread
     told = Job(job.folder, job.dim, job.members, Recipe(pools={Modality.TEXT: Pool(workers=1)}))

@@ -33,7 +33,7 @@ def test_an_unknown_option_of_any_command_is_one_line(name: str) -> None:
         ("embed a", "missing argument 'collection'; usage: "),
         ("embed a b --spac x", "no such option: --spac (Possible options: --space"),
         ("embed a b --space", "option '--space' requires an argument"),
-        ("embed a b --max-bad 7", "--max-bad: expected a share such as 0.05 or 5%; usage: "),
+        ("embed a b --max-bad 7", "--max-bad 7: expected a share such as 0.05 or 5%; usage: "),
         ("embed a b --retry-quarantined corupt", "--retry-quarantined: no 'corupt'; expected one of all, empty, "),
         ("quarantine c --modality smell", "--modality: no 'smell'; expected one of text, image, audio, video; usage: "),
         ("plan a b --gpu-hour-price much", "--gpu-hour-price is 'much', expected a number; usage: "),

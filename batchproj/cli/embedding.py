@@ -98,7 +98,7 @@ def _share(value: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise typer.BadParameter("expected a share such as 0.05 or 5%", param_hint="--max-bad")
+        raise typer.BadParameter("expected a share such as 0.05 or 5%", param_hint=f"--max-bad {value}")
     return share
 
 

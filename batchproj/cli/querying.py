@@ -212,6 +212,11 @@ def runs(collection: CollectionArgument, as_json: JsonFlag = False, verbose: Ver
     if as_json:
         print_json([{**entry, "live": entry["run"] == live, "died": _died(entry)} for entry in entries])
     else:
+        from batchproj.collection.lease import is_free
+        from batchproj.objectstore import Folder
+
+        if entries[-1]["state"] == "running" and is_free(Folder(collection)):
+            entries[-1]["state"] = "ended early"  # the next run goes on with it
         _print_runs(entries, live)
 
 

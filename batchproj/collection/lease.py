@@ -256,6 +256,11 @@ def _watch(folder: Folder, quiet_s: float, say: Say | None) -> Record | None:
     return first.head
 
 
+def is_free(folder: Folder) -> bool:
+    """Whether nobody works at the collection, as far as one look tells."""
+    return _look(folder).is_free()
+
+
 def refuse_if_held(folder: Folder, say: Say | None = None) -> None:
     """Raises LeaseHeld if a live holder is seen within two beats; `acquire` has the last word. Writes nothing."""
     _watch(folder, 2 * HEARTBEAT_S, say)
