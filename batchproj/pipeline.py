@@ -198,10 +198,15 @@ def _strategy(settings: Pool, size: int) -> Any:
     import ray
 
     threads: dict[str, Any] = {"max_concurrent_calls_per_actor": UNITS_AT_ONCE, "enable_true_multi_threading": True}
-    threads["max_tasks_in_flight_per_actor"] = UNITS_AT_ONCE + 1  # one more waits for its turn
     if settings.min_workers is None and settings.max_workers is None:
-        return ray.data.ActorPoolStrategy(size=size, **threads)
-    return ray.data.ActorPoolStrategy(min_size=min(settings.min_workers or 1, size), max_size=size, **threads)
+        # one more waits for its turn
+        return ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=UNITS_AT_ONCE + 1, **threads)
+    return ray.data.ActorPoolStrategy(
+        min_size=min(settings.min_workers or 1, size),
+        max_size=size,
+        max_tasks_in_flight_per_actor=2 * UNITS_AT_ONCE,  # Ray adds workers where 1.75 units and more want one place
+        **threads,
+    )
 
 
 def _bytes(gib: float | None) -> int | None:
