@@ -19,6 +19,7 @@ from runs import live_rows, resume, start
 from batchproj.collection import layout, ledger
 from batchproj.collection.ledger import Report
 from batchproj.failpoint import VARIABLE
+from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.objectstore import Folder
 from batchproj.recipe import Recipe, Units
 from batchproj.search import Collection
@@ -162,8 +163,9 @@ def test_a_worker_killed_at_a_step_of_a_unit_costs_no_run(
     with run_with(point, nth, story, tmp_path / "c", tiny_space, tmp_path / "arrivals") as process:
         printed, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
-    # whoever did the unit again came there again, or found its done-record
-    assert len(list((tmp_path / "arrivals").iterdir())) == units + (point != "unit.done")
+    # whoever did the unit again came there again, or found its done-record; the worker may have had another one in hand
+    again, most = len(list((tmp_path / "arrivals").iterdir())) - units, UNITS_AT_ONCE
+    assert 0 <= again < most if point == "unit.done" else 1 <= again <= most
     assert json.loads(printed)["embedded"] == rows.num_rows
     assert live_rows(tmp_path / "c").equals(rows)
     (entry,) = Collection(str(tmp_path / "c")).runs()
