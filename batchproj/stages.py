@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,6 +46,9 @@ from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
 from batchproj.space import Member
+
+if TYPE_CHECKING:
+    from batchproj.decoding import Fetched
 
 MEASURED_UNITS = 4
 """With fewer units a worker does not see what its encoder does alone."""
@@ -298,25 +301,23 @@ class Embedding:
         return output, _Busy(spans, counted.seconds), ceiling_per_s
 
     def _embed(self, unit: Unit, tables: list[pa.Table], measure_s: float) -> Output:
-        from batchproj.decoding import Fetched
-
-        items = (
-            Fetched.of_row(
-                row,
-                row["data"],
-                row["content_id"],
-                ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None,
-            )
-            for row in tables[0].to_pylist()
-        )
         known = tables[1] if len(tables) > 1 else None
-        output = self._worker.embed(unit, items, known, lambda done: self._report(unit, done), measure_s)
+        output = self._worker.embed(unit, _fetched(tables[0]), known, lambda done: self._report(unit, done), measure_s)
         if line := misnamed_line(output.outcome, tables[0]):
             self._desk.say.remote(line)
         return output
 
     def _report(self, unit: Unit, items: int) -> None:
         self._desk.add.remote(label(unit), items)
+
+
+def _fetched(items: pa.Table) -> Iterator[Fetched]:
+    """The items, copied out of the table when the first one is asked for: a unit that waits takes no memory twice."""
+    from batchproj.decoding import Fetched
+
+    for row in items.to_pylist():
+        fault = ItemFault(Reason(row["reason"]), row["detail"]) if row["reason"] else None
+        yield Fetched.of_row(row, row["data"], row["content_id"], fault)
 
 
 def misnamed_line(outcome: pa.Table, items: pa.Table) -> str | None:

@@ -9,15 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from batchproj.collection.unit import parquet_bytes
 from batchproj.features import fixed_size_list
-from batchproj.stages import CEILING_S, MEASURED_UNITS, _Measuring, _Turns
+from batchproj.stages import CEILING_S, MEASURED_UNITS, _fetched, _Measuring, _Turns
 
 
 def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
     turns, order = _Turns(2), list[str]()
-    other_is_in, other_may_go, alone_may_go = (threading.Event() for _ in range(3))
+    other_is_in, other_may_go, is_alone, alone_may_go = (threading.Event() for _ in range(4))
 
     def other() -> None:
         with turns.one():
@@ -31,6 +32,7 @@ def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
             other_may_go.set()
             with turns.alone():
                 order.append("alone")
+                is_alone.set()
                 assert alone_may_go.wait(60)
                 order.append("still alone")
 
@@ -40,10 +42,9 @@ def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
 
     with ThreadPoolExecutor(3) as pool:
         begun = [pool.submit(other), pool.submit(measured)]
-        while "alone" not in order:
-            time.sleep(0.001)
+        assert is_alone.wait(60)
         begun.append(pool.submit(late))
-        time.sleep(0.05)
+        time.sleep(0.05)  # for the late one to come in, if it can
         alone_may_go.set()
         for each in begun:
             each.result(60)
@@ -83,3 +84,16 @@ def test_vectors_have_no_dictionary_and_names_have_one() -> None:
     assert has_dictionary == {"uri": True, "vector": False}
     assert file.read().equals(table)
     assert data == parquet_bytes(table)
+
+
+def test_bytes_are_copied_when_the_first_item_is_asked_for() -> None:
+    class Asked(Exception):
+        pass
+
+    class Items:
+        def to_pylist(self) -> list[object]:
+            raise Asked
+
+    items = _fetched(Items())  # type: ignore[arg-type]
+    with pytest.raises(Asked):
+        next(items)
