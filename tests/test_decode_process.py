@@ -244,13 +244,15 @@ def test_what_ends_its_decoder_twice_is_at_fault_when_it_is_large(poison: str, p
 
 @pytest.mark.parametrize("kept", [0, 8 << 20])
 def test_a_process_killed_once_costs_no_item(kept: int, poisoned: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has still to say is more than a socket holds, so that its death is always in the middle of it."""
     monkeypatch.setattr(process, "KEPT_BYTES", kept)
+    data = wave(60)
     decoder = DecoderProcess(work(Modality.AUDIO, piece=PieceSize(segments=1)))
-    pieces = decoder.pieces(wave(5))
+    pieces = decoder.pieces(data)
     found = [next(pieces), next(pieces)]
     os.kill(poisoned[0], signal.SIGKILL)
     found += pieces
-    wanted = [each for piece in decode_pieces(wave(5), Modality.AUDIO, AUDIO, Limits()) for each in piece.segments]
+    wanted = [each for piece in decode_pieces(data, Modality.AUDIO, AUDIO, Limits()) for each in piece.segments]
     assert [each.data.tobytes() for piece in found for each in piece.segments] == [
         each.data.tobytes() for each in wanted
     ]
