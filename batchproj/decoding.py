@@ -130,8 +130,9 @@ class Decoding:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
         is_text = isinstance(spec, TextSpec)
-        # reading texts is Python's own work, of which several threads do no more than one does, only slower
-        self._reading, self._together = (1, TEXTS_AT_ONCE) if is_text else (threads, 1)
+        # reading texts is Python's own work, of which several threads do no more than one does, only slower; but not
+        # to tokenize long ones
+        self._reading, self._together = (max(1, threads // 4), TEXTS_AT_ONCE) if is_text else (threads, 1)
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
         turns = os.fdopen(os.memfd_create("turns"), "wb")  # a folder of temporary files may be one that takes no locks
         weakref.finalize(self, turns.close)

@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from batchproj.segments import VideoSegments
 
+Tokens = npt.NDArray[np.int64]
+"""Token ids of one text, special tokens included, no padding."""
+
 Fit = Literal["crop", "crop_down", "squash", "squash_crop", "squash_crop_down"]
 
 
@@ -53,11 +56,14 @@ class TextSpec:
     `spans(text)` gives character ranges (start, end), in order, each within the encoder's
     token limit; one range for a short text. `token_ends` gives the character each token of a text
     ends at, without the `reserved_tokens` (special ones, a prompt's) that every piece has beside them.
+    `whole(text, spare)` gives the token ids (L,) of a text that need not be cut, if they leave `spare` tokens of the
+    limit; None says nothing: then `spans` tells.
     """
 
     spans: Callable[[str], Iterable[tuple[int, int]]]
     token_ends: Callable[[str], Sequence[int]]
     reserved_tokens: int = 0
+    whole: Callable[[str, int], Tokens | None] = lambda _text, _spare: None
 
 
 @dataclass(frozen=True)
@@ -77,15 +83,18 @@ class Segment:
 
     `data` is a (H, W, 3) uint8 image, a (T, H, W, 3) uint8 video of T frames, a (N,) float32 sound
     in [-1, 1], or a text. `start`, `end` are seconds for sound and video, characters for text, None
-    for a whole image.
+    for a whole image. `tokens` are a text's, where they were found on the way.
     """
 
     data: npt.NDArray[np.uint8] | npt.NDArray[np.float32] | str
     start: float | None = None
     end: float | None = None
     text: str | None = None
+    tokens: Tokens | None = None
 
     @property
     def nbytes(self) -> int:
-        """Memory the decoded piece takes, in bytes (characters for text)."""
-        return len(self.data) if isinstance(self.data, str) else self.data.nbytes
+        """Memory the decoded piece takes, in bytes (characters for text, and its tokens)."""
+        if isinstance(self.data, str):
+            return len(self.data) + (0 if self.tokens is None else self.tokens.nbytes)
+        return self.data.nbytes

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from batchproj.lanes import side_by_side
-from batchproj.tokens import Tokens
+from batchproj.media import Tokens
 
 _ATTENTION = "batchproj_packed"
 _AT_ONCE = 2

@@ -24,7 +24,7 @@ TokenEnds = Callable[[str], Sequence[int]]
 """A text -> the character each of its tokens ends at, special tokens not counted."""
 Positions = npt.NDArray[np.int64]
 
-_BLOCK_CHARS = 1 << 16
+BLOCK_CHARS = 1 << 16
 """Characters tokenized at once: many chunks, so that little is tokenized twice, and yet little memory."""
 
 _BLANK_LINE = r"\n[^\S\n]*\n"
@@ -62,7 +62,7 @@ class _Block:
 
     def __init__(self, text: str, start: int, stop: int, token_ends: TokenEnds, at: str) -> None:
         self._text, self._token_ends = text, token_ends
-        self._stop = min(stop, start + _BLOCK_CHARS)
+        self._stop = min(stop, start + BLOCK_CHARS)
         self._is_last = self._stop == stop
         ends = np.asarray(token_ends(text[start : self._stop]), np.int64) + start
         self._ends: Positions = np.maximum.accumulate(ends) if len(ends) else ends

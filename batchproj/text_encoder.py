@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from batchproj.accelerator import Coming, Replayed, is_apart, to_device
-from batchproj.media import Segment, Spec
+from batchproj.media import Segment, Spec, Tokens
 from batchproj.packed_texts import Finished, PackedTexts
-from batchproj.tokens import TextTokenizer, Tokens, padded
+from batchproj.tokens import TextTokenizer, padded
 from batchproj.torch_runtime import Batches, batches, forward_tokens, row_length, to_host, to_numpy
 from batchproj.varlen_texts import VarlenTexts
 
@@ -79,7 +79,7 @@ class TextEncoder:
         return self._run(self._states, rows, self._cut)
 
     def _ids(self, segments: Sequence[Segment]) -> list[Tokens]:
-        return self._tokenizer.ids([str(segment.data) for segment in segments])
+        return self._tokenizer.ids_of(segments)
 
     def _run(self, texts: Batches[Tokens], rows: Sequence[Tokens], finished: Finished) -> list[Array]:
         """`finished` makes of packed texts' states what `texts` makes of the others."""

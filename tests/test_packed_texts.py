@@ -24,10 +24,9 @@ from transformers import (
 )
 
 from batchproj.encode import Encoder, parse_config
-from batchproj.media import Segment
+from batchproj.media import Segment, Tokens
 from batchproj.packed_texts import FIRST_POSITION, PackedTexts, pack
 from batchproj.schema import Modality
-from batchproj.tokens import Tokens
 from batchproj.weights import resolve
 
 SIZES: dict[str, Any] = {"vocab_size": 50, "max_position_embeddings": 80, "pad_token_id": 1}

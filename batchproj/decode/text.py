@@ -10,6 +10,8 @@ from batchproj.media import Segment, TextSpec
 from batchproj.schema import Reason
 
 _BOM = b"\xef\xbb\xbf"
+_MOST_TOKENS = 4
+"""Of one character: its bytes, where a tokenizer knows no more of it."""
 
 
 def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
@@ -27,6 +29,12 @@ def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
 def stream_text(data: bytes, spec: TextSpec, limits: Limits) -> Iterator[Segment]:
     """The same, cut as it is asked for."""
     text, is_blank = _decoded(data, limits), True
+    stripped = text.strip()
+    # a text is cut with its outer white space: so much of the limit that may take
+    if (tokens := spec.whole(stripped, _MOST_TOKENS * (len(text) - len(stripped)))) is not None:
+        begin = len(text) - len(text.lstrip())
+        yield Segment(stripped, float(begin), float(begin + len(stripped)), stripped, tokens)
+        return
     for start, end in spec.spans(text):
         piece = text[start:end].strip()
         if piece:

@@ -16,10 +16,10 @@ import numpy as np
 from batchproj.encode import Description, Encoder, EncoderConfig, Features
 from batchproj.errors import SpaceError
 from batchproj.frame_encoder import FrameEncoder
-from batchproj.media import Segment, Spec
+from batchproj.media import Segment, Spec, Tokens
 from batchproj.model_folder import complete_config, image_input, other_kind, read_config, read_json
 from batchproj.schema import Modality
-from batchproj.tokens import TextTokenizer, Tokens, load_tokenizer, padded, require_tokenizer
+from batchproj.tokens import TextTokenizer, load_tokenizer, padded, require_tokenizer
 from batchproj.weights import LocalModel
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class ClipTextEncoder:
         return self._run(self._states, segments)
 
     def _run(self, texts: Batches[Tokens], segments: Sequence[Segment]) -> list[Features]:
-        rows = self._tokenizer.ids([str(segment.data) for segment in segments])
+        rows = self._tokenizer.ids_of(segments)
         return texts.run(rows, self._length, lambda row: max(1, self._full_tokens // self._length(row)))
 
     def _length(self, row: Tokens) -> int:
