@@ -10,6 +10,7 @@ Source: CUDA C++ Programming Guide, "Asynchronous Concurrent Execution" and "CUD
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -148,7 +149,9 @@ def _record(
 @contextmanager
 def _refusing_to_wait() -> Iterator[None]:
     """What makes the host wait for the accelerator is a RuntimeError."""
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from batchproj.errors import SpaceError
-from batchproj.media import AudioSpec, Spec, TextSpec, Tokens, VideoSpec
+from batchproj.media import AudioSpec, Spec, TextSpec, VideoSpec
 from batchproj.segments import AudioSegments, Segments, TextSegments, VideoSegments, told
-from batchproj.text_chunks import BLOCK_CHARS, chunks
+from batchproj.text_chunks import chunks
 
 
 def cut(spec: Spec, settings: Segments) -> Spec:
@@ -30,9 +30,6 @@ def _texts(spec: TextSpec, settings: TextSegments) -> TextSpec:
             f"segments: {told(settings, 'tokens')} and {told(settings, 'overlap')}, and the prompt and special tokens "
             f"take {spec.reserved_tokens}, so nothing new is left; set more tokens or less overlap"
         )
-
-    def whole(text: str, spare: int) -> Tokens | None:
-        tokens = spec.whole(text, spare) if len(text) <= BLOCK_CHARS else None
-        return tokens if tokens is not None and len(tokens) + spare <= settings.tokens else None
-
-    return replace(spec, spans=lambda text: chunks(text, count, room, settings.overlap, settings.at), whole=whole)
+    return replace(
+        spec, spans=lambda text: chunks(text, count, room, settings.overlap, settings.at), limit=settings.tokens
+    )

@@ -27,6 +27,7 @@ from batchproj.decode.item import PIECE, Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.process import DecoderProcess
 from batchproj.decode.sniff import from_outside, misnamed, sound_of
+from batchproj.decode.text import knowing
 from batchproj.errors import ItemFault
 from batchproj.features import Half, from_column
 from batchproj.media import Segment, Spec, TextSpec
@@ -130,9 +131,8 @@ class Decoding:
         self._modality, self._spec, self._in_space, self._limits = modality, spec, in_space, limits
         self._threads, self._piece = threads, piece
         is_text = isinstance(spec, TextSpec)
-        # reading texts is Python's own work, of which several threads do no more than one does, only slower; but not
-        # to tokenize long ones
-        self._reading, self._together = (max(1, threads // 4), TEXTS_AT_ONCE) if is_text else (threads, 1)
+        # reading texts is Python's own work, of which several threads do no more than one does, only slower
+        self._reading, self._together = (1, TEXTS_AT_ONCE) if is_text else (threads, 1)
         work = Work(modality, None if isinstance(spec, TextSpec) else spec, limits, piece)
         turns = os.fdopen(os.memfd_create("turns"), "wb")  # a folder of temporary files may be one that takes no locks
         weakref.finalize(self, turns.close)
@@ -168,9 +168,21 @@ class Decoding:
     def _begin_all(
         self, queue: _Queue, some: list[tuple[int, Item]], twins: dict[int, Item], known: dict[str, pa.Table]
     ) -> list[Decoded]:
-        return [self._begin(queue, number, item, twins.get(number), known) for number, item in some]
+        spec = self._spec
+        if isinstance(spec, TextSpec):
+            sources = [item.source for number, item in some if number not in twins]
+            spec = knowing(spec, [each.data for each in sources if not each.fault and each.content_id not in known])
+        return [self._begin(queue, number, item, spec, twins.get(number), known) for number, item in some]
 
-    def _begin(self, queue: _Queue, number: int, item: Item, twin: Item | None, known: dict[str, pa.Table]) -> Decoded:
+    def _begin(
+        self,
+        queue: _Queue,
+        number: int,
+        item: Item,
+        spec: Spec | None,
+        twin: Item | None,
+        known: dict[str, pa.Table],
+    ) -> Decoded:
         source, process = item.source, None
         try:
             if twin is not None:
@@ -188,12 +200,12 @@ class Decoding:
                     raise ItemFault(Reason.NO_ENCODER, f"the space has no encoder for {item.modality}")
                 if not source.is_sound_track:
                     item.note = misnamed(source.data, source.name, item.modality)
-                if self._spec is None or item.modality is not self._modality:
+                if spec is None or item.modality is not self._modality:
                     return Decoded(item)
                 if (cached := known.get(source.content_id)) is not None:
                     return Decoded(item, cached=cached)
-                if isinstance(self._spec, TextSpec):
-                    told = (item.modality, self._spec, self._limits, self._piece)
+                if isinstance(spec, TextSpec):
+                    told = (item.modality, spec, self._limits, self._piece)
                     return _next_piece(item, decode_pieces(source.data, *told))
                 lent, process = process or queue.take(number), None
                 return _next_piece(item, queue.until_its_end(lent, lent.pieces(source.data)))

@@ -56,14 +56,15 @@ class TextSpec:
     `spans(text)` gives character ranges (start, end), in order, each within the encoder's
     token limit; one range for a short text. `token_ends` gives the character each token of a text
     ends at, without the `reserved_tokens` (special ones, a prompt's) that every piece has beside them.
-    `whole(text, spare)` gives the token ids (L,) of a text that need not be cut, if they leave `spare` tokens of the
-    limit; None says nothing: then `spans` tells.
+    `whole(texts)` gives the token ids (L,) of texts that may be short enough not to be cut, many at a time; None says
+    nothing: then `spans` tells. `limit` is what they may have, of texts without outer white space.
     """
 
     spans: Callable[[str], Iterable[tuple[int, int]]]
     token_ends: Callable[[str], Sequence[int]]
     reserved_tokens: int = 0
-    whole: Callable[[str, int], Tokens | None] = lambda _text, _spare: None
+    whole: Callable[[Sequence[str]], Sequence[Tokens | None]] = lambda texts: [None] * len(texts)
+    limit: int = 0
 
 
 @dataclass(frozen=True)

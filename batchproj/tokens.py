@@ -12,6 +12,7 @@ import numpy as np
 from batchproj.errors import SpaceError
 from batchproj.media import Segment, TextSpec, Tokens
 from batchproj.segments import LEAST_TOKENS
+from batchproj.text_chunks import BLOCK_CHARS
 
 LENGTH_STEP = 8
 UNPADDED = 32
@@ -73,16 +74,19 @@ class TextTokenizer:
         found = iter(self.ids([str(segment.data) for segment in segments if segment.tokens is None]))
         return [next(found) if segment.tokens is None else segment.tokens for segment in segments]
 
-    def whole(self, text: str, spare: int) -> Tokens | None:
-        """What `ids` gives for a text that `spans` would not cut, with at least `spare` tokens of the limit left.
-
-        None if it is cut, if the tokenizer is slow, and where `spans` knows without any tokens.
-        """
-        if self._slow is not None or self._is_short(text) or len(text) > self._room * _CHARACTERS_PER_TOKEN:
-            return None
-        (encoding,) = self._whole.encode_batch_fast([self._prompt + text])  # without offsets: a fifth less time
-        ids = encoding.ids
-        return np.asarray(ids, np.int64) if 0 < len(ids) <= self.max_tokens - spare else None
+    def whole(self, texts: Sequence[str]) -> list[Tokens | None]:
+        """What `ids` gives for each, if that is not cut; None if it is, and where `spans` knows without any tokens."""
+        found: list[Tokens | None] = [None] * len(texts)
+        if self._slow is not None:
+            return found
+        most = min(self._room * _CHARACTERS_PER_TOKEN, BLOCK_CHARS)
+        asked = [number for number, text in enumerate(texts) if len(text) <= most and not self._is_short(text)]
+        # on all cores, and without offsets
+        encodings = self._whole.encode_batch_fast([self._prompt + texts[number] for number in asked])
+        for number, encoding in zip(asked, encodings, strict=True):
+            if 0 < len(encoding.ids) <= self.max_tokens:
+                found[number] = np.asarray(encoding.ids, np.int64)
+        return found
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Character ranges within what the prompt leaves of the limit, cut after a sentence or a word, in order.
@@ -122,7 +126,7 @@ class TextTokenizer:
     @property
     def spec(self) -> TextSpec:
         """How an encoder with this tokenizer has long texts cut."""
-        return TextSpec(self.spans, self.text_ends, self.reserved_tokens, self.whole)
+        return TextSpec(self.spans, self.text_ends, self.reserved_tokens, self.whole, self.max_tokens)
 
     @property
     def reserved_tokens(self) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from batchproj.decode.item import PIECE
 from batchproj.decode.limits import Limits
 from batchproj.decode.text import decode_text
+from batchproj.decoding import TEXTS_AT_ONCE, Decoding, Fetched
 from batchproj.errors import ItemFault
-from batchproj.media import TextSpec
-from batchproj.schema import Reason
+from batchproj.media import TextSpec, Tokens
+from batchproj.schema import Modality, Reason
 
 WHOLE = TextSpec(lambda text: [(0, len(text))], lambda text: [len(text)])
 
@@ -70,3 +76,23 @@ def test_text_above_the_limit_is_not_decoded():
     assert refused.reason is Reason.TOO_LARGE
     assert "11 bytes" in refused.detail
     assert "10" in refused.detail
+
+
+def test_tokens_of_many_texts_are_asked_for_together_and_only_of_those_that_are_read():
+    asked: list[list[str]] = []
+
+    def whole(texts: Sequence[str]) -> list[Tokens | None]:
+        asked.append(list(texts))
+        return [np.arange(len(text)) for text in texts]
+
+    spec = TextSpec(WHOLE.spans, WHOLE.token_ends, whole=whole, limit=8)
+    decoding = Decoding(Modality.TEXT, spec, frozenset(Modality), Limits(), 4, PIECE)
+    texts = [b"\xef\xbb\xbf frog", *(b"toad %d" % number for number in range(TEXTS_AT_ONCE + 5)), b"toad 0", b"\n\xff"]
+    items = [Fetched(f"{n}", f"{n}.txt", None, "v", data, data.hex(), f"{n}.txt") for n, data in enumerate(texts)]
+    found = list(decoding.ahead(items, pa.table({"content_id": [items[3].content_id]})))
+    assert [len(each) for each in asked] == [TEXTS_AT_ONCE - 1, 7]  # but what is cached, and an earlier one's twin
+    pieces = [segment for each in found for segment in each.segments]
+    assert [len(piece.tokens) for piece in pieces if piece.tokens is not None] == [len(piece.data) for piece in pieces]
+    assert found[3].cached is not None
+    assert found[-2].twin is found[1].item
+    assert str(found[-1].fault) == str(fault(texts[-1]))

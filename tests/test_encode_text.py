@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, PreTrainedTokeniz
 
 from batchproj.cutting import cut
 from batchproj.decode.limits import Limits
-from batchproj.decode.text import decode_text
+from batchproj.decode.text import decode_text, knowing
 from batchproj.encode import Encoder, parse_config
 from batchproj.errors import SpaceError
 from batchproj.media import Segment, TextSpec
@@ -170,9 +170,10 @@ def test_a_text_that_fits_is_tokenized_once_and_cut_as_without_that(
         for count in [*range(1, 14)] * 5 + [*range(30, 80), 300, 2_000]
     ]
     kept: list[Segment] = []
+    together = knowing(spec, [text.encode() for text in texts])
     for text in texts:
-        found, tokens = cut_and_tokens(text, spec)
-        assert found == cut_and_tokens(text, replace(spec, whole=lambda _text, _spare: None))[0]
+        found, tokens = cut_and_tokens(text, together)
+        assert found == cut_and_tokens(text, replace(spec, limit=0))[0]
         for (piece, *_), ids in zip(found, tokens, strict=True):
             if ids is not None:
                 assert ids.tolist() == plain.ids([piece])[0].tolist()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from batchproj.decode.limits import Limits
 from batchproj.errors import ItemFault
@@ -12,6 +13,8 @@ from batchproj.schema import Reason
 _BOM = b"\xef\xbb\xbf"
 _MOST_TOKENS = 4
 """Of one character: its bytes, where a tokenizer knows no more of it."""
+_TOGETHER = 1 << 16
+"""Bytes of a text that may be short enough not to be cut."""
 
 
 def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
@@ -30,8 +33,9 @@ def stream_text(data: bytes, spec: TextSpec, limits: Limits) -> Iterator[Segment
     """The same, cut as it is asked for."""
     text, is_blank = _decoded(data, limits), True
     stripped = text.strip()
+    (tokens,) = spec.whole([stripped])
     # a text is cut with its outer white space: so much of the limit that may take
-    if (tokens := spec.whole(stripped, _MOST_TOKENS * (len(text) - len(stripped)))) is not None:
+    if tokens is not None and len(tokens) + _MOST_TOKENS * (len(text) - len(stripped)) <= spec.limit:
         begin = len(text) - len(text.lstrip())
         yield Segment(stripped, float(begin), float(begin + len(stripped)), stripped, tokens)
         return
@@ -43,6 +47,13 @@ def stream_text(data: bytes, spec: TextSpec, limits: Limits) -> Iterator[Segment
             yield Segment(piece, float(begin), float(begin + len(piece)), piece)
     if is_blank:
         raise ItemFault(Reason.BLANK_TEXT, f"{len(text)} characters, no span of them with text in it")
+
+
+def knowing(spec: TextSpec, contents: Iterable[bytes]) -> TextSpec:
+    """The same, which knows the tokens of these texts already: all at once they take a fraction of the time."""
+    texts = [data.removeprefix(_BOM).decode("utf-8", "ignore").strip() for data in contents if len(data) <= _TOGETHER]
+    known = dict(zip(texts, spec.whole(texts), strict=True))
+    return replace(spec, whole=lambda texts: [known.get(text) for text in texts])
 
 
 def _decoded(data: bytes, limits: Limits) -> str:
