@@ -5,24 +5,30 @@
 A collection of 2,000 real sentences is embedded, and its table filled up with vectors between those of the sentences
 (two of them mixed, and noise), which is harder than rows that lie in clusters of their own. For each size one JSON
 line: seconds to build the index and the peak resident memory of the process, recall@10 of `nearest` against exact
-search on held-out sentences, median and 95th percentile of both in milliseconds, interleaved, and of their ratio.
+search on held-out sentences, median and 95th percentile of both in milliseconds, interleaved, and of their ratio;
+and what one client of `batchproj serve` sees, texts encoded included (`service.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import json
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import service
 
 import batchproj
 from batchproj.bench import corpus
@@ -40,6 +46,7 @@ QUERIES = 200
 CHUNK_ROWS = 50_000
 NOISE = 0.3
 K = 10
+SERVED_S = 15
 
 Vectors = npt.NDArray[np.float32]
 
@@ -109,6 +116,27 @@ def measure(opened: Collection, queries: Vectors) -> dict[str, Any]:
     }
 
 
+def served(collection: Path) -> dict[str, object]:
+    """By the service on the same rows, asked by one client that no two times asks the same."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "batchproj.cli", "serve", str(collection), "--port", str(port)]
+    serving = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            assert serving.poll() is None, "the service ended"
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+                break
+            time.sleep(0.2)
+        asyncio.run(service.measure(url, 1, 3))  # the index and the vectors come into memory
+        return asyncio.run(service.measure(url, 1, SERVED_S))
+    finally:
+        serving.terminate()
+        serving.wait()
+
+
 def peak_mib() -> float:
     """Of this process; ru_maxrss would know its parent's."""
     status = Path("/proc/self/status").read_text()
@@ -130,7 +158,7 @@ def main() -> None:
             queries = np.stack([opened.embed_query(corpus.sentence([2, number])) for number in range(QUERIES)])
             peak = peak_mib()
             told = {"rows": rows, "index_s": round(built_s, 1), "peak_mib": round(peak)}
-            print(json.dumps({**told, **measure(opened, queries)}), flush=True)
+            print(json.dumps({**told, **measure(opened, queries), "served": served(collection)}), flush=True)
 
 
 if __name__ == "__main__":
