@@ -138,6 +138,12 @@ class Decoding:
         weakref.finalize(self, turns.close)
         self._processes = [DecoderProcess(work, turns) for _ in range(threads)]
 
+    def start(self) -> None:
+        """Have all its processes ready, before the first unit; of texts few want one."""
+        if not isinstance(self._spec, TextSpec):
+            with ThreadPoolExecutor(self._threads) as pool:
+                list(pool.map(DecoderProcess.start, self._processes))
+
     def ahead(self, items: list[Fetched], known: pa.Table | None) -> Iterator[Decoded]:
         """Pieces of items, in order, never more than a few ahead of the one who asks; of twins the first alone.
 

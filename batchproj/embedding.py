@@ -71,7 +71,7 @@ class UnitWorker:
         self._sample: list[Segment] = []
 
     def load(self) -> None:
-        """Load the model; call once, before `embed`."""
+        """Load the model and start the decoders; call once, before `embed`."""
         if self._member is not None:
             self._embedder = self._member.load(self._threads)
             from batchproj.accelerator import is_apart  # torch is here by now
@@ -82,6 +82,7 @@ class UnitWorker:
         modality = self._member.modality if self._member else None
         spec = self._embedder.spec if self._embedder else None
         self._decoding = Decoding(modality, spec, self._in_space, self._limits, self._threads, self._piece)
+        self._decoding.start()
 
     def embed(
         self,

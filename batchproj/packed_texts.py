@@ -23,6 +23,10 @@ from batchproj.media import Tokens
 _ATTENTION = "batchproj_packed"
 _AT_ONCE = 2
 """Rows shorter than this part of M are packed: of longer ones too few share a row to fill it."""
+_MANY = 4
+"""So many texts of a length, with shorter ones between them, leave little of a row empty; longer ones get rows that
+fit."""
+_STEP = 8
 
 FIRST_POSITION: Mapping[str, str | None] = {
     "bert": None,
@@ -49,6 +53,14 @@ class Stretch:
         return self.start + len(self.indices) * self.length
 
 
+@dataclass(frozen=True)
+class Row:
+    """What lies in a row of `tokens` tokens."""
+
+    tokens: int
+    stretches: tuple[Stretch, ...]
+
+
 Pool = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """States (B, L, D), and the place of the first and the end of the last token (B,) that are pooled -> (B, D)."""
 Array = npt.NDArray[np.float32]
@@ -57,7 +69,8 @@ Finished = Callable[[torch.Tensor, Sequence[Tokens]], Sequence[Array] | Array]
 
 
 class PackedTexts:
-    """A loaded bidirectional encoder, run on rows of exactly `tokens` tokens; `pool` is how its states are pooled."""
+    """A loaded bidirectional encoder, run on rows of `tokens` tokens or, of longer texts, about as many; `pool` is how
+    its states are pooled."""
 
     def __init__(self, model: Any, pool: Pool, tokens: int, pad: int) -> None:
         before = FIRST_POSITION[model.config.model_type]
@@ -71,11 +84,11 @@ class PackedTexts:
     def states(self, rows: Sequence[Tokens], finished: Finished) -> dict[int, Array]:
         """Of texts of at most `longest` tokens: by index, what `finished` makes of its states."""
 
-        def work(stretches: Sequence[Stretch]) -> dict[int, Array]:
+        def work(row: Row) -> dict[int, Array]:
             found: dict[int, Array] = {}
             with torch.inference_mode():
-                states_MD = self._forward(rows, stretches)
-                for each in stretches:
+                states_MD = self._forward(rows, row)
+                for each in row.stretches:
                     own_BLD = states_MD[each.start : each.end].reshape(len(each.indices), each.length, -1)
                     found |= zip(each.indices, finished(own_BLD, [rows[i] for i in each.indices]), strict=True)
             return found
@@ -83,26 +96,41 @@ class PackedTexts:
         laid = side_by_side(work, pack([len(row) for row in rows], self._tokens))
         return {index: output for found in laid for index, output in found.items()}
 
-    def _forward(self, rows: Sequence[Tokens], stretches: Sequence[Stretch]) -> torch.Tensor:
-        ids_M = np.full(self._tokens, self._pad, np.int64)
-        positions_M = np.full(self._tokens, self._first, np.int64)
-        for each in stretches:
+    def _forward(self, rows: Sequence[Tokens], row: Row) -> torch.Tensor:
+        ids_M = np.full(row.tokens, self._pad, np.int64)
+        positions_M = np.full(row.tokens, self._first, np.int64)
+        for each in row.stretches:
             ids_M[each.start : each.end] = np.concatenate([rows[index] for index in each.indices])
             own = np.arange(self._first, self._first + each.length)
             positions_M[each.start : each.end] = np.tile(own, len(each.indices))
         states_1MD: torch.Tensor = self._model(
             input_ids=torch.from_numpy(ids_M)[None],
             position_ids=torch.from_numpy(positions_M)[None],
-            stretches=stretches,
+            stretches=row.stretches,
         ).last_hidden_state
         return states_1MD[0]
 
 
-def pack(lengths: Sequence[int], tokens: int) -> list[list[Stretch]]:
-    """Rows of at most `tokens`: each time the longest text that still fits, so that few lengths share a row."""
-    waiting: dict[int, list[int]] = {}
+def row_tokens(length: int, tokens: int) -> int:
+    """Of the rows that texts of this length lie in: it alone decides, for what a row's layers give depends on its
+    size. `tokens`, or about as many, of which a whole number of long texts leaves little empty."""
+    if length * _MANY <= tokens:
+        return tokens
+    own = -(-length // _STEP) * _STEP
+    return own * max(1, round(tokens / own))
+
+
+def pack(lengths: Sequence[int], tokens: int) -> list[Row]:
+    """Rows of about `tokens`, see `row_tokens`: each time the longest text that still fits, so that few lengths share
+    a row."""
+    waiting: dict[int, dict[int, list[int]]] = {}
     for index, length in enumerate(lengths):
-        waiting.setdefault(length, []).append(index)
+        waiting.setdefault(row_tokens(length, tokens), {}).setdefault(length, []).append(index)
+    return [Row(size, tuple(row)) for size in sorted(waiting) for row in _filled(waiting[size], size)]
+
+
+def _filled(waiting: dict[int, list[int]], tokens: int) -> list[list[Stretch]]:
+    """Texts by length, in rows of `tokens`."""
     known = sorted(waiting)
     rows: list[list[Stretch]] = []
     while known:

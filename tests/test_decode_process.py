@@ -380,3 +380,11 @@ def test_large_pictures_take_turns_for_their_memory_adds_up() -> None:
     looking.join()
     assert [len(each.segments) for each in found] == [1] * 8
     assert 400 < peak[0] < 1_500
+
+
+def test_decoders_are_ready_before_the_first_unit(poisoned: list[int], tiny_space: Path) -> None:
+    space = resolve(open_space(str(tiny_space)))
+    members = frozenset(space.members)
+    for modality, count in ((Modality.IMAGE, 2), (Modality.TEXT, 2)):
+        UnitWorker(space.members[modality], space.dim, members, Limits(), 2).load()
+        assert len(poisoned) == count

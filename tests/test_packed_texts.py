@@ -25,7 +25,7 @@ from transformers import (
 
 from batchproj.encode import Encoder, parse_config
 from batchproj.media import Segment, Tokens
-from batchproj.packed_texts import FIRST_POSITION, PackedTexts, pack
+from batchproj.packed_texts import FIRST_POSITION, PackedTexts, pack, row_tokens
 from batchproj.schema import Modality
 from batchproj.weights import resolve
 
@@ -84,17 +84,27 @@ def test_states_are_those_of_each_text_alone(model_type: str) -> None:
 @pytest.mark.parametrize("lengths", [[], [64], [1] * 70, [33, 33, 31], [5, 60, 4, 3, 61, 17, 9, 9, 9]])
 def test_every_text_has_its_place_and_no_row_is_too_long(lengths: list[int]) -> None:
     rows = pack(lengths, 64)
-    assert Counter(index for row in rows for each in row for index in each.indices) == Counter(range(len(lengths)))
+    laid = [row.stretches for row in rows]
+    assert Counter(index for row in laid for each in row for index in each.indices) == Counter(range(len(lengths)))
     for row in rows:
-        assert [each.start for each in row] == [0, *(each.end for each in row[:-1])]
-        assert row[-1].end <= 64
-        assert all(lengths[index] == each.length for each in row for index in each.indices)
+        assert [each.start for each in row.stretches] == [0, *(each.end for each in row.stretches[:-1])]
+        assert row.stretches[-1].end <= row.tokens
+        assert {row_tokens(each.length, 64) for each in row.stretches} == {row.tokens}
+        assert all(lengths[index] == each.length for each in row.stretches for index in each.indices)
 
 
 def test_little_of_the_rows_stays_empty() -> None:
     values = np.random.default_rng(1)
     lengths = [int(length) for length in np.clip(values.lognormal(2.7, 0.5, 512), 3, 128)]
-    assert len(pack(lengths, 512)) * 512 <= 1.05 * sum(lengths)
+    assert sum(row.tokens for row in pack(lengths, 512)) <= 1.05 * sum(lengths)
+
+
+@pytest.mark.parametrize(("shortest", "longest", "padding"), [(218, 248, 1.03), (129, 256, 1.05), (190, 210, 1.05)])
+def test_little_of_the_rows_of_long_texts_stays_empty(shortest: int, longest: int, padding: float) -> None:
+    lengths = np.random.default_rng(1).integers(shortest, longest + 1, 1_000).tolist()
+    rows = pack(lengths, 512)
+    assert sum(row.tokens for row in rows) <= padding * sum(lengths)
+    assert all(384 <= row.tokens <= 640 for row in rows)
 
 
 def test_company_does_not_show_in_real_weights() -> None:
@@ -102,7 +112,7 @@ def test_company_does_not_show_in_real_weights() -> None:
     encoder: Encoder = config.build(resolve(MINILM, None, None), Modality.TEXT, 2)
     words = ["a", "frog", "sat", "under", "old", "bridges", "while", "rain", "fell", "on", "green", "water"]
     values = np.random.default_rng(2)
-    texts = [Segment(" ".join(values.choice(words, values.integers(1, 60)))) for _ in range(300)]
+    texts = [Segment(" ".join(values.choice(words, values.integers(1, 250)))) for _ in range(300)]
     whole = encoder.encode(texts)
     for size in (1, 2, 7, 40, 150):
         chosen = values.permutation(len(texts))[:size]

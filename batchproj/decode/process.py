@@ -55,6 +55,10 @@ class DecoderProcess:
         self._is_asked = False
         self._end: weakref.finalize[..., DecoderProcess] | None = None
 
+    def start(self) -> None:
+        """Have the process ready before there is work for it, which takes as long as hundreds of small pictures."""
+        self._started()
+
     def look(self, data: bytes) -> Modality:
         """What `look_inside` finds in a container, and the faults it raises; with DECODER_CRASHED."""
         (answer,) = self._answers(LOOK, data)

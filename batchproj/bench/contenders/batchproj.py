@@ -94,14 +94,14 @@ def _tokens(job: Job, folder: Folder, receipts: list[Receipt]) -> tuple[int, int
     from batchproj.torch_runtime import packed_tokens
 
     tokenizer = load_tokenizer(model_folder(Modality.TEXT), MAX_TOKENS)
-    real, rows = 0, 0
+    real, padded = 0, 0
     for unit in _units(receipts):
         uris = read_inputs(folder, unit)["uri"].to_pylist()
         texts = [data.decode() for data in read_many(job.source, [relative(job.source, uri) for uri in uris])]
         lengths = [len(row) for row in tokenizer.ids(texts)]
         real += sum(lengths)
-        rows += len(pack(lengths, packed_tokens(WIDTH)))
-    return real, rows * packed_tokens(WIDTH)
+        padded += sum(row.tokens for row in pack(lengths, packed_tokens(WIDTH)))
+    return real, padded
 
 
 WIDTH = 384
