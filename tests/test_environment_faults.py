@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -109,6 +110,34 @@ def test_an_object_alone_tells_nothing_of_its_disk(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(objectstore, "_read_version", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "trouble")))
     with pytest.raises(DiskFault):
         reading.read_items([row(f"file://{tmp_path}/a.txt", 2, "1")], 100, 1)
+
+
+def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_file_by_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed_rows = []
+    for number in range(3 * reading.FILES_AT_ONCE):
+        file = tmp_path / f"{number}.txt"
+        file.write_text(f"w{number}")
+        state = file.stat()
+        listed_rows.append(row(f"file://{file}", state.st_size, f"{state.st_size}-{state.st_mtime_ns}"))
+    threads, dead = [], False
+    read = objectstore._read_version
+
+    def noted(*told: Any) -> bytes:
+        threads.append(threading.get_ident())
+        if dead:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(*told)
+
+    monkeypatch.setattr(objectstore, "_read_version", noted)
+    assert reading.read_items(listed_rows, 100, 64) == [f"w{n}".encode() for n in range(len(listed_rows))]
+    assert len(threads) == len(listed_rows)
+    assert len({*threads}) <= 3
+    threads, dead = [], True
+    with pytest.raises(DiskFault):
+        reading.read_items(listed_rows, 100, 64)
+    assert len(threads) <= 3 * (reading.FAILING_ITEMS + 1)
 
 
 def test_an_answer_of_s3_that_is_not_known_is_no_trouble_of_the_machine() -> None:
