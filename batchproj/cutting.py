@@ -30,6 +30,5 @@ def _texts(spec: TextSpec, settings: TextSegments) -> TextSpec:
             f"segments: {told(settings, 'tokens')} and {told(settings, 'overlap')}, and the prompt and special tokens "
             f"take {spec.reserved_tokens}, so nothing new is left; set more tokens or less overlap"
         )
-    return replace(
-        spec, spans=lambda text: chunks(text, count, room, settings.overlap, settings.at), limit=settings.tokens
-    )
+    # not what the reserved tokens leave: next to a text a prompt's may be fewer than alone
+    return replace(spec, spans=lambda text: chunks(text, count, room, settings.overlap, settings.at), limit=room)

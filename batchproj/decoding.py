@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from queue import LifoQueue
@@ -139,7 +139,7 @@ class Decoding:
         self._processes = [DecoderProcess(work, turns) for _ in range(threads)]
 
     def start(self) -> None:
-        """Have all its processes ready, before the first unit; of texts few want one."""
+        """Have all its processes ready before the first unit; of texts few want one, to tell what they are."""
         if not isinstance(self._spec, TextSpec):
             with ThreadPoolExecutor(self._threads) as pool:
                 list(pool.map(DecoderProcess.start, self._processes))
@@ -177,7 +177,8 @@ class Decoding:
         spec = self._spec
         if isinstance(spec, TextSpec):
             sources = [item.source for number, item in some if number not in twins]
-            spec = knowing(spec, [each.data for each in sources if not each.fault and each.content_id not in known])
+            with suppress(Exception):  # of one of them: asked for alone, it is that one's fault
+                spec = knowing(spec, [each.data for each in sources if not each.fault and each.content_id not in known])
         return [self._begin(queue, number, item, spec, twins.get(number), known) for number, item in some]
 
     def _begin(

@@ -14,6 +14,9 @@ from batchproj.segments import VideoSegments
 Tokens = npt.NDArray[np.int64]
 """Token ids of one text, special tokens included, no padding."""
 
+TOKENS_OF_A_SPACE = 4
+"""So many of the limit are kept free for a character of white space around a text: more than tokenizers make of it."""
+
 Fit = Literal["crop", "crop_down", "squash", "squash_crop", "squash_crop_down"]
 
 
@@ -56,8 +59,9 @@ class TextSpec:
     `spans(text)` gives character ranges (start, end), in order, each within the encoder's
     token limit; one range for a short text. `token_ends` gives the character each token of a text
     ends at, without the `reserved_tokens` (special ones, a prompt's) that every piece has beside them.
-    `whole(texts)` gives the token ids (L,) of texts that may be short enough not to be cut, many at a time; None says
-    nothing: then `spans` tells. `limit` is what they may have, of texts without outer white space.
+    `whole(texts)` gives the token ids (L,) of texts without outer white space that may be short enough not to be cut,
+    many at a time; None says nothing: then `spans` tells. `limit`: with so many tokens, special ones and a prompt's
+    among them, a text is not cut.
     """
 
     spans: Callable[[str], Iterable[tuple[int, int]]]

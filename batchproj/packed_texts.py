@@ -23,10 +23,10 @@ from batchproj.media import Tokens
 _ATTENTION = "batchproj_packed"
 _AT_ONCE = 2
 """Rows shorter than this part of M are packed: of longer ones too few share a row to fill it."""
-_MANY = 4
-"""So many texts of a length, with shorter ones between them, leave little of a row empty; longer ones get rows that
-fit."""
-_STEP = 8
+_LEAST_PAIR = 0.8
+"""Two texts that are this part of M together get rows that just take two: of M such pairs would leave the rest empty.
+Rows of more sizes would leave more of them half filled than they save (measured on lengths of many kinds)."""
+_STEP = 16
 
 FIRST_POSITION: Mapping[str, str | None] = {
     "bert": None,
@@ -69,7 +69,7 @@ Finished = Callable[[torch.Tensor, Sequence[Tokens]], Sequence[Array] | Array]
 
 
 class PackedTexts:
-    """A loaded bidirectional encoder, run on rows of `tokens` tokens or, of longer texts, about as many; `pool` is how
+    """A loaded bidirectional encoder, run on rows of `tokens` tokens or somewhat fewer (`row_tokens`); `pool` is how
     its states are pooled."""
 
     def __init__(self, model: Any, pool: Pool, tokens: int, pad: int) -> None:
@@ -112,16 +112,14 @@ class PackedTexts:
 
 
 def row_tokens(length: int, tokens: int) -> int:
-    """Of the rows that texts of this length lie in: it alone decides, for what a row's layers give depends on its
-    size. `tokens`, or about as many, of which a whole number of long texts leaves little empty."""
-    if length * _MANY <= tokens:
-        return tokens
-    own = -(-length // _STEP) * _STEP
-    return own * max(1, round(tokens / own))
+    """Of the rows that texts of this length lie in: it alone decides, for what a row's layers give may depend on its
+    size. `tokens`, or somewhat fewer for texts of which two nearly fill that."""
+    pair = 2 * -(-length // _STEP) * _STEP
+    return pair if _LEAST_PAIR * tokens <= pair < tokens else tokens
 
 
 def pack(lengths: Sequence[int], tokens: int) -> list[Row]:
-    """Rows of about `tokens`, see `row_tokens`: each time the longest text that still fits, so that few lengths share
+    """Rows of at most `tokens`, see `row_tokens`: each time the longest text that still fits, so that few lengths share
     a row."""
     waiting: dict[int, dict[int, list[int]]] = {}
     for index, length in enumerate(lengths):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from batchproj.errors import SpaceError
-from batchproj.media import Segment, TextSpec, Tokens
+from batchproj.media import TOKENS_OF_A_SPACE, Segment, TextSpec, Tokens
 from batchproj.segments import LEAST_TOKENS
 from batchproj.text_chunks import BLOCK_CHARS
 
@@ -75,13 +75,14 @@ class TextTokenizer:
         return [next(found) if segment.tokens is None else segment.tokens for segment in segments]
 
     def whole(self, texts: Sequence[str]) -> list[Tokens | None]:
-        """What `ids` gives for each, if that is not cut; None if it is, and where `spans` knows without any tokens."""
+        """What `ids` gives for each, if that is not cut; None if it is, or may be."""
         found: list[Tokens | None] = [None] * len(texts)
         if self._slow is not None:
             return found
-        most = min(self._room * _CHARACTERS_PER_TOKEN, BLOCK_CHARS)
-        asked = [number for number, text in enumerate(texts) if len(text) <= most and not self._is_short(text)]
-        # on all cores, and without offsets
+        # both ways to cut look at windows of so many characters, with the outer white space that is let through here
+        most = min(self._room * _CHARACTERS_PER_TOKEN, BLOCK_CHARS) - self.max_tokens // TOKENS_OF_A_SPACE
+        asked = [number for number, text in enumerate(texts) if text and len(text) <= most]
+        # without offsets
         encodings = self._whole.encode_batch_fast([self._prompt + texts[number] for number in asked])
         for number, encoding in zip(asked, encodings, strict=True):
             if 0 < len(encoding.ids) <= self.max_tokens:
@@ -95,8 +96,9 @@ class TextTokenizer:
         They cover all but blank stretches and never overlap. Linear in the text's length: each
         step tokenizes a window of bounded size.
         """
-        if text and self._is_short(text):
-            return [(0, len(text))]
+        prompted = self._prompt + text
+        if text and prompted.isascii() and len(prompted) < self._room:
+            return [(0, len(text))]  # no tokenizer makes more tokens of it, and one that puts a space before, one more
         spans: list[tuple[int, int]] = []
         start, window = 0, self._room * _CHARACTERS_PER_TOKEN
         while start < len(text):
@@ -105,11 +107,6 @@ class TextTokenizer:
                 spans.append((start, end))
             start = end
         return spans
-
-    def _is_short(self, text: str) -> bool:
-        """No tokenizer makes more tokens of it than characters, and one that puts a space before, one more."""
-        prompted = self._prompt + text
-        return prompted.isascii() and len(prompted) < self._room
 
     def _end(self, text: str, start: int, stop: int) -> int:
         """Where the span from `start` ends: as far as the limit allows, at most `stop`."""

@@ -5,9 +5,9 @@
 Models have the sizes of published ones and random weights: speed does not depend on them. For each: the least cosine
 to fp32 on the CPU; then items a second of the usual loop (64 at a time as they come, copied and waited for, in fp32
 and in bf16; its tokens, normalised pixels and spectrograms are made before the clock starts), of our encoder on
-decoded items, which makes its own, and of a whole worker from JPEG, OGG or text, each the median of its rounds. Needs
-no Ray. One JSON document; `roofline` is arithmetic at the items' own lengths, per second, of what a product of
-8192 x 8192 matrices in bf16 gets on this card.
+decoded items, which makes its own but for tokens, and of a whole worker from JPEG, OGG or text, each the median of its
+rounds. Needs no Ray. One JSON document; `roofline` is arithmetic at the items' own lengths, per second, of what a
+product of 8192 x 8192 matrices in bf16 gets on this card.
 """
 
 from __future__ import annotations

@@ -53,11 +53,11 @@ async def ask(url: str, until: float, numbers: itertools.count[int], seconds: li
                 await asyncio.sleep(float(answer.headers["Retry-After"]))
 
 
-async def measure(url: str, clients: int, seconds: float) -> dict[str, object]:
-    """What `clients` saw in so many seconds."""
+async def measure(url: str, clients: int, seconds: float, first: int = 0) -> dict[str, object]:
+    """What `clients` saw in so many seconds; texts are numbered from `first` on."""
     taken: list[float] = []
     ends: Counter[str] = Counter()
-    numbers, begun = itertools.count(), time.monotonic()
+    numbers, begun = itertools.count(first), time.monotonic()
     await asyncio.gather(*(ask(url, begun + seconds, numbers, taken, ends) for _ in range(clients)))
     quantiles = {f"p{q}_ms": round(1000 * float(np.quantile(taken, q / 100)), 1) for q in (50, 95, 99)} if taken else {}
     per_s = round(len(taken) / (time.monotonic() - begun), 1)

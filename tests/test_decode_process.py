@@ -385,6 +385,7 @@ def test_large_pictures_take_turns_for_their_memory_adds_up() -> None:
 def test_decoders_are_ready_before_the_first_unit(poisoned: list[int], tiny_space: Path) -> None:
     space = resolve(open_space(str(tiny_space)))
     members = frozenset(space.members)
-    for modality, count in ((Modality.IMAGE, 2), (Modality.TEXT, 2)):
+    for modality, count in ((Modality.IMAGE, 2), (Modality.TEXT, 0)):
+        poisoned.clear()
         UnitWorker(space.members[modality], space.dim, members, Limits(), 2).load()
         assert len(poisoned) == count

@@ -96,3 +96,16 @@ def test_tokens_of_many_texts_are_asked_for_together_and_only_of_those_that_are_
     assert found[3].cached is not None
     assert found[-2].twin is found[1].item
     assert str(found[-1].fault) == str(fault(texts[-1]))
+
+
+def test_a_text_that_the_tokenizer_fails_over_is_the_only_one_at_fault():
+    def whole(texts: Sequence[str]) -> list[Tokens | None]:
+        if "b" in texts:
+            raise RuntimeError("Missing [UNK] token")
+        return [np.arange(1)] * len(texts)
+
+    spec = TextSpec(WHOLE.spans, WHOLE.token_ends, whole=whole, limit=8)
+    decoding = Decoding(Modality.TEXT, spec, frozenset(Modality), Limits(), 1, PIECE)
+    items = [Fetched(each, f"{each}.txt", None, "v", each.encode(), each, f"{each}.txt") for each in "abc"]
+    faults = [decoded.fault for decoded in decoding.ahead(items, None)]
+    assert [fault and fault.reason for fault in faults] == [None, Reason.DECODER_CRASHED, None]

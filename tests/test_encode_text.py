@@ -169,6 +169,8 @@ def test_a_text_that_fits_is_tokenized_once_and_cut_as_without_that(
         rng.choice(["", "\n", "  "]) + " ".join(rng.choices(words, k=count)) + rng.choice(["", "\n", " \n\n"])
         for count in [*range(1, 14)] * 5 + [*range(30, 80), 300, 2_000]
     ]
+    # few tokens of many characters, around the window that is looked at
+    texts += ["frog" + " " * gap + "frog" + "\n" * after for gap in (1_900, 2_022, 2_024, 2_040) for after in (0, 1, 3)]
     kept: list[Segment] = []
     together = knowing(spec, [text.encode() for text in texts])
     for text in texts:
@@ -182,6 +184,19 @@ def test_a_text_that_fits_is_tokenized_once_and_cut_as_without_that(
     wanted = encoder.encode([Segment(each.data) for each in kept])
     monkeypatch.setattr(TextTokenizer, "ids", lambda _, texts: [] if not texts else pytest.fail("tokenized again"))
     assert encoder.encode(kept).tobytes() == wanted.tobytes()
+
+
+def test_a_prompt_that_is_fewer_tokens_before_a_text_than_alone_cuts_no_later(tmp_path: Path) -> None:
+    """Alone it ends in a mark for the space after it, which a text's first word takes in."""
+    pieces = [("<pad>", 0.0), ("<unk>", -9.0), ("\u2581", -4.0), ("\u2581p:", -1.0), ("\u2581frog", -1.0)]
+    made = Tokenizer(models.Unigram(pieces, unk_id=1))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = TextTokenizer(PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>"), 256, "p: ")
+    spec = cut(tokenizer.spec, TextSegments(tokens=32, overlap=4))
+    assert isinstance(spec, TextSpec)
+    for count in range(20, 40):
+        text = " ".join(["frog"] * count)
+        assert cut_and_tokens(text, spec)[0] == cut_and_tokens(text, replace(spec, limit=0))[0]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])

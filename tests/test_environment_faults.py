@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import sys
-import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -116,28 +115,47 @@ def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listed_rows = []
-    for number in range(3 * reading.FILES_AT_ONCE):
+    for number in range(4 * reading.FILES_AT_ONCE):
         file = tmp_path / f"{number}.txt"
         file.write_text(f"w{number}")
         state = file.stat()
         listed_rows.append(row(f"file://{file}", state.st_size, f"{state.st_size}-{state.st_mtime_ns}"))
-    threads, dead = [], False
-    read = objectstore._read_version
+    wanted = [f"w{number}".encode() for number in range(len(listed_rows))]
+    tasks, asked = [], []
+    each, read = reading._read_each, objectstore._read_version
 
-    def noted(*told: Any) -> bytes:
-        threads.append(threading.get_ident())
-        if dead:
-            raise OSError(errno.EIO, "Input/output error")
-        return read(*told)
+    def task_noted(task: Any) -> Any:
+        tasks.append(len(task))
+        return each(task)
 
-    monkeypatch.setattr(objectstore, "_read_version", noted)
-    assert reading.read_items(listed_rows, 100, 64) == [f"w{n}".encode() for n in range(len(listed_rows))]
-    assert len(threads) == len(listed_rows)
-    assert len({*threads}) <= 3
-    threads, dead = [], True
-    with pytest.raises(DiskFault):
-        reading.read_items(listed_rows, 100, 64)
-    assert len(threads) <= 3 * (reading.FAILING_ITEMS + 1)
+    def failing(*told: Any) -> bytes:
+        asked.append(told)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(reading, "_read_each", task_noted)
+    assert reading.read_items(listed_rows, 100, 4) == wanted
+    assert tasks == [reading.FILES_AT_ONCE] * 4
+    tasks.clear()
+    assert reading.read_items(listed_rows[:40], 100, 16) == wanted[:40]
+    assert tasks == [3] * 13 + [1]  # each thread has some
+    tasks.clear()
+    monkeypatch.setattr(reading, "SMALL_BYTES", 3)  # w100 and on are large
+    assert reading.read_items(listed_rows, 100, 4) == wanted
+    assert sorted(tasks) == [1] * 28 + [25] * 4
+    with monkeypatch.context() as patched:
+        patched.setattr(objectstore, "_read_version", failing)
+        with pytest.raises(DiskFault):
+            reading.read_items(listed_rows[:96], 100, 4)
+        assert len(asked) <= 8  # the first of each task, and those that were under way
+    bad = str(tmp_path / "5.txt")
+
+    def one_fails(fs: Any, path: str, *told: Any) -> bytes:
+        return failing() if path == bad else read(fs, path, *told)
+
+    monkeypatch.setattr(objectstore, "_read_version", one_fails)
+    found = reading.read_items(listed_rows[:96], 100, 4)
+    assert isinstance(found[5], ItemFault)
+    assert found[:5] + found[6:] == wanted[:5] + wanted[6:96]
 
 
 def test_an_answer_of_s3_that_is_not_known_is_no_trouble_of_the_machine() -> None:

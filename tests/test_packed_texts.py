@@ -99,12 +99,17 @@ def test_little_of_the_rows_stays_empty() -> None:
     assert sum(row.tokens for row in pack(lengths, 512)) <= 1.05 * sum(lengths)
 
 
-@pytest.mark.parametrize(("shortest", "longest", "padding"), [(218, 248, 1.03), (129, 256, 1.05), (190, 210, 1.05)])
-def test_little_of_the_rows_of_long_texts_stays_empty(shortest: int, longest: int, padding: float) -> None:
-    lengths = np.random.default_rng(1).integers(shortest, longest + 1, 1_000).tolist()
+@pytest.mark.parametrize(
+    ("shortest", "longest", "count", "padding"),
+    [(218, 248, 500, 1.05), (241, 256, 500, 1.05), (20, 256, 1_000, 1.03), (20, 256, 64, 1.15)],
+)
+def test_little_of_the_rows_of_longer_texts_stays_empty(
+    shortest: int, longest: int, count: int, padding: float
+) -> None:
+    lengths = np.random.default_rng(1).integers(shortest, longest + 1, count).tolist()
     rows = pack(lengths, 512)
     assert sum(row.tokens for row in rows) <= padding * sum(lengths)
-    assert all(384 <= row.tokens <= 640 for row in rows)
+    assert {row.tokens for row in rows} <= {416, 448, 480, 512}
 
 
 def test_company_does_not_show_in_real_weights() -> None:

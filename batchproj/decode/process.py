@@ -43,7 +43,7 @@ class _Died(Exception):
 
 
 class DecoderProcess:
-    """One item at a time; the process is started when there is work for it, and again after it has died.
+    """One item at a time; the process is started by `start`, or when there is work for it, and again after it has died.
 
     It is told nothing of our environment: no credentials are in its memory.
     """
@@ -56,7 +56,7 @@ class DecoderProcess:
         self._end: weakref.finalize[..., DecoderProcess] | None = None
 
     def start(self) -> None:
-        """Have the process ready before there is work for it, which takes as long as hundreds of small pictures."""
+        """Have the process ready before there is work for it."""
         self._started()
 
     def look(self, data: bytes) -> Modality:

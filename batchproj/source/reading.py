@@ -7,6 +7,7 @@ batches that are needed, of a file of lines or a tar only the ranges.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ FAILING_ITEMS = 3
 """So many objects of a unit may be at fault that their disk does not give them; each is waited for."""
 
 FILES_AT_ONCE = 32
-"""Files of this machine that a thread reads one after the other: to hand over a small one takes longer than to read it
+SMALL_BYTES = 64 * 1024
+"""Small files of this machine that a thread reads one after the other: to hand one over takes longer than to read it
 (measured)."""
 
 SPAN_BYTES = 8 * 2**20
@@ -58,9 +60,10 @@ class _Item:
     place: Place | None
 
     @property
-    def is_file(self) -> bool:
+    def is_small_file(self) -> bool:
         """Of this machine, and all of it the item."""
-        return self.uri.startswith("file:") and (self.place is None or self.place.kind == OBJECT)
+        is_whole = self.place is None or self.place.kind == OBJECT
+        return is_whole and self.size <= SMALL_BYTES and self.uri.startswith("file:")
 
     @property
     def container(self) -> str:
@@ -92,10 +95,15 @@ def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int)
             items.append(_Item(number, row["uri"], row["size"], row["source_version"], place))
     with ThreadPoolExecutor(threads) as pool:
         failing: dict[int, DiskFault] = {}
-        for read in pool.map(_read_each, _tasks(items)):
-            failing |= {number: each for number, each in read.items() if isinstance(each, DiskFault)}
-            found |= {number: each for number, each in read.items() if not isinstance(each, DiskFault)}
-            _check_failing(failing, FAILING_ITEMS)
+        tasks = _tasks(items, threads)
+        while tasks:
+            left: list[_Task] = []
+            for task, read in zip(tasks, pool.map(_read_each, tasks), strict=True):
+                failing |= {number: each for number, each in read.items() if isinstance(each, DiskFault)}
+                found |= {number: each for number, each in read.items() if not isinstance(each, DiskFault)}
+                _check_failing(failing, FAILING_ITEMS)
+                left += [[items] for items in task if items[0].number not in read]
+            tasks = left
     _check_failing(failing, sum(isinstance(each, bytes) for each in found.values()) - 1)
     for number, fault in failing.items():
         found[number] = ItemFault(Reason.FORBIDDEN, f"{DISK_FAILS}: {fault.__cause__}")
@@ -107,23 +115,25 @@ def _check_failing(failing: dict[int, DiskFault], most: int) -> None:
         raise next(iter(failing.values()))
 
 
-def _tasks(items: list[_Item]) -> Iterator[list[list[_Item]]]:
-    """What a thread is handed at once: the next few files of this machine, or what is read by one request."""
+_Task = list[list[_Item]]
+"""What a thread is handed at once: a few requests, each for items that are read together."""
+
+
+def _tasks(items: list[_Item], threads: int) -> list[_Task]:
+    """Small files together, so that all threads have some; the rest one request at a time."""
     together = list(_together(items))
-    files = [each for each in together if each[0].is_file]
-    yield from (files[at : at + FILES_AT_ONCE] for at in range(0, len(files), FILES_AT_ONCE))
-    yield from ([each] for each in together if not each[0].is_file)
+    files = [each for each in together if each[0].is_small_file]
+    count = min(FILES_AT_ONCE, math.ceil(len(files) / threads)) or 1
+    groups = [files[at : at + count] for at in range(0, len(files), count)]
+    return groups + [[each] for each in together if not each[0].is_small_file]
 
 
-def _read_each(task: list[list[_Item]]) -> dict[int, Read | DiskFault]:
-    """Not to its end where so many fail that it is the disk's: each of them is waited for."""
+def _read_each(task: _Task) -> dict[int, Read | DiskFault]:
+    """To the first that its disk does not give: it was waited for, and what comes after it must not wait as well."""
     found: dict[int, Read | DiskFault] = {}
-    failing = 0
     for items in task:
-        read = _read_together(items)
-        found |= read
-        failing += any(isinstance(each, DiskFault) for each in read.values())
-        if failing > FAILING_ITEMS:
+        found |= _read_together(items)
+        if isinstance(found[items[0].number], DiskFault):
             break
     return found
 
