@@ -8,6 +8,7 @@ spill objects to disk: a job whose blocks did not fit into its store would fail.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -106,10 +107,15 @@ def compare(name: str, items: int) -> dict[str, object]:
 
 def main() -> None:
     os.environ |= {"RAY_automatic_object_spilling_enabled": "0"}
-    name, *sizes = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "workload", choices=[each.name for each in WORKLOADS.values() if not each.on_s3 and not each.is_reprojection]
+    )
+    parser.add_argument("items", type=int, nargs="+")
+    told = parser.parse_args()
     found = []
-    for items in map(int, sizes):
-        found.append(compare(name, items))
+    for items in told.items:
+        found.append(compare(told.workload, items))
         print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     print(json.dumps(found))
 
