@@ -16,8 +16,10 @@ import math
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -39,6 +41,10 @@ PROJECT_UNITS = 16
 
 DESK_S = 3.0
 """How long the desk may take to answer: a signal must not wait for it for long."""
+
+ITERATORS_S = {"iter_threaded": 5.0, "Prefetcher": 0.2}
+"""Threads of Ray Data's that call Ray, and how long they may take to notice that nobody reads any more; of the second
+kind some wait for ever, for a word that they have missed."""
 
 
 @contextlib.contextmanager
@@ -93,20 +99,41 @@ def ray_session(verbose: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        with _held_back(signal.SIGTERM) if in_main else contextlib.nullcontext():
+        _await_iterators()
+        if in_main:
+            _shut_down(ray.shutdown)
+        else:
             ray.shutdown()
-            if in_main:
-                signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts the default in its place
 
 
-@contextlib.contextmanager
-def _held_back(number: signal.Signals) -> Iterator[None]:
-    """A signal that comes meanwhile is delivered at the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _await_iterators() -> None:
+    """Threads that hand on Ray Data's results end soon after their reader has left, and are not waited for there: one
+    that calls Ray's core after its shutdown ends the whole process, with 1 and without a word."""
+    for name, patience_s in ITERATORS_S.items():
+        deadline = time.monotonic() + patience_s
+        for thread in threading.enumerate():
+            if thread.name == name:
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _shut_down(shutdown: Callable[[], None]) -> None:
+    """A signal that comes meanwhile does at the end what it would have done at the beginning.
+
+    Ray's core puts the default action in the place of the handler for SIGTERM, below Python, and goes on for a second.
+    """
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ThreadPoolExecutor(1) as aside:
+        closing = aside.submit(shutdown)
+        while not closing.done():
+            for number in before:
+                signal.signal(number, lambda late, _: came.append(late))
+            wait([closing], timeout=0.001)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    for late in set(came):
+        signal.raise_signal(late)
+    closing.result()
 
 
 def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:

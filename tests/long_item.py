@@ -23,6 +23,9 @@ from batchproj.embedding import UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
 
+WORKER_MIB, DECODERS_MIB = 1_430, 250
+"""The most that a long item may take, 1.5 GB; and its decoders beside it. Of a worker's, some 850 MiB are libraries."""
+
 
 def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Table, dict[str, int]]:
     """Rows of one item, and the memory of a process that did nothing else."""
@@ -40,15 +43,26 @@ def peak_mib(pid: str = "self") -> int:
 
 
 def decoders_mib() -> int:
-    """The same of this process's children together, less what they share with it: that is counted there."""
+    """The same of this process's children together, less what they share with it: that is counted here."""
     pids = [pid for each in Path("/proc/self/task").glob("*/children") for pid in each.read_text().split()]
     return sum(peak_mib(pid) - shared_mib(pid) for pid in pids)
 
 
 def shared_mib(pid: str) -> int:
-    """What others must answer for (RSS - PSS), of the libraries that a process has open with them."""
-    told = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return (int(told["Rss"].split()[0]) - int(told["Pss"].split()[0])) // 1024
+    """What a process has of the same files in memory as this one, which lies there once: pages of libraries."""
+    ours = {_file(line) for line in Path("/proc/self/maps").read_text().splitlines()}
+    file, shared_kib = "", 0
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, _, told = line.partition(":")
+        if name in ("Shared_Clean", "Shared_Dirty"):
+            shared_kib += int(told.split()[0]) if file in ours else 0
+        elif "-" in name.split()[0]:  # a mapping's first line
+            file = _file(line)
+    return shared_kib // 1024
+
+
+def _file(mapping: str) -> str:
+    return mapping.partition("/")[2]
 
 
 def main(space_uri: str, name: str, file: str, rows: str) -> None:
