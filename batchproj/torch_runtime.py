@@ -14,6 +14,7 @@ import torch
 from batchproj.accelerator import Coming, device, is_apart, stacked, waiting_for_copies
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes, Output, Outputs
+from batchproj.grouped_convolutions import keep_right
 from batchproj.lanes import open_lanes
 from batchproj.media import Segment
 from batchproj.model_folder import ImageInput
@@ -108,7 +109,9 @@ def load_pretrained(loader: Any, folder: Path, dtype: Dtype, unused: Sequence[st
             f"'{lacking[0]}' first: they would be random; use a complete checkpoint of this kind"
         )
     with waiting_for_copies:
-        return model.to(device()).eval()
+        network = model.to(device()).eval()
+    keep_right(network)
+    return network
 
 
 def pixel_batch(segments: Sequence[Segment], wanted: ImageInput) -> torch.Tensor:
