@@ -32,13 +32,13 @@ MAX_K = 1_000
 MAX_DEPTH = 10_000
 """How far a page may lie from the first hit."""
 
-REFINE, REFINE_ROWS = 5, 400
-"""IVF_RQ answers with 1-bit vectors: 5 k of them, and no fewer than 400, are ranked again exactly."""
+REFINE, REFINE_ROWS, REFINE_FROM = 5, 400, 250_000
+"""IVF_RQ answers with 1-bit vectors: 5 k of them, and no fewer than 400, are ranked again exactly; of more rows than
+250,000 more, as the square root of the rows."""
 
-PROBES, PROBES_ROWS = 20, 62_500
-"""Partitions that are looked into, at least; with more rows than these they grow as the square root of the rows.
-Of 1 million rows between real ones 80 partitions and 400 rows found 0.995 of the ten nearest, 20 and 100 found 0.88
-(benchmarks/search_speed.py)."""
+PROBES, PROBES_FROM = 20, 62_500
+"""Partitions that are looked into; of more rows than these more, likewise. Of 1 million rows between real ones 80
+partitions and 800 rows found 0.995 of the ten nearest, 80 and 400 found 0.989 (benchmarks/search_speed.py)."""
 
 GROUP_ROWS = 4
 """Rows asked for, first, for each item of a grouped search."""
@@ -342,12 +342,15 @@ class Collection:
         if exact:
             query = query.bypass_vector_index()
         else:
-            probes = math.ceil(PROBES * math.sqrt(max(1, self.snapshot.rows / PROBES_ROWS)))
-            query = query.nprobes(probes).refine_factor(max(REFINE, math.ceil(REFINE_ROWS / k)))
+            refined = max(REFINE, math.ceil(self._grown(REFINE_ROWS, REFINE_FROM) / k))
+            query = query.nprobes(self._grown(PROBES, PROBES_FROM)).refine_factor(refined)
         if condition is not None:
             query = query.where(condition, prefilter=True)
         found = query.select([*_COLUMNS, "_distance"]).to_list()
         return _ranked(_hit(row, 1.0 - row["_distance"]) for row in found)
+
+    def _grown(self, least: int, from_rows: int) -> int:
+        return math.ceil(least * math.sqrt(max(1, self.snapshot.rows / from_rows)))
 
     def _worded(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any, group: bool) -> list[Hit]:
         """The `k` rows that have most of the words, by BM25, best first; `score` is the cosine all the same.
