@@ -46,6 +46,9 @@ ITERATORS_S = {"iter_threaded": 5.0, "Prefetcher": 0.2}
 """Threads of Ray Data's that call Ray, and how long they may take to notice that nobody reads any more; of the second
 kind some wait for ever, for a word that they have missed."""
 
+CLOSING_S = 20.0
+"""How long a session of Ray may take to end before a signal is answered all the same."""
+
 
 @contextlib.contextmanager
 def ray_session(verbose: bool) -> Iterator[None]:
@@ -99,41 +102,54 @@ def ray_session(verbose: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        _await_iterators()
         if in_main:
-            _shut_down(ray.shutdown)
+            _undisturbed(_close)
         else:
-            ray.shutdown()
+            _close()
 
 
-def _await_iterators() -> None:
-    """Threads that hand on Ray Data's results end soon after their reader has left, and are not waited for there: one
-    that calls Ray's core after its shutdown ends the whole process, with 1 and without a word."""
+def _close() -> None:
+    """Shut Ray down when nobody calls it any more.
+
+    Threads that hand on Ray Data's results end soon after their reader has left, and are not waited for there: one
+    that calls Ray's core after its shutdown ends the whole process, with 1 and without a word.
+    """
+    import ray
+
     for name, patience_s in ITERATORS_S.items():
         deadline = time.monotonic() + patience_s
         for thread in threading.enumerate():
             if thread.name == name:
                 thread.join(max(0.0, deadline - time.monotonic()))
+    ray.shutdown()
 
 
-def _shut_down(shutdown: Callable[[], None]) -> None:
-    """A signal that comes meanwhile does at the end what it would have done at the beginning.
+def _undisturbed(close: Callable[[], None]) -> None:
+    """Signals that come meanwhile are answered at the end.
 
-    Ray's core puts the default action in the place of the handler for SIGTERM, below Python, and goes on for a second.
+    For SIGTERM Ray's core puts the default action in the place of the handler, below Python, and goes on for a second:
+    the handler is put back within milliseconds.
+    Who sends one to a session that does not end is answered after CLOSING_S.
     """
-    came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with ThreadPoolExecutor(1) as aside:
-        closing = aside.submit(shutdown)
-        while not closing.done():
-            for number in before:
-                signal.signal(number, lambda late, _: came.append(late))
+    came: set[int] = set()
+    deadline = time.monotonic() + CLOSING_S
+    before = {
+        number: signal.signal(number, lambda late, _: came.add(late)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    aside = ThreadPoolExecutor(1)
+    try:
+        closing = aside.submit(close)
+        while not closing.done() and not (came and time.monotonic() > deadline):
+            signal.signal(signal.SIGTERM, lambda late, _: came.add(late))
             wait([closing], timeout=0.001)
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    for late in set(came):
-        signal.raise_signal(late)
-    closing.result()
+        if closing.done():
+            closing.result()
+    finally:
+        aside.shutdown(wait=False)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:

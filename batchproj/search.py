@@ -33,8 +33,8 @@ MAX_DEPTH = 10_000
 """How far a page may lie from the first hit."""
 
 REFINE, REFINE_ROWS, REFINE_FROM = 5, 400, 250_000
-"""IVF_RQ answers with 1-bit vectors: 5 k of them, and no fewer than 400, are ranked again exactly; of more rows than
-250,000 more, as the square root of the rows."""
+"""IVF_RQ answers with 1-bit vectors: 5 k of them are ranked again exactly, and no fewer than 400; of more rows than
+250,000 no fewer than so many as grow as the square root of the rows."""
 
 PROBES, PROBES_FROM = 20, 62_500
 """Partitions that are looked into; of more rows than these more, likewise. Of 1 million rows between real ones 80
@@ -342,15 +342,13 @@ class Collection:
         if exact:
             query = query.bypass_vector_index()
         else:
-            refined = max(REFINE, math.ceil(self._grown(REFINE_ROWS, REFINE_FROM) / k))
-            query = query.nprobes(self._grown(PROBES, PROBES_FROM)).refine_factor(refined)
+            rows = self.snapshot.rows
+            refined = max(REFINE, math.ceil(_grown(REFINE_ROWS, rows, REFINE_FROM) / k))
+            query = query.nprobes(_grown(PROBES, rows, PROBES_FROM)).refine_factor(refined)
         if condition is not None:
             query = query.where(condition, prefilter=True)
         found = query.select([*_COLUMNS, "_distance"]).to_list()
         return _ranked(_hit(row, 1.0 - row["_distance"]) for row in found)
-
-    def _grown(self, least: int, from_rows: int) -> int:
-        return math.ceil(least * math.sqrt(max(1, self.snapshot.rows / from_rows)))
 
     def _worded(self, words: str, vector: npt.NDArray[np.float32], k: int, condition: Any, group: bool) -> list[Hit]:
         """The `k` rows that have most of the words, by BM25, best first; `score` is the cosine all the same.
@@ -450,6 +448,10 @@ def _items(rows_of: Callable[[int, Any], list[Hit]], k: int, condition: Any) -> 
         terms = both(condition, none_of("item", list(best)))
         rows = min(2 * rows, GROUP_ROWS * MAX_K)
     return list(best.values())
+
+
+def _grown(least: int, rows: int, from_rows: int) -> int:
+    return math.ceil(least * math.sqrt(max(1, rows / from_rows)))
 
 
 def _ranked(hits: Iterable[Hit]) -> list[Hit]:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from batchproj.accelerator import Coming, device, is_apart, stacked, waiting_for_copies
+from batchproj.bf16_convolutions import keep_right
 from batchproj.errors import SpaceError
 from batchproj.fixed_shapes import FixedShapes, Output, Outputs
-from batchproj.grouped_convolutions import keep_right
 from batchproj.lanes import open_lanes
 from batchproj.media import Segment
 from batchproj.model_folder import ImageInput

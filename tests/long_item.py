@@ -3,7 +3,7 @@
 python long_item.py SPACE MODALITY FILE ROWS
 
 gives {"peak_mib", "before_mib", "decoders_mib"} on stdout, and the rows in Parquet. Memory is what is resident; pages
-that decoders share with the worker are counted as the worker's alone.
+of files that decoders share with the worker are counted as the worker's alone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from batchproj.embedding import UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
 
-WORKER_MIB, DECODERS_MIB = 1_430, 250
-"""The most that a long item may take, 1.5 GB; and its decoders beside it. Of a worker's, some 850 MiB are libraries."""
+WORKER_MIB, TOGETHER_MIB = 1_430, 1_600
+"""The most that a worker may take for a long item, 1.5 GB (850 MiB are libraries); and with its decoders."""
 
 
 def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Table, dict[str, int]]:
@@ -49,20 +49,27 @@ def decoders_mib() -> int:
 
 
 def shared_mib(pid: str) -> int:
-    """What a process has of the same files in memory as this one, which lies there once: pages of libraries."""
-    ours = {_file(line) for line in Path("/proc/self/maps").read_text().splitlines()}
-    file, shared_kib = "", 0
+    """What a process has in memory of the files that this one has there, which is there once: pages of libraries.
+
+    Never more of a file than this process has of it. Too much by what decoders alone share of such a file, if anything.
+    """
+    ours, theirs = (_file_kib(each) for each in ("self", pid))
+    return sum(min(shared, ours[file][0]) for file, (_, shared) in theirs.items() if file in ours) // 1024
+
+
+def _file_kib(pid: str) -> dict[str, tuple[int, int]]:
+    """KiB of each mapped file that are resident, and those of them that other processes have too."""
+    found: dict[str, tuple[int, int]] = {}
+    file = ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         name, _, told = line.partition(":")
-        if name in ("Shared_Clean", "Shared_Dirty"):
-            shared_kib += int(told.split()[0]) if file in ours else 0
-        elif "-" in name.split()[0]:  # a mapping's first line
-            file = _file(line)
-    return shared_kib // 1024
-
-
-def _file(mapping: str) -> str:
-    return mapping.partition("/")[2]
+        if "-" in name.split()[0]:  # a mapping's first line
+            file = line.partition("/")[2]
+        elif file and name in ("Rss", "Shared_Clean", "Shared_Dirty"):
+            resident, shared = found.get(file, (0, 0))
+            kib = int(told.split()[0])
+            found[file] = (resident + kib, shared) if name == "Rss" else (resident, shared + kib)
+    return found
 
 
 def main(space_uri: str, name: str, file: str, rows: str) -> None:

@@ -1,4 +1,4 @@
-"""The end of a session of Ray: nobody calls its core any more, and no signal is lost. Each in a process of its own."""
+"""The end of a session of Ray: nobody calls its core any more, and signals are answered afterwards."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
+from batchproj.pipeline import _undisturbed
 
-def told_by(script: str) -> dict[str, object]:
+
+def told_by(script: str) -> object:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    told: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    return told
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_ray_is_shut_down_when_the_threads_that_call_it_have_ended() -> None:
@@ -46,24 +47,56 @@ def test_ray_is_shut_down_when_the_threads_that_call_it_have_ended() -> None:
     assert told_by(script) == {"while it is read": True, "at the end": False}
 
 
+@pytest.mark.parametrize("when", ["while a thread is waited for", "while Ray ends"])
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_a_signal_while_ray_is_shut_down_is_answered_afterwards(number: str) -> None:
-    """Ray's core takes Python's handler away for that time: the process would end without a word."""
+def test_a_signal_at_the_end_of_a_session_is_answered_when_ray_is_shut_down(number: str, when: str) -> None:
+    """Ray's core takes Python's handler for SIGTERM away for that time: the process would end without a word."""
+    is_early = when == "while a thread is waited for"
     script = f"""if True:
-        import ctypes, json, os, signal, time
+        import ctypes, json, os, signal, threading, time
+        import ray
         from batchproj import pipeline
 
-        told = {{"answered": [], "through": False}}
+        told = {{"order": []}}
 
         def shutdown():
-            ctypes.CDLL(None).signal(signal.{number}, 0)  # as Ray's core does: Python still names its handler
-            time.sleep(0.3)
-            os.kill(os.getpid(), signal.{number})
-            time.sleep(0.3)
-            told["through"] = told["answered"] == []
+            told["order"].append("shut down")
+            if signal.{number} == signal.SIGTERM:
+                ctypes.CDLL(None).signal(signal.SIGTERM, 0)  # as Ray's core does: Python still names its handler
+            if not {is_early}:
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.{number})
+                time.sleep(0.3)
+            told["order"].append("is down")
 
-        signal.signal(signal.{number}, lambda *_: told["answered"].append("{number}"))
-        pipeline._shut_down(shutdown)
+        ray.shutdown = shutdown
+        signal.signal(signal.{number}, lambda *_: told["order"].append("answered"))
+        if {is_early}:
+            threading.Thread(target=time.sleep, args=(1.5,), name="iter_threaded", daemon=True).start()
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.{number})).start()
+        pipeline._undisturbed(pipeline._close)
+        told["waited"] = all(each.name != "iter_threaded" for each in threading.enumerate())
         print(json.dumps(told))
     """
-    assert told_by(script) == {"answered": [number], "through": True}
+    assert told_by(script) == {"order": ["shut down", "is down", "answered"], "waited": True}
+
+
+def test_a_session_that_does_not_end_keeps_no_signal_for_ever() -> None:
+    script = """if True:
+        import json, os, signal, threading
+        from batchproj import pipeline
+
+        pipeline.CLOSING_S = 1.0
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        try:
+            pipeline._undisturbed(threading.Event().wait)
+        except KeyboardInterrupt:
+            print(json.dumps("answered"), flush=True)
+            os._exit(0)
+    """
+    assert told_by(script) == "answered"
+
+
+def test_what_goes_wrong_while_ray_is_shut_down_is_told() -> None:
+    with pytest.raises(ZeroDivisionError):
+        _undisturbed(lambda: 1 / 0)  # type: ignore[arg-type, return-value]

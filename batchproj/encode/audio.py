@@ -247,7 +247,7 @@ class _Waves:
         from transformers import AutoModel
 
         from batchproj import torch_runtime
-        from batchproj.grouped_convolutions import keep_right
+        from batchproj.bf16_convolutions import keep_right
 
         # a file may lack the vector of masked frames: it is for training
         self._model = torch_runtime.load_pretrained(AutoModel, folder, "fp32", unused=["masked_spec_embed"])

@@ -118,7 +118,7 @@ class Config(EncoderConfig):
         import torch
 
         from batchproj.accelerator import device
-        from batchproj.grouped_convolutions import keep_right
+        from batchproj.bf16_convolutions import keep_right
 
         network = _timm_loaded(name, folder)
         wanted = _timm_input(network)
