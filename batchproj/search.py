@@ -62,7 +62,7 @@ class Collection:
         self._refused: dict[Modality, OtherModels] = {}
         found = open_live(self._folder) if run is None else open_run(self._folder, run)
         if found is None:
-            raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
+            raise _nothing_to_search(uri, self._folder)
         self._table, self.snapshot = found
         self._conditions = Conditions(self._table)
 
@@ -398,6 +398,15 @@ def runs_of(uri: str) -> tuple[list[dict[str, Any]], str | None]:
     if not (entries := _ledger(folder)):
         raise CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
     return entries, live_run(folder)
+
+
+def _nothing_to_search(uri: str, folder: Folder) -> CollectionError:
+    if numbers(folder):
+        return CollectionError(
+            f"the first run of {uri} is not finished, so there is nothing to search yet; wait for it, or run the same "
+            "embed command again if it ended early"
+        )
+    return CollectionError(f"no collection at {uri}; expected one made by: batchproj embed SOURCE {uri}")
 
 
 def _ledger(folder: Folder) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from in_process import command
 from in_process import run as embed
 from PIL import Image
 from rich.console import Console
@@ -223,6 +224,18 @@ def test_unknown_names_are_refused_and_the_ceiling_always_takes_part() -> None:
     assert [each.name for each in chosen(["batchproj"])] == ["bare-best", "batchproj"]
     with pytest.raises(UsageError, match="no contender 'spark': expected some of bare-default"):
         chosen(["spark"])
+
+
+def test_its_help_names_all_workloads_and_contenders() -> None:
+    told = " ".join(command("bench", "--help").stdout.replace("│", " ").split())
+    assert [name for name in (*WORKLOADS, *CONTENDERS) if name not in told] == []
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", Path("/proc/nowhere")):
+        done = command("bench", "reproject", "--items", "8", "--out", out)
+        assert (done.returncode, done.stderr.count("\n"), "cannot be written to" in done.stderr) == (2, 1, True)
 
 
 @pytest.fixture

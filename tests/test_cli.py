@@ -228,6 +228,48 @@ def test_a_signal_after_the_end_changes_nothing() -> None:
     assert (done.returncode, done.stderr) == (3, "")
 
 
+def test_a_signal_at_the_end_is_no_traceback() -> None:
+    """It is waiting when the command is over, and is delivered where signals are turned off."""
+    script = """if True:
+        import signal, sys
+        from batchproj import cli
+        from batchproj.cli.console import on_signal
+
+        def app():
+            sys.exit(0)
+
+        def turned_off(number, handler):
+            if handler is signal.SIG_IGN and len(turned) == 0:
+                turned.append(number)
+                on_signal(signal.SIGINT, None)
+            return really(number, handler)
+
+        turned, really, signal.signal, cli.app = [], signal.signal, turned_off, app
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_of_two_signals_the_first_decides() -> None:
+    script = """if True:
+        import signal
+        from batchproj import cli
+        from batchproj.cli.console import on_signal
+
+        def app():
+            try:
+                on_signal(signal.SIGTERM, None)
+            finally:
+                on_signal(signal.SIGINT, None)
+
+        cli.app = app
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143, done.stderr
+
+
 def test_an_output_that_nobody_reads_to_its_end_is_no_failure(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     with without_ray(), stopped_when_its_units_are_done():
         embed(corpus, tmp_path / "c", tiny_space, Options())

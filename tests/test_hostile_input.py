@@ -161,7 +161,8 @@ def test_nan_for_one_item_is_a_row_and_for_all_is_the_end(
             run(tmp_path / "s", tmp_path / "c", tiny_space)
     done = command("search", tmp_path / "c", "w1")
     assert done.returncode == 2
-    assert "no collection at" in done.stderr
+    assert "the first run of" in done.stderr
+    assert "is not finished" in done.stderr
     with monkeypatch.context() as patched:
         broken(patched, lambda segment: segment.data == "w4 w3")
         report = run(tmp_path / "s", tmp_path / "c", tiny_space)  # nothing of the run before is taken for done

@@ -258,9 +258,18 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def require_writable(out: Path) -> None:
+    """Make the folder; UsageError if nothing can be written there: before hours of work, not after."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        said = error.strerror or type(error).__name__
+        raise UsageError(f"--out {out} cannot be written to ({said}); expected a folder of yours") from error
+
+
 def save(document: Document, out: Path) -> Path:
     """Write the document under its date; the file."""
-    out.mkdir(parents=True, exist_ok=True)
     stamp = document.started.replace(":", "").replace("-", "").partition("+")[0]
     file = out / f"bench-{stamp}.json"
     file.write_text(json.dumps(document.model_dump(mode="json"), indent=1))

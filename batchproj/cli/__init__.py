@@ -41,8 +41,9 @@ def main() -> None:
         app()
     except BaseException as error:
         # the command is over: a signal that comes now must cut off neither what it says nor its exit code
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with suppress(KeyboardInterrupt):  # of one that has come by now, after which both are ignored as well
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _leave.code = _exit_code(error)
         if (stopped_by() is not None or isinstance(error, Stalled)) and _hangs():
             atexit._run_exitfuncs()  # the interpreter itself would wait for that thread before it comes to these

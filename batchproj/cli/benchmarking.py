@@ -15,10 +15,19 @@ OutOption = Annotated[Path, typer.Option(help="Folder for the dated JSON and the
 @app.command(epilog="Example: batchproj bench text-short image-small --items 500 --price 0.4")
 def bench(
     workloads: Annotated[
-        list[str] | None, typer.Argument(help="text-short, image-camera, …", show_default="all of them")
+        list[str] | None,
+        typer.Argument(
+            help="text-short, text-long, image-small, image-camera, audio-short, audio-long, small-objects, reproject",
+            show_default="all of them",
+        ),
     ] = None,
     contenders: Annotated[
-        str | None, typer.Option(help="Names with commas between; the ceiling is always there.", show_default="all")
+        str | None,
+        typer.Option(
+            help="With commas between: batchproj, bare-default, ray-data, daft-udf, daft-embed, sentence-transformers; "
+            "bare-best, the ceiling, is always there.",
+            show_default="all",
+        ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Valid rounds of each workload.", min=1)] = 5,
     items: Annotated[int | None, typer.Option(help="Items of a workload at most.", min=8, show_default="all")] = None,
@@ -34,11 +43,12 @@ def bench(
     """
     from batchproj.bench import contenders as known
     from batchproj.bench import workloads as present
-    from batchproj.bench.benchmark import Settings, benchmark, save
+    from batchproj.bench.benchmark import Settings, benchmark, require_writable, save
     from batchproj.bench.picture import picture
 
     wanted = present.chosen(workloads or [])
     taking_part = known.chosen(contenders.split(",") if contenders else [])
+    require_writable(out)
     settings = Settings(rounds=rounds, items=items, price=price)
     with console(verbose) as stream:
         for document in benchmark(wanted, taking_part, settings, lambda line: print(line, file=stream, flush=True)):

@@ -109,7 +109,7 @@ def on_signal(number: int, _frame: FrameType | None) -> None:
     Further signals must not interrupt the clean-up.
     """
     global _stopped_by
-    _stopped_by = number
+    _stopped_by = _stopped_by or number
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if (retry := sys.modules.get("batchproj.retry")) is not None:  # else nothing waits
