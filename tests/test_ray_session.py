@@ -86,6 +86,7 @@ def test_a_session_that_does_not_end_keeps_no_signal_for_ever() -> None:
         import json, os, signal, threading
         from batchproj import pipeline
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # not there where tests run in the background
         pipeline.CLOSING_S = 1.0
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
