@@ -69,11 +69,19 @@ def test_a_signal_at_the_end_of_a_session_is_answered_when_ray_is_shut_down(numb
                 time.sleep(0.3)
             told["order"].append("is down")
 
+        def answer(*_):
+            told["order"].append("answered")
+
+        def wanted():
+            while signal.getsignal(signal.{number}) is answer:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.{number})
+            time.sleep(0.5)
+
         ray.shutdown = shutdown
-        signal.signal(signal.{number}, lambda *_: told["order"].append("answered"))
+        signal.signal(signal.{number}, answer)
         if {is_early}:
-            threading.Thread(target=time.sleep, args=(1.5,), name="iter_threaded", daemon=True).start()
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.{number})).start()
+            threading.Thread(target=wanted, name="iter_threaded", daemon=True).start()
         pipeline._undisturbed(pipeline._close)
         told["waited"] = all(each.name != "iter_threaded" for each in threading.enumerate())
         print(json.dumps(told))
