@@ -38,7 +38,8 @@ REFINE, REFINE_ROWS, REFINE_FROM = 5, 400, 250_000
 
 PROBES, PROBES_FROM = 20, 62_500
 """Partitions that are looked into; of more rows than these more, likewise. Of 1 million rows between real ones 80
-partitions and 800 rows found 0.995 of the ten nearest, 80 and 400 found 0.989 (benchmarks/search_speed.py)."""
+partitions and 800 rows found 0.995 of the ten nearest, 80 and 400 found 0.989 (rows as of benchmarks/search_speed.py,
+500 sentences sought in one index)."""
 
 GROUP_ROWS = 4
 """Rows asked for, first, for each item of a grouped search."""

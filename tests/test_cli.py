@@ -212,6 +212,10 @@ def test_a_stop_is_a_stop_at_any_time(
     assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
 
 
+def run_script(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
 def test_a_signal_after_the_end_changes_nothing() -> None:
     script = """if True:
         import atexit, os, signal, sys
@@ -224,7 +228,7 @@ def test_a_signal_after_the_end_changes_nothing() -> None:
         cli.app = app
         cli.main()
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run_script(script)
     assert (done.returncode, done.stderr) == (3, "")
 
 
@@ -247,7 +251,7 @@ def test_a_signal_at_the_end_is_no_traceback() -> None:
         turned, really, signal.signal, cli.app = [], signal.signal, turned_off, app
         cli.main()
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run_script(script)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -266,7 +270,7 @@ def test_of_two_signals_the_first_decides() -> None:
         cli.app = app
         cli.main()
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = run_script(script)
     assert done.returncode == 143, done.stderr
 
 
