@@ -9,16 +9,19 @@ Source: CUDA C++ Programming Guide, "Asynchronous Concurrent Execution" and "CUD
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+log = logging.getLogger(__name__)
 
 GRAPHS = 32
 """So many shapes of one function are recorded at most; each keeps its memory."""
@@ -49,9 +52,25 @@ def stacked(arrays: Sequence[npt.NDArray[Any]]) -> torch.Tensor:
     """
     if not is_apart():
         return torch.from_numpy(np.stack(arrays))
-    kind = torch.from_numpy(np.empty(0, arrays[0].dtype)).dtype
-    held = torch.empty((len(arrays), *arrays[0].shape), dtype=kind, pin_memory=True)
+    held = _page_locked((len(arrays), *arrays[0].shape), arrays[0].dtype)
     np.stack(arrays, out=held.numpy())
+    return _sent(held)
+
+
+def filled(arrays: Sequence[npt.NDArray[Any]], length: int) -> torch.Tensor:
+    """Arrays (N,) of up to `length` -> (B, length) on an accelerator, as `stacked`, zeros behind each: copied once."""
+    held = _page_locked((len(arrays), length), arrays[0].dtype)
+    for row, array in zip(held.numpy(), arrays, strict=True):
+        row[: len(array)] = array
+        row[len(array) :] = 0
+    return _sent(held)
+
+
+def _page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, pin_memory=True)
+
+
+def _sent(held: torch.Tensor) -> torch.Tensor:
     computing = torch.cuda.current_stream()
     with torch.cuda.stream(_copies()):
         there = held.to(device(), non_blocking=True)
@@ -139,11 +158,28 @@ def _record(
         # other threads may take page-locked memory meanwhile
         with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
             output = function(*own)
-    except RuntimeError:
+    except RuntimeError as error:
         torch.cuda.set_stream(computing)  # else the one that was recorded from stays the current one
         torch.cuda.synchronize()
+        _give_up()
+        log.info("a step runs as it is, it cannot be recorded: %s", str(error).partition("\n")[0])
         return None
+    if not _kept:
+        _kept.append(graph)
     return _Recorded(graph, own, output)
+
+
+def _give_up() -> None:
+    """After a recording that failed torch believes that it still goes on: others could not share its memory, memory
+    that two streams use would not be lent again, and random numbers would be an error.
+    """
+    index = torch.cuda.current_device()
+    with suppress(RuntimeError):  # it failed before it began
+        torch._C._cuda_endAllocateToPool(index, _memory())
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
+    _memory.cache_clear()
+    _kept.clear()
 
 
 @contextmanager
@@ -156,6 +192,10 @@ def _refusing_to_wait() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+_kept: list[torch.cuda.CUDAGraph] = []
+"""The first one of those that share memory: torch refuses memory that no graph uses any more."""
 
 
 @cache

@@ -19,7 +19,7 @@ from tiny_pictures import save_clip, save_transformer
 from tiny_sound import save_ast, save_wave, save_whisper
 from tiny_text import save_bert, save_clap, save_qwen3, save_t5, with_sentence_files
 
-from batchproj.accelerator import Coming, Replayed, stacked
+from batchproj.accelerator import Coming, Replayed, filled, stacked
 from batchproj.encode import Encoder, parse_config
 from batchproj.media import Segment
 from batchproj.queued_batches import QueuedBatches
@@ -142,6 +142,55 @@ def test_what_cannot_be_recorded_runs_step_by_step() -> None:
     for number in range(1, 5):
         values = torch.full((3,), float(number), device="cuda")
         assert function(values).cpu().tolist() == [float(number**2)] * 3
+
+
+def test_when_all_that_was_recorded_is_gone_others_are_recorded() -> None:
+    for _ in range(2):
+        calls: list[int] = []
+
+        def doubled(values: torch.Tensor, calls: list[int] = calls) -> torch.Tensor:
+            calls.append(len(values))
+            return values * 2
+
+        function = Replayed(doubled)
+        for number in range(5):
+            assert function(torch.full((6,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * 6
+        assert len(calls) == 3
+        del function, doubled
+
+
+def test_after_a_recording_that_fails_others_are_recorded_and_random_numbers_are_drawn() -> None:
+    def waits(values: torch.Tensor) -> torch.Tensor:
+        torch.cuda.synchronize()  # refused while torch records, and not before
+        return values * 2
+
+    failing = Replayed(waits)
+    for number in range(1, 4):
+        assert failing(torch.full((3,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * 3
+    assert torch.rand(4, device="cuda").unique().numel() > 1
+    calls = []
+
+    def doubled(values: torch.Tensor) -> torch.Tensor:
+        calls.append(len(values))
+        return values * 2
+
+    recorded = Replayed(doubled)
+    for number in range(5):
+        assert recorded(torch.full((5,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * 5
+    assert len(calls) == 3
+    before = torch.cuda.memory_reserved()
+    for _ in range(8):  # memory that two streams use is lent again
+        stacked([np.zeros(2**26, np.uint8)]).max().item()
+    assert torch.cuda.memory_reserved() - before < 4 * 2**26
+
+
+def test_arrays_are_filled_up_with_zeros_on_the_card() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(length).astype(np.float32) for length in (5, 1, 0, 7)]
+    for _ in range(2):  # memory that is lent again holds what was in it
+        found = filled(arrays, 7).cpu().numpy()
+        np.testing.assert_array_equal(found, np.stack([np.pad(each, (0, 7 - len(each))) for each in arrays]))
+        filled([np.ones(7, np.float32)] * 4, 7)
 
 
 def test_copies_arrive_whole_while_others_are_on_their_way() -> None:

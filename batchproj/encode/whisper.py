@@ -154,13 +154,13 @@ class WhisperEncoder:
         """Log-mels (B, M, F) of clips that are given equally many frames."""
         import torch
 
-        from batchproj.accelerator import stacked
+        from batchproj.accelerator import filled
 
         frames = clips[0].frames
         if self._log_mel.device.type == "cpu":
             return torch.stack([self._log_mel.tensor(clip.samples, frames) for clip in clips])
-        length = padded_samples(frames)
-        return self._log_mel.together(stacked([np.pad(c.samples, (0, length - len(c.samples))) for c in clips]), frames)
+        samples_BN = filled([clip.samples for clip in clips], padded_samples(frames))
+        return self._log_mel.together(samples_BN, frames)
 
     def _forward_pooled(self, clips: Sequence[_Clip]) -> Features | Coming:
         import torch
