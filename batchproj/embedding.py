@@ -6,6 +6,7 @@ becomes an outcome row, nothing more.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -38,8 +39,8 @@ WINDOW_SEGMENTS = 2_048
 APART_BYTES = 4 * WINDOW_BYTES
 """The same for an encoder on an accelerator, whose batches are larger."""
 
-LEAST_SAMPLE = 64
-"""Segments that an encoder is given again at least, to see what it can do with nothing beside it."""
+SAMPLE_S = 1.0
+"""So many seconds of the encoder's work are kept at most, to see what it can do with nothing beside it."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -69,6 +70,7 @@ class UnitWorker:
         self._decodes = threading.Lock()
         self._encoded = Disjoint()
         self._sample: list[Segment] = []
+        self._largest = 0
 
     def load(self) -> None:
         """Load the model and start the decoders; call once, before `embed`."""
@@ -90,17 +92,15 @@ class UnitWorker:
         items: Iterable[Fetched],
         known: pa.Table | None,
         report: Callable[[int], None],
-        measure_s: float = 0.0,
     ) -> Output:
         """Decode, encode and project every item; `report` is told how many items are done, also where none is.
 
         `known` are cached features of contents that some of the items may have: those are not
-        encoded, and not even decoded. `measure_s`: as many segments as the encoder does in that
-        time are kept for `measure`. Another thread may call it for the next unit, whose items are
+        encoded, and not even decoded. Another thread may call it for the next unit, whose items are
         not asked for before those of this one are decoded.
         """
         assert self._model is not None, "load() comes first"
-        rows = _Rows(unit, self._member, self._dim, measure_s)
+        rows = _Rows(unit, self._member, self._dim)
         before: Future[int] | None = None
         with self._decodes, closing(self._windows(items, known)) as windows:
             try:
@@ -132,7 +132,7 @@ class UnitWorker:
         yield window
 
     def measure(self, seconds: float) -> float | None:
-        """Segments a second of the encoder with nothing beside it, on some of those it had last; None without any."""
+        """Segments a second of the encoder with nothing beside it, on some that it had together; None without any."""
         assert self._model is not None, "load() comes first"
         return self._model.submit(self._measured, seconds).result()
 
@@ -143,19 +143,16 @@ class UnitWorker:
         while not done or time.monotonic() - begun < seconds:
             self._embedder.encode(self._sample)
             done += len(self._sample)
-        self._sample = []
         return done / (time.monotonic() - begun)
 
     def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
-        begun = time.monotonic()
         with self._encoded.counted() as counted:
             encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
         rows.model_s += counted.seconds
-        if rows.measure_s and not self._sample:
-            every = min((time.monotonic() - begun) / rows.measure_s, len(segments) / LEAST_SAMPLE)
-            self._sample = segments[:: max(1, round(every))]
+        if len(segments) > self._largest:  # few do not fill the encoder's batches
+            self._largest, self._sample = len(segments), segments[:: max(1, math.ceil(counted.seconds / SAMPLE_S))]
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:
@@ -218,11 +215,10 @@ class Disjoint:
 class _Rows:
     """Collects a unit's rows, column by column."""
 
-    def __init__(self, unit: Unit, member: Member | None, dim: int, measure_s: float = 0.0) -> None:
+    def __init__(self, unit: Unit, member: Member | None, dim: int) -> None:
         self._unit = unit
         self._member = member
         self._dim = dim
-        self.measure_s = measure_s
         self.model_s = 0.0
         self._encoded = 0
         self._copied = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import platform
 import re
@@ -40,6 +41,7 @@ from batchproj.collection.unit import (
 )
 from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError, WeightsError
 from batchproj.failpoint import failpoint
+from batchproj.importing import importing
 from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.objectstore import GONE, Folder
 from batchproj.recipe import Recipe
@@ -50,9 +52,10 @@ from batchproj.space import Member
 if TYPE_CHECKING:
     from batchproj.decoding import Fetched
 
-MEASURED_UNITS = 4
-"""With fewer units a worker does not see what its encoder does alone."""
-CEILING_S, CEILING_SHARE = 1.0, 0.01
+CEILING_SHARE = 0.01
+"""Of what an encoder has to do, so much it does again alone, to see what it can: a second at most."""
+LEAST_CEILING_S, CEILING_S = 0.5, 1.0
+"""Not for less: to fill its batches takes a good part of a second."""
 
 
 @dataclass(frozen=True)
@@ -195,13 +198,14 @@ class Reader:
 
 
 class _Measuring:
-    """For how many seconds an encoder is to run alone after a unit, to see what it can do: once, and no longer than a
-    hundredth of what it has to do in all, which the first unit that it encodes anything of tells."""
+    """For how many seconds an encoder is to run alone after a unit, to see what it can do: once, after the last of its
+    units, for nobody has to wait for it then, and the processes that read take no cores from it."""
 
     def __init__(self, units: float) -> None:
-        self._units = units
+        self._units = math.ceil(units)
+        self._done = 0
         self._seconds = 0.0
-        self._is_over = units < MEASURED_UNITS
+        self._is_over = False
         self._counting = threading.Lock()
 
     def take(self) -> float:
@@ -214,8 +218,11 @@ class _Measuring:
     def after(self, model_s: float, again: bool) -> None:
         """A unit is done; `again` if it had taken the seconds and nothing was encoded."""
         with self._counting:
+            self._done += 1
             self._is_over = self._is_over and not again
-            self._seconds = 0.0 if self._is_over else min(CEILING_S, CEILING_SHARE * model_s * self._units)
+            seconds = min(CEILING_S, CEILING_SHARE * model_s * self._units)
+            is_last = self._done + UNITS_AT_ONCE >= self._units  # of those that nobody has begun
+            self._seconds = seconds if is_last and seconds >= LEAST_CEILING_S and not self._is_over else 0.0
 
 
 class _Turns:
@@ -262,7 +269,8 @@ class Embedding:
         self._desk = desk
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
-        with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
+        loading = f"loading the {modality or 'first'} encoder"
+        with _reporting(job, desk, loading), _loading(member), importing():
             # only here: the processes that read must not wait for models' and codecs' imports
             from batchproj.decode.versions import check_decoders
             from batchproj.embedding import Disjoint, UnitWorker
@@ -289,7 +297,7 @@ class Embedding:
         with _reporting(self._job, self._desk, doing), _remembering():
             failpoint("unit.begun")
             with self._busy.counted() as counted:
-                output = self._embed(unit, tables, measure_s)
+                output = self._embed(unit, tables)
             spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
             ceiling_per_s = None
             if measure_s:
@@ -300,9 +308,9 @@ class Embedding:
         self._measuring.after(output.model_s, again=measure_s > 0 and ceiling_per_s is None)
         return output, _Busy(spans, counted.seconds), ceiling_per_s
 
-    def _embed(self, unit: Unit, tables: list[pa.Table], measure_s: float) -> Output:
+    def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:
         known = tables[1] if len(tables) > 1 else None
-        output = self._worker.embed(unit, _fetched(tables[0]), known, lambda done: self._report(unit, done), measure_s)
+        output = self._worker.embed(unit, _fetched(tables[0]), known, lambda done: self._report(unit, done))
         if line := misnamed_line(output.outcome, tables[0]):
             self._desk.say.remote(line)
         return output

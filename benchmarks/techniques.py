@@ -12,6 +12,8 @@ import argparse
 import io
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -160,6 +162,14 @@ def one_by_one(together: bool) -> Work:
     return lambda: np.repeat(text.encode(every[::2]), 2, axis=0)
 
 
+def imported(collecting: bool) -> Work:
+    """A process that imports what a query needs, Python looking for garbage meanwhile or not."""
+    program = "import lancedb, torch, transformers.models.bert.modeling_bert"
+    if not collecting:
+        program = f"from batchproj.importing import importing\nwith importing():\n    {program}"
+    return lambda: subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def techniques() -> dict[str, Callable[[], Technique]]:
     """By name, each made when it is wanted."""
     text, image = Modality.TEXT, Modality.IMAGE
@@ -203,6 +213,11 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             heard("real"),
         ),
         "duplicates": lambda: Technique("half of the texts are there twice", one_by_one(False), one_by_one(True)),
+        "imports": lambda: Technique(
+            "imports of lancedb, torch and a transformers model without looking for garbage, whole processes",
+            imported(collecting=True),
+            imported(collecting=False),
+        ),
     }
 
 

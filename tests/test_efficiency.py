@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import in_process
 import pytest
+from in_process import OPTIONS, without_ray
 from runs import start
 
+from batchproj import stages
 from batchproj.collection.efficiency import efficiency, lines
 from batchproj.collection.unit import Receipt, Span, Stage, Unit
+from batchproj.embed import Watch, embed
 from batchproj.errors import UsageError
 from batchproj.schema import Modality
+from batchproj.space import open_space, resolve
 from batchproj.timeline import require_writable, write_timeline
 
 
@@ -110,8 +115,30 @@ def test_a_run_tells_of_its_workers(tmp_path: Path, tiny_space: Path) -> None:
     assert len(units) >= 10
     for stage in ("read", "embed", "write"):
         assert {event["args"]["unit"] for event in events if event["cat"] == stage} == units
-    assert [event["name"] for event in events if event["cat"] == "measure"] == ["measure text"]
+    assert not [event for event in events if event["cat"] == "measure"]  # it is over too soon for that
     refused = start("embed", source, tmp_path / "d", "--profile", tmp_path / "none" / "trace.json")
     assert "cannot be written" in refused.communicate(timeout=60)[1]
     assert refused.returncode == 2
     assert not (tmp_path / "d").exists()
+
+
+def test_a_worker_sees_what_its_encoder_does_alone_when_its_units_are_done(
+    tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "LEAST_CEILING_S", 0.0)
+    monkeypatch.setattr(in_process, "_actors", {})
+    source = tmp_path / "texts"
+    source.mkdir()
+    for number in range(16):
+        (source / f"{number:02}.txt").write_text(f"a b {number}")
+    with without_ray():
+        embed(str(source), str(tmp_path / "c"), resolve(open_space(str(tiny_space))), OPTIONS, Watch())
+    receipts = sorted(_receipts(tmp_path / "c"), key=lambda each: each.spans[0].began)
+    measured = [any(span.stage == "measure" for span in each.spans) for each in receipts]
+    assert measured == [number == 1 for number in range(len(receipts))]  # the first one tells how much there is to do
+    assert len(receipts) >= 2
+    assert [each.ceiling_per_s is not None for each in receipts] == measured
+
+
+def _receipts(collection: Path) -> list[Receipt]:
+    return [Receipt.model_validate_json(file.read_text()) for file in collection.glob("units/*/*/done.json")]

@@ -13,7 +13,7 @@ import pytest
 
 from batchproj.collection.unit import parquet_bytes
 from batchproj.features import fixed_size_list
-from batchproj.stages import CEILING_S, MEASURED_UNITS, _fetched, _Measuring, _Turns
+from batchproj.stages import CEILING_S, CEILING_SHARE, LEAST_CEILING_S, _fetched, _Measuring, _Turns
 
 
 def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
@@ -51,23 +51,27 @@ def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
     assert order == ["other", "alone", "still alone", "late"]
 
 
-def test_an_encoder_is_measured_once_after_the_first_unit_it_encoded_anything_of() -> None:
-    measuring = _Measuring(1_000)
+def test_an_encoder_is_measured_once_after_the_last_of_its_units() -> None:
+    measuring = _Measuring(99.5)
     assert measuring.take() == measuring.take() == 0  # nobody knows how long a unit takes
-    measuring.after(0.0, again=False)
+    for _ in range(97):
+        measuring.after(0.5, again=False)
+        assert measuring.take() == 0  # others are still to be begun
+    measuring.after(0.0, again=False)  # nothing was encoded: it tells nothing
     assert measuring.take() == 0
-    measuring.after(0.05, again=False)
+    measuring.after(0.5, again=False)
     taken = measuring.take()
-    assert (taken, measuring.take()) == (0.01 * 0.05 * 1_000, 0)
+    assert (taken, measuring.take()) == (0.01 * 0.5 * 100, 0)
     measuring.after(9.0, again=False)  # the one beside it
     assert measuring.take() == 0
     measuring.after(9.0, again=True)  # nothing of it was encoded
     assert measuring.take() == CEILING_S
     measuring.after(9.0, again=False)
     assert measuring.take() == 0
-    few = _Measuring(MEASURED_UNITS - 1)
-    few.after(9.0, again=False)
-    assert few.take() == 0
+    little = _Measuring(4)
+    for _ in range(4):
+        little.after(0.9 * LEAST_CEILING_S / CEILING_SHARE / 4, again=False)
+        assert little.take() == 0
 
 
 def test_vectors_have_no_dictionary_and_names_have_one() -> None:

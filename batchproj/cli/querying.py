@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from batchproj.cli.console import CollectionArgument, JsonFlag, VerboseFlag, app, console, print_json
+from batchproj.importing import importing
 from batchproj.terminal import printable
 
 _UNFOLDED = 10_000
@@ -74,9 +75,9 @@ def search(
 ) -> None:
     """Find the nearest items to a text, an image, a sound or a video, of any kind."""
     weights = dict(map(_weight, weight or ()))
-    from batchproj.search import Collection
+    with console(verbose), importing():
+        from batchproj.search import Collection
 
-    with console(verbose):
         opened = Collection(collection, run=run)
         found = opened.search(
             text,

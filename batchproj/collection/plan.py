@@ -429,7 +429,8 @@ def _groups(batches: Iterable[pa.RecordBatch], max_items: int, max_bytes: int, w
 def _full(count: int, size: int, row_bytes: int, key: str, max_items: int, max_bytes: int) -> bool:
     if count >= max_items or size + row_bytes > max_bytes:
         return True
-    return count >= max_items // 2 and _is_border(key, max_items // 4)
+    # the more texts a unit has, the more of one length there are to encode together
+    return count >= max_items * 3 // 4 and _is_border(key, max_items // 8)
 
 
 def _is_border(key: str, spacing: int) -> bool:
