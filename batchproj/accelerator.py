@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -153,33 +154,41 @@ def _record(
     computing: torch.cuda.Stream,
 ) -> _Recorded | None:
     try:
-        with _refusing_to_wait():  # a recording that fails leaves torch's random numbers unusable
+        with _refusing_to_wait():  # a recording that fails leaves much to clear up
             function(*own)
+    except RuntimeError as error:
+        _say_why(error)
+        return None
+    memory = _memory()
+    try:
         # other threads may take page-locked memory meanwhile
-        with torch.cuda.graph(graph, pool=_memory(), capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=memory.handle, capture_error_mode="thread_local"):
             output = function(*own)
     except RuntimeError as error:
         torch.cuda.set_stream(computing)  # else the one that was recorded from stays the current one
         torch.cuda.synchronize()
-        _give_up()
-        log.info("a step runs as it is, it cannot be recorded: %s", str(error).partition("\n")[0])
+        _give_up(memory, graph)
+        _say_why(error)
         return None
-    if not _kept:
-        _kept.append(graph)
+    memory.keeper = memory.keeper or graph
     return _Recorded(graph, own, output)
 
 
-def _give_up() -> None:
-    """After a recording that failed torch believes that it still goes on: others could not share its memory, memory
-    that two streams use would not be lent again, and random numbers would be an error.
+def _say_why(error: RuntimeError) -> None:
+    log.info("a step runs as it is, it cannot be recorded: %s", str(error).partition("\n")[0])
+
+
+def _give_up(memory: _Memory, graph: torch.cuda.CUDAGraph) -> None:
+    """After a recording that failed torch 2.11 believes that it still goes on: memory that two streams use would not be
+    lent again, and random numbers would be an error. Later versions clear up by themselves.
     """
     index = torch.cuda.current_device()
-    with suppress(RuntimeError):  # it failed before it began
-        torch._C._cuda_endAllocateToPool(index, _memory())
+    with suppress(RuntimeError, AttributeError):  # torch has done it, or has another way to
+        torch._C._cuda_endAllocateToPool(index, memory.handle)
     generator = torch.cuda.default_generators[index]
     generator.graphsafe_set_state(generator.clone_state())
     _memory.cache_clear()
-    _kept.clear()
+    _failed.append(graph)
 
 
 @contextmanager
@@ -194,11 +203,20 @@ def _refusing_to_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-_kept: list[torch.cuda.CUDAGraph] = []
-"""The first one of those that share memory: torch refuses memory that no graph uses any more."""
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Never freed: allocators may ask one of them whether it is still recorded."""
+
+
+@dataclass
+class _Memory:
+    """Of graphs, and the first of them: torch refuses memory that no graph uses any more."""
+
+    handle: Any
+    keeper: torch.cuda.CUDAGraph | None = None
 
 
 @cache
-def _memory() -> Any:
-    """All graphs share it: they run one after another, and their outputs are copied before the next one runs."""
-    return torch.cuda.graph_pool_handle()
+def _memory() -> _Memory:
+    """Graphs share it, till a recording fails: they run one after another, and their outputs are copied before the next
+    one runs."""
+    return _Memory(torch.cuda.graph_pool_handle())

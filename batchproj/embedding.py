@@ -40,7 +40,7 @@ APART_BYTES = 4 * WINDOW_BYTES
 """The same for an encoder on an accelerator, whose batches are larger."""
 
 SAMPLE_S = 1.0
-"""So many seconds of the encoder's work are kept at most, to see what it can do with nothing beside it."""
+"""Segments of about so many seconds of the encoder's work are kept, to see what it can do with nothing beside it."""
 
 NORM_TOLERANCE = 1e-3
 
@@ -69,8 +69,7 @@ class UnitWorker:
         self._model: ThreadPoolExecutor | None = None
         self._decodes = threading.Lock()
         self._encoded = Disjoint()
-        self._sample: list[Segment] = []
-        self._largest = 0
+        self._sample = _Sample(0, [])
 
     def load(self) -> None:
         """Load the model and start the decoders; call once, before `embed`."""
@@ -132,27 +131,30 @@ class UnitWorker:
         yield window
 
     def measure(self, seconds: float) -> float | None:
-        """Segments a second of the encoder with nothing beside it, on some that it had together; None without any."""
+        """Segments a second of the encoder with nothing beside it, on some of a full window; None without any."""
         assert self._model is not None, "load() comes first"
         return self._model.submit(self._measured, seconds).result()
 
     def _measured(self, seconds: float) -> float | None:
-        if self._embedder is None or not self._sample:
+        sample, self._sample = self._sample.segments, _Sample(0, [])
+        if self._embedder is None or not sample:
             return None
         begun, done = time.monotonic(), 0
         while not done or time.monotonic() - begun < seconds:
-            self._embedder.encode(self._sample)
-            done += len(self._sample)
+            self._embedder.encode(sample)
+            done += len(sample)
         return done / (time.monotonic() - begun)
 
     def _encode(self, window: list[Decoded], rows: _Rows) -> int:
         """Encode what was decoded, and finish the items that are complete; their number."""
         segments = [segment for decoded in window for segment in decoded.segments]
+        begun = time.monotonic()
         with self._encoded.counted() as counted:
             encoded = iter(self._embedder.encode(segments) if segments and self._embedder else ())
         rows.model_s += counted.seconds
-        if len(segments) > self._largest:  # few do not fill the encoder's batches
-            self._largest, self._sample = len(segments), segments[:: max(1, math.ceil(counted.seconds / SAMPLE_S))]
+        if len(segments) >= self._sample.of:  # few do not fill the encoder's batches, and the first ones are slow
+            every = max(1, math.ceil((time.monotonic() - begun) / SAMPLE_S))
+            self._sample = _Sample(len(segments), segments[::every])
         for decoded in window:
             decoded.item.add(decoded.segments, [next(encoded) for _ in decoded.segments])
             if decoded.cached is not None:
@@ -180,6 +182,14 @@ class UnitWorker:
         vectors = self._embedder.project(features)
         values = features.values if isinstance(features, TokenFeatures) else features
         return vectors, vector_problem([values], vectors) is None
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Segments out of a window of so many; one value, for two threads look at it and put another in its place."""
+
+    of: int
+    segments: list[Segment]
 
 
 @dataclass

@@ -25,6 +25,7 @@ from batchproj.config import read_yaml, validate
 from batchproj.cutting import cut
 from batchproj.errors import SpaceError
 from batchproj.features import Features, gathered
+from batchproj.importing import importing
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import refuse_foreign_code
 from batchproj.objectstore import Folder, canonical
@@ -218,7 +219,8 @@ class Member:
         """
         model = resolve_weights(self.config.model, self.config.revision, self.model_digest)
         build = self.config.build_for_queries if for_queries else self.config.build
-        encoder = build(model, self.modality, threads)
+        with importing():
+            encoder = build(model, self.modality, threads)
         settings = None if for_queries and self.modality is Modality.TEXT else self.segments
         spec = encoder.spec if settings is None else cut(encoder.spec, settings)
         return Embedder(encoder, spec, self.load_projector(), self.dim, self.cache)

@@ -41,7 +41,6 @@ from batchproj.collection.unit import (
 )
 from batchproj.errors import BatchprojError, ItemFault, SpaceError, UsageError, WeightsError
 from batchproj.failpoint import failpoint
-from batchproj.importing import importing
 from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.objectstore import GONE, Folder
 from batchproj.recipe import Recipe
@@ -53,7 +52,7 @@ if TYPE_CHECKING:
     from batchproj.decoding import Fetched
 
 CEILING_SHARE = 0.01
-"""Of what an encoder has to do, so much it does again alone, to see what it can: a second at most."""
+"""Of the time that an encoder has worked, this part is spent on measuring what it does alone: `CEILING_S` at most."""
 LEAST_CEILING_S, CEILING_S = 0.5, 1.0
 """Not for less: to fill its batches takes a good part of a second."""
 
@@ -198,31 +197,22 @@ class Reader:
 
 
 class _Measuring:
-    """For how many seconds an encoder is to run alone after a unit, to see what it can do: once, after the last of its
-    units, for nobody has to wait for it then, and the processes that read take no cores from it."""
+    """For how many seconds an encoder is to run alone, to see what it can do: after the last of its worker's units, when
+    none of the others, and mostly no process that reads, takes cores from it."""
 
     def __init__(self, units: float) -> None:
-        self._units = math.ceil(units)
-        self._done = 0
-        self._seconds = 0.0
-        self._is_over = False
+        """`units` are those that a worker gets; one that gets fewer does not measure."""
+        self._left = math.ceil(units)
+        self._model_s = 0.0
         self._counting = threading.Lock()
 
-    def take(self) -> float:
-        """The seconds, for one unit; none for those beside it."""
+    def after(self, model_s: float) -> float:
+        """A unit is done, which took the encoder so long: the seconds, 0 but after the last one."""
         with self._counting:
-            taken, self._seconds = self._seconds, 0.0
-            self._is_over = self._is_over or taken > 0
-            return taken
-
-    def after(self, model_s: float, again: bool) -> None:
-        """A unit is done; `again` if it had taken the seconds and nothing was encoded."""
-        with self._counting:
-            self._done += 1
-            self._is_over = self._is_over and not again
-            seconds = min(CEILING_S, CEILING_SHARE * model_s * self._units)
-            is_last = self._done + UNITS_AT_ONCE >= self._units  # of those that nobody has begun
-            self._seconds = seconds if is_last and seconds >= LEAST_CEILING_S and not self._is_over else 0.0
+            self._left -= 1
+            self._model_s += model_s
+            seconds = min(CEILING_S, CEILING_SHARE * self._model_s)
+            return seconds if self._left == 0 and seconds >= LEAST_CEILING_S else 0.0
 
 
 class _Turns:
@@ -269,8 +259,7 @@ class Embedding:
         self._desk = desk
         desk.started.remote("embed", modality, pool)
         member = job.members.get(modality) if modality else None
-        loading = f"loading the {modality or 'first'} encoder"
-        with _reporting(job, desk, loading), _loading(member), importing():
+        with _reporting(job, desk, f"loading the {modality or 'first'} encoder"), _loading(member):
             # only here: the processes that read must not wait for models' and codecs' imports
             from batchproj.decode.versions import check_decoders
             from batchproj.embedding import Disjoint, UnitWorker
@@ -292,7 +281,7 @@ class Embedding:
         return pa.table({"receipt": [receipt.model_dump_json()]})
 
     def _embedded(self, unit: Unit, tables: list[pa.Table]) -> tuple[Output, _Busy, float | None]:
-        clock, measure_s = _Clock.start(), self._measuring.take()
+        clock = _Clock.start()
         doing = f"embedding unit {unit.name} ({unit.items} items)"
         with _reporting(self._job, self._desk, doing), _remembering():
             failpoint("unit.begun")
@@ -300,12 +289,11 @@ class Embedding:
                 output = self._embed(unit, tables)
             spans = [Span.model_validate_json(tables[0].schema.metadata[_READ.encode()]), clock.span("embed")]
             ceiling_per_s = None
-            if measure_s:
+            if measure_s := self._measuring.after(output.model_s):
                 with self._turns.alone():
                     clock = _Clock.start()
                     ceiling_per_s = self._worker.measure(measure_s)
                     spans.append(clock.span("measure"))
-        self._measuring.after(output.model_s, again=measure_s > 0 and ceiling_per_s is None)
         return output, _Busy(spans, counted.seconds), ceiling_per_s
 
     def _embed(self, unit: Unit, tables: list[pa.Table]) -> Output:

@@ -230,7 +230,7 @@ class Trial:
         model = model.to(device()).eval()
         at_once = 16 if self.subject.modality is Modality.AUDIO else 64
         batches = [self.segments[at : at + at_once] for at in range(0, min(self.items, 16 * at_once), at_once)]
-        inputs = [self.usual_input(batch) for batch in batches]  # of sound not its spectrograms: see what is timed
+        inputs = [self.usual_input(batch) for batch in batches]  # of sound its spectrograms as well, padded to 30 s
 
         def work() -> int:
             for given in inputs:

@@ -45,7 +45,7 @@ class _Unheard:
 def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     desk = _Unheard()
     for (task, modality), group in pools.by_pool(job, units).items():
-        work = _projecting(job, modality, desk) if task == "project" else _embedding(job, modality, desk)
+        work = _projecting(job, modality, desk) if task == "project" else _embedding(job, modality, len(group), desk)
         for unit in group:
             batch = work(pa.table({"unit": [unit.model_dump_json()]}))
             yield Receipt.model_validate_json(batch["receipt"][0].as_py())
@@ -60,12 +60,13 @@ def _projecting(job: Job, modality: Modality | None, desk: Any) -> _Work:
     return stages.Projecting(job, modality, pool=1, desk=desk)
 
 
-def _embedding(job: Job, modality: Modality | None, desk: Any) -> _Work:
+def _embedding(job: Job, modality: Modality | None, units: int, desk: Any) -> _Work:
     key = (job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
     if key not in _actors:
-        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, units=1, desk=desk)
+        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, units=units, desk=desk)
     actor, read = _actors[key], stages.Reader(job, desk)
     actor._job, actor._desk = job, desk  # its model is the same, where it writes is not
+    actor._measuring = stages._Measuring(units)
     return lambda batch: actor(read(batch))
 
 

@@ -72,6 +72,15 @@ def test_what_takes_most_of_the_time_is_named(
     assert efficiency(receipts)["text"].limited_by == limit
 
 
+def test_what_is_measured_after_the_last_unit_is_no_part_of_its_time() -> None:
+    receipts = [
+        receipt(1, began=100, embed_s=4, model_s=3),
+        receipt(2, began=104, embed_s=4, model_s=3, measure_s=1, ceiling_per_s=4.0),
+    ]
+    (found,) = efficiency(receipts).values()
+    assert (found.segments_per_s, found.model) == (20 / 8, 0.75)
+
+
 def test_two_workers_are_two_and_short_work_tells_nothing() -> None:
     receipts = [receipt(1, 100, 4, 3), receipt(2, 100, 4, 3, where="a:2")]
     found = efficiency(receipts)["text"]
@@ -135,8 +144,8 @@ def test_a_worker_sees_what_its_encoder_does_alone_when_its_units_are_done(
         embed(str(source), str(tmp_path / "c"), resolve(open_space(str(tiny_space))), OPTIONS, Watch())
     receipts = sorted(_receipts(tmp_path / "c"), key=lambda each: each.spans[0].began)
     measured = [any(span.stage == "measure" for span in each.spans) for each in receipts]
-    assert measured == [number == 1 for number in range(len(receipts))]  # the first one tells how much there is to do
     assert len(receipts) >= 2
+    assert measured == [False] * (len(receipts) - 1) + [True]
     assert [each.ceiling_per_s is not None for each in receipts] == measured
 
 

@@ -130,6 +130,12 @@ def test_one_more_object_leaves_most_units_as_they_were() -> None:
     assert len(set(after) - set(before)) <= 3
 
 
+def test_small_units_have_borders_of_their_own_too() -> None:
+    keys = {f"{n:04d}.txt": "1" for n in range(400)}
+    before, after = cut(keys, 8), cut({**keys, "0200x.txt": "1"}, 8)
+    assert len(set(after) - set(before)) <= 3
+
+
 def test_a_changed_object_changes_its_units_name_alone() -> None:
     keys = {f"{n:04d}.txt": "1" for n in range(400)}
     before, after = cut(keys), cut({**keys, "0200.txt": "2"})

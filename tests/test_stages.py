@@ -51,27 +51,13 @@ def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
     assert order == ["other", "alone", "still alone", "late"]
 
 
-def test_an_encoder_is_measured_once_after_the_last_of_its_units() -> None:
-    measuring = _Measuring(99.5)
-    assert measuring.take() == measuring.take() == 0  # nobody knows how long a unit takes
-    for _ in range(97):
-        measuring.after(0.5, again=False)
-        assert measuring.take() == 0  # others are still to be begun
-    measuring.after(0.0, again=False)  # nothing was encoded: it tells nothing
-    assert measuring.take() == 0
-    measuring.after(0.5, again=False)
-    taken = measuring.take()
-    assert (taken, measuring.take()) == (0.01 * 0.5 * 100, 0)
-    measuring.after(9.0, again=False)  # the one beside it
-    assert measuring.take() == 0
-    measuring.after(9.0, again=True)  # nothing of it was encoded
-    assert measuring.take() == CEILING_S
-    measuring.after(9.0, again=False)
-    assert measuring.take() == 0
-    little = _Measuring(4)
-    for _ in range(4):
-        little.after(0.9 * LEAST_CEILING_S / CEILING_SHARE / 4, again=False)
-        assert little.take() == 0
+def test_an_encoder_is_measured_after_the_last_of_its_units_if_it_had_enough_to_do() -> None:
+    enough = LEAST_CEILING_S / CEILING_SHARE
+    measuring = _Measuring(2.5)
+    assert [measuring.after(seconds) for seconds in (0.2 * enough, 0.0, 1.0 * enough)] == [0, 0, 1.2 * LEAST_CEILING_S]
+    assert measuring.after(enough) == 0  # one that fell to it later
+    assert _Measuring(1).after(1_000 * enough) == CEILING_S
+    assert _Measuring(1).after(0.9 * enough) == 0
 
 
 def test_vectors_have_no_dictionary_and_names_have_one() -> None:

@@ -75,10 +75,11 @@ def search(
 ) -> None:
     """Find the nearest items to a text, an image, a sound or a video, of any kind."""
     weights = dict(map(_weight, weight or ()))
-    with console(verbose), importing():
-        from batchproj.search import Collection
+    with console(verbose):
+        with importing():
+            from batchproj.search import Collection
 
-        opened = Collection(collection, run=run)
+            opened = Collection(collection, run=run)
         found = opened.search(
             text,
             image=image,

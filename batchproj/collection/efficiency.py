@@ -53,8 +53,11 @@ def _judged(receipts: Sequence[Receipt]) -> Efficiency | None:
     for span in spans:
         if span.stage == "embed":
             workers.setdefault(span.where, []).append(span)
-    whole = sum(max(each.ended for each in own) - min(each.began for each in own) for own in workers.values())
-    whole -= _seconds(spans, "measure")
+    whole = 0.0
+    for where, own in workers.items():
+        end = max(each.ended for each in own)
+        between = [each for each in spans if each.stage == "measure" and each.where == where and each.began < end]
+        whole += end - min(each.began for each in own) - _seconds(between, "measure")
     encoded = sum(receipt.encoded for receipt in receipts)
     if whole < WORTH_SAYING_S or not encoded:
         return None

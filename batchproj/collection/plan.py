@@ -430,7 +430,7 @@ def _full(count: int, size: int, row_bytes: int, key: str, max_items: int, max_b
     if count >= max_items or size + row_bytes > max_bytes:
         return True
     # the more texts a unit has, the more of one length there are to encode together
-    return count >= max_items * 3 // 4 and _is_border(key, max_items // 8)
+    return count >= max_items * 3 // 4 and _is_border(key, max(2, max_items // 8))
 
 
 def _is_border(key: str, spacing: int) -> bool:

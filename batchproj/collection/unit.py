@@ -57,7 +57,7 @@ class Unit(BaseModel):
 class Span(BaseModel):
     """What a process (`where`, node:pid) did with a unit, from `began` (Unix time) on.
 
-    To `measure` is to see what an encoder does alone, once a worker has done a unit.
+    To `measure` is to see what an encoder does alone, once a worker has done its units.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
