@@ -26,6 +26,7 @@ from typing import Any
 from batchproj.collection.unit import Receipt, Unit
 from batchproj.desk import Desk
 from batchproj.errors import BatchprojError, TryLater
+from batchproj.importing import importing
 from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.metrics import RunMetrics
 from batchproj.news import News, OnNews, noticing, polling
@@ -63,8 +64,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     # inherited by local workers: threads that wait and spin take the cores from those who have work
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    import ray
-    from ray.data import DataContext
+    with importing():
+        import ray
+        from ray.data import DataContext
 
     if ray.is_initialized():
         yield

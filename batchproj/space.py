@@ -278,7 +278,8 @@ class ResolvedSpace:
 
 def resolve(opened: SpaceFolder) -> ResolvedSpace:
     """Find the models and check dimensions; raises SpaceError or WeightsError."""
-    return ResolvedSpace(opened.space, {each: resolve_member(opened, each) for each in opened.space.members()})
+    with importing():
+        return ResolvedSpace(opened.space, {each: resolve_member(opened, each) for each in opened.space.members()})
 
 
 def resolve_member(opened: SpaceFolder, modality: Modality) -> Member:

@@ -197,8 +197,8 @@ class Reader:
 
 
 class _Measuring:
-    """For how many seconds an encoder is to run alone, to see what it can do: after the last of its worker's units, when
-    none of the others, and mostly no process that reads, takes cores from it."""
+    """For how many seconds an encoder is to run alone, to see what it can do: after its worker's last unit, when
+    no other one, and mostly no process that reads, takes cores from it."""
 
     def __init__(self, units: float) -> None:
         """`units` are those that a worker gets; one that gets fewer does not measure."""
