@@ -16,8 +16,11 @@ from batchproj.errors import UsageError
 
 def require_writable(file: Path) -> None:
     """Raise UsageError if a timeline cannot be written there; before hours of work, not after."""
+    was_there = file.exists()
     try:
         file.open("a").close()
+        if not was_there:  # a run that finds nothing to do writes none
+            file.unlink()
     except OSError as error:
         said = error.strerror or type(error).__name__
         raise UsageError(

@@ -102,6 +102,8 @@ def test_a_timeline_has_every_stage_of_every_unit(tmp_path: Path) -> None:
 def test_where_no_timeline_can_be_written_nothing_begins(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         require_writable(tmp_path / "none" / "trace.json")
+    require_writable(tmp_path / "trace.json")
+    assert not (tmp_path / "trace.json").exists()  # nor is one left where there is nothing to do
     with pytest.raises(UsageError, match="cannot be written"):
         require_writable(tmp_path)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from batchproj.cli.console import JsonFlag, VerboseFlag, app, console, print_json, say
+from batchproj.cli.console import JsonFlag, VerboseFlag, app, console, print_json, say, stopping_line
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the dated JSON and the picture.")]
 
@@ -50,6 +50,7 @@ def bench(
     taking_part = known.chosen(contenders.split(",") if contenders else [])
     require_writable(out)
     settings = Settings(rounds=rounds, items=items, price=price)
+    stopping_line(f"stopped; workloads that were done are in {out}, the rounds of the one under way are lost")
     with console(verbose) as stream:
         for document in benchmark(wanted, taking_part, settings, lambda line: print(line, file=stream, flush=True)):
             file = save(document, out)
