@@ -97,6 +97,7 @@ def _embed(source: str, folder: Folder, space: ResolvedSpace, options: Options, 
         if not options.allow_mass_delete and (reason := mass_delete(counts, live)):
             raise UsageError(reason)
         if live is not None and counts.nothing_to_do and not options.rebuild:
+            _draw([], options.profile, watch)
             return _unchanged(counts, live, started)
         with writing(folder, f"embed {source} {folder.uri}", watch.step, options.single_writer) as lease:
             if lease.run != (live.run if live else None):
@@ -180,8 +181,12 @@ def _draw(receipts: list[Receipt], file: Path | None, watch: Watch) -> None:
     """Write the timeline, if there is to be one; no run ends for want of it."""
     if file is None:
         return
+    if not receipts:
+        watch.step(f"no timeline: no unit was done, {file} is as it was")
+        return
     try:
         write_timeline(receipts, file)
+        watch.step(f"timeline of what was done: {file}")
     except OSError as error:
         watch.step(f"warning: the timeline {file} was not written: {error.strerror}")
 

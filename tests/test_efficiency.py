@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import in_process
@@ -106,6 +107,20 @@ def test_where_no_timeline_can_be_written_nothing_begins(tmp_path: Path) -> None
     assert not (tmp_path / "trace.json").exists()  # nor is one left where there is nothing to do
     with pytest.raises(UsageError, match="cannot be written"):
         require_writable(tmp_path)
+
+
+def test_a_run_that_does_nothing_leaves_a_timeline_as_it_was_and_says_so(tmp_path: Path, tiny_space: Path) -> None:
+    (source := tmp_path / "texts").mkdir()
+    (source / "a.txt").write_text("a b")
+    said: list[str] = []
+    options, space = replace(OPTIONS, profile=tmp_path / "trace.json"), resolve(open_space(str(tiny_space)))
+    with without_ray():
+        embed(str(source), str(tmp_path / "c"), space, options, Watch(step=said.append))
+        assert f"timeline of what was done: {tmp_path}/trace.json" in said
+        before = (tmp_path / "trace.json").read_bytes()
+        embed(str(source), str(tmp_path / "c"), space, options, Watch(step=said.append))
+    assert (tmp_path / "trace.json").read_bytes() == before
+    assert said[-1] == f"no timeline: no unit was done, {tmp_path}/trace.json is as it was"
 
 
 @pytest.mark.slow

@@ -46,7 +46,8 @@ def _heading(result: Result) -> str:
     lines = [result.workload, f"{result.items:,} items"]
     if result.missing is not None:
         return "\n".join([*lines, "left out"])
-    return "\n".join([*lines, f"{result.valid} rounds", *([f"{result.void} void"] if result.void else [])])
+    rounds = f"{result.valid} round{'s' * (result.valid != 1)}"
+    return "\n".join([*lines, rounds, *([f"{result.void} void"] if result.void else [])])
 
 
 def notes(document: Document) -> list[str]:

@@ -50,10 +50,11 @@ def bench(
     taking_part = known.chosen(contenders.split(",") if contenders else [])
     require_writable(out)
     settings = Settings(rounds=rounds, items=items, price=price)
-    stopping_line(f"stopped; workloads that were done are in {out}, the rounds of the one under way are lost")
+    stopping_line("stopped; no workload was done yet, nothing is kept")
     with console(verbose) as stream:
         for document in benchmark(wanted, taking_part, settings, lambda line: print(line, file=stream, flush=True)):
             file = save(document, out)
+            stopping_line(f"stopped; the workloads done before are in {file}, the rounds of the one under way are lost")
         drawn = picture(document)
         if drawn is not None:
             file.with_suffix(".svg").write_bytes(drawn)
