@@ -179,8 +179,8 @@ def _say_why(error: RuntimeError) -> None:
 
 
 def _give_up(memory: _Memory, graph: torch.cuda.CUDAGraph) -> None:
-    """After a recording that failed torch 2.11 believes that it still goes on: memory that two streams use would not be
-    lent again, and random numbers would be an error. Later versions clear up by themselves.
+    """After a recording that failed torch 2.11 believes that it still goes on: random numbers are an error then,
+    and its memory is not to be had for others. Later versions clear up by themselves.
     """
     index = torch.cuda.current_device()
     with suppress(RuntimeError, AttributeError):  # torch has done it, or has another way to
