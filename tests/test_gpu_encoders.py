@@ -144,19 +144,22 @@ def test_what_cannot_be_recorded_runs_step_by_step() -> None:
         assert function(values).cpu().tolist() == [float(number**2)] * 3
 
 
+def assert_is_recorded(shape: int) -> None:
+    calls = []
+
+    def doubled(values: torch.Tensor) -> torch.Tensor:
+        calls.append(len(values))
+        return values * 2
+
+    function = Replayed(doubled)
+    for number in range(5):
+        assert function(torch.full((shape,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * shape
+    assert len(calls) == 3
+
+
 def test_when_all_that_was_recorded_is_gone_others_are_recorded() -> None:
     for _ in range(2):
-        calls: list[int] = []
-
-        def doubled(values: torch.Tensor, calls: list[int] = calls) -> torch.Tensor:
-            calls.append(len(values))
-            return values * 2
-
-        function = Replayed(doubled)
-        for number in range(5):
-            assert function(torch.full((6,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * 6
-        assert len(calls) == 3
-        del function, doubled
+        assert_is_recorded(6)
 
 
 def test_after_a_recording_that_fails_others_are_recorded_and_random_numbers_are_drawn() -> None:
@@ -168,16 +171,7 @@ def test_after_a_recording_that_fails_others_are_recorded_and_random_numbers_are
     for number in range(1, 4):
         assert failing(torch.full((3,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * 3
     assert torch.rand(4, device="cuda").unique().numel() > 1
-    calls = []
-
-    def doubled(values: torch.Tensor) -> torch.Tensor:
-        calls.append(len(values))
-        return values * 2
-
-    recorded = Replayed(doubled)
-    for number in range(5):
-        assert recorded(torch.full((5,), float(number), device="cuda")).cpu().tolist() == [2.0 * number] * 5
-    assert len(calls) == 3
+    assert_is_recorded(5)
     before = torch.cuda.memory_reserved()
     for _ in range(8):  # memory that two streams use is lent again
         stacked([np.zeros(2**26, np.uint8)]).max().item()

@@ -75,34 +75,35 @@ def search(
 ) -> None:
     """Find the nearest items to a text, an image, a sound or a video, of any kind."""
     weights = dict(map(_weight, weight or ()))
-    with console(verbose):
-        with importing():
+    # to its end: a search of seconds is over before there is garbage worth the look through all modules
+    with importing():
+        with console(verbose):
             from batchproj.search import Collection
 
             opened = Collection(collection, run=run)
-        found = opened.search(
-            text,
-            image=image,
-            audio=audio,
-            video=video,
-            like=like,
-            unlike=unlike or (),
-            weights=weights,
-            k=k,
-            offset=offset,
-            modality=modality,
-            where=where or (),
-            group=group,
-            balance=balance,
-            hybrid=hybrid,
-            space=space,
-        )
-    if as_json:
-        print_json([{**hit.as_dict(), **({"why": hit.why} if hybrid else {})} for hit in found])
-    elif found:
-        _print_hits(found, hybrid)
-    else:
-        print(printable(_nothing(opened.run, opened.snapshot.rows, modality, where or [], offset)))
+            found = opened.search(
+                text,
+                image=image,
+                audio=audio,
+                video=video,
+                like=like,
+                unlike=unlike or (),
+                weights=weights,
+                k=k,
+                offset=offset,
+                modality=modality,
+                where=where or (),
+                group=group,
+                balance=balance,
+                hybrid=hybrid,
+                space=space,
+            )
+        if as_json:
+            print_json([{**hit.as_dict(), **({"why": hit.why} if hybrid else {})} for hit in found])
+        elif found:
+            _print_hits(found, hybrid)
+        else:
+            print(printable(_nothing(opened.run, opened.snapshot.rows, modality, where or [], offset)))
 
 
 def _nothing(run: str, rows: int, modality: str | None, where: list[str], offset: int) -> str:
