@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from batchproj.accelerator import Coming, Replayed
+from batchproj.accelerator import Coming, replayed
 from batchproj.media import Segment, Spec
 from batchproj.model_folder import ImageInput, blank_image
 from batchproj.torch_runtime import Batches, Normalising, batches, forward_images, pixel_batch, to_host
@@ -36,7 +36,7 @@ class ImageEncoder:
         return _run(self._tokens, segments)
 
     def _batches(self, features: Forward, dtype: torch.dtype) -> Batches[Segment]:
-        of_pixels = Replayed(lambda pixels_BHWC: features(self._normalise(pixels_BHWC)))
+        of_pixels = replayed(lambda pixels_BHWC: features(self._normalise(pixels_BHWC)))
 
         def forward(segments: Sequence[Segment]) -> npt.NDArray[np.float32] | Coming:
             with torch.inference_mode():

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -118,6 +118,8 @@ def s3_needs_http() -> bool:
 def filesystem(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a URI, and the path in it; raises SourceError for one that is none by itself."""
     scheme = uri.split("://", 1)[0]
+    if scheme == "file":
+        return _disk(), str(_disk()._strip_protocol(uri))
     if "::" in scheme or scheme in _WITHIN_OTHERS:
         raise SourceError(f"cannot open {uri}: a file system within another is not opened; expected file, s3, gs …")
     options: dict[str, Any] = {}
@@ -139,6 +141,12 @@ def filesystem(uri: str) -> tuple[Any, str]:
     if hasattr(fs, "call_s3"):
         fs.retries = 1  # s3fs's own, around botocore's
     return fs, str(fs._strip_protocol(uri))
+
+
+@cache
+def _disk() -> LocalFileSystem:
+    """For all threads: it keeps nothing, and fsspec takes longer to find one than to read a small file."""
+    return LocalFileSystem()
 
 
 def _renewal(fs: Any) -> Callable[[], None] | None:
@@ -463,7 +471,8 @@ def _not_cut(read: Callable[[], bytes], size: int) -> Callable[[], bytes]:
 
 def _read_version(fs: Any, path: str, version: str, stay: bool, **options: int) -> bytes:
     if isinstance(fs, LocalFileSystem):
-        with _open_unlinked(path) if stay else Path(path).open("rb") as file:
+        # without a buffer and a Path: they take longer than to read a small file (measured)
+        with _open_unlinked(path) if stay else open(path, "rb", buffering=0) as file:  # noqa: PTH123
             data = file.read()
             info = os.fstat(file.fileno())
         if f"{info.st_size}-{info.st_mtime_ns}" != version:

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from transformers import (
@@ -23,6 +24,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
+from batchproj import recorded_steps
 from batchproj.encode import Encoder, parse_config
 from batchproj.media import Segment, Tokens
 from batchproj.packed_texts import FIRST_POSITION, PackedTexts, pack, row_tokens
@@ -79,6 +81,26 @@ def test_states_are_those_of_each_text_alone(model_type: str) -> None:
         mask_BL[1, 30:] = 0
         masked = [one(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state for one in (model, alone)]
     np.testing.assert_allclose(masked[0].numpy(), masked[1].numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_a_record_of_the_steps_gives_the_same_bits(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cls, config, sizes = MODELS[model_type]
+    torch.manual_seed(0)
+    texts = PackedTexts(cls(config(**sizes)).eval().bfloat16(), _unpooled, 64, pad=1)
+    rows = [rows_of(lengths) for lengths in ([20, 30, 14], [3, 7, 7, 31, 12], [32, 32], [1])]
+
+    def states() -> list[dict[int, npt.NDArray[np.float32]]]:
+        return [texts.states(each, lambda states_BLD, _: list(states_BLD.float().numpy())) for each in rows]
+
+    expected = states()
+    assert not texts.recorded
+    monkeypatch.setattr(recorded_steps, "AFTER", 1)
+    states()
+    assert torch.Size([1, 64]) in texts.recorded
+    for one, other in zip(states(), expected, strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[index].tobytes() == other[index].tobytes() for index in one)
 
 
 @pytest.mark.parametrize("lengths", [[], [64], [1] * 70, [33, 33, 31], [5, 60, 4, 3, 61, 17, 9, 9, 9]])
