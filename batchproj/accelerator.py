@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from batchproj.recorded_steps import Recorded
+from batchproj.recorded_steps import Recorded, Steps
 
 log = logging.getLogger(__name__)
 
@@ -129,9 +129,9 @@ class Replayed:
             return self._function(*inputs) if recorded is None else recorded(inputs)
 
 
-def replayed(function: Callable[[torch.Tensor], torch.Tensor]) -> Replayed | Recorded:
-    """The same on CPUs as well, by another kind of record, for what looks at no value of its input."""
-    return Replayed(function) if is_apart() else Recorded(function)
+def replayed(function: Callable[[torch.Tensor], torch.Tensor], network: torch.nn.Module) -> Replayed | Recorded:
+    """The same on CPUs as well, by another kind of record, for what is done by `network`."""
+    return Replayed(function) if is_apart() else Recorded(Steps(function, network))
 
 
 class _Recorded:

@@ -18,10 +18,12 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ImageEncoder:
-    """A loaded image model: `pooled` gives features (B, D), `tokens` (B, T, D), of pixels of `dtype`."""
+    """A loaded image model: `pooled` gives features (B, D) by `network`, `tokens` (B, T, D), of pixels of `dtype`."""
 
-    def __init__(self, pooled: Forward, tokens: Forward, wanted: ImageInput, dtype: torch.dtype) -> None:
-        self._input, self._normalise = wanted, Normalising(wanted, dtype)
+    def __init__(
+        self, pooled: Forward, tokens: Forward, network: torch.nn.Module, wanted: ImageInput, dtype: torch.dtype
+    ) -> None:
+        self._network, self._input, self._normalise = network, wanted, Normalising(wanted, dtype)
         self._pooled, self._tokens = self._batches(pooled, dtype), self._batches(tokens, dtype)
         self.spec: Spec = wanted.spec
 
@@ -36,7 +38,7 @@ class ImageEncoder:
         return _run(self._tokens, segments)
 
     def _batches(self, features: Forward, dtype: torch.dtype) -> Batches[Segment]:
-        of_pixels = replayed(lambda pixels_BHWC: features(self._normalise(pixels_BHWC)))
+        of_pixels = replayed(lambda pixels_BHWC: features(self._normalise(pixels_BHWC)), self._network)
 
         def forward(segments: Sequence[Segment]) -> npt.NDArray[np.float32] | Coming:
             with torch.inference_mode():

@@ -20,16 +20,16 @@ from torch import nn
 AFTER = 64
 """Batches of one shape before it is recorded: that takes as long as ten batches of a small model."""
 
+PROOFS = 3
+"""Batches whose bits a record must give before it is used: steps that depend on values show by other values."""
+
 
 def _hush() -> None:
     """torch warns at every use of what nothing else of it does as yet; who has a torch without it runs Python as
     before. Not by a context, which would take another thread's filters with it."""
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # what came of one tensor's values would be laid down; torch's own functions only ask for sizes
-    doubt = torch.jit.TracerWarning  # type: ignore[attr-defined]
-    warnings.filterwarnings("error", category=doubt)
-    warnings.filterwarnings("ignore", category=doubt, module=r"torch\.(?!jit)")
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
 
 
 def branching(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -56,43 +56,66 @@ def _compiled(function: Callable[..., torch.Tensor]) -> Any:
     return torch.jit.script(function)
 
 
+class Steps(nn.Module):
+    """A function that lets `network` compute: a record refers to the weights of modules, and copies all others."""
+
+    def __init__(self, function: Callable[..., torch.Tensor], network: nn.Module) -> None:
+        super().__init__()
+        self._function, self.network = function, network
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._function(*inputs)
+
+
 class Recorded:
-    """Calls `steps` until it has a record for inputs of that shape, which is kept where it gives the same bits.
+    """Calls `steps` until it has a record for inputs of that shape, which is used once it gave the same bits for the
+    inputs of `PROOFS` batches.
 
     What `steps` do may depend on the first input's shape, on its tensors' values only within `branching` functions.
     """
 
-    def __init__(self, steps: Callable[..., torch.Tensor] | nn.Module) -> None:
+    def __init__(self, steps: nn.Module) -> None:
         self._steps = steps
         self._calls: Counter[torch.Size] = Counter()
-        self._records: dict[torch.Size, Any] = {}
-        self._recording = threading.Lock()
+        self._tried: dict[torch.Size, Any] = {}
+        self._proven: dict[torch.Size, Any] = {}
+        self._trying = threading.Lock()
 
     @property
     def shapes(self) -> list[torch.Size]:
-        """Of which there is a record."""
-        return [shape for shape, record in self._records.items() if record is not None]
+        """Of which there is a record in use."""
+        return list(self._proven)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         shape = inputs[0].shape
-        record = self._records.get(shape)
-        if record is not None:
+        if (record := self._proven.get(shape)) is not None:
             return _played(record, inputs)
         found: torch.Tensor = self._steps(*inputs)
-        self._calls[shape] += 1
-        if self._calls[shape] >= AFTER and shape not in self._records and self._recording.acquire(blocking=False):
+        if self._trying.acquire(blocking=False):
             try:
-                self._records.setdefault(shape, self._record(inputs, found))
+                self._try(shape, inputs, found)
             finally:
-                self._recording.release()
+                self._trying.release()
         return found
 
-    def _record(self, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> Any:
+    def _try(self, shape: torch.Size, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
+        self._calls[shape] += 1
+        proofs = self._calls[shape] - AFTER
+        if proofs == 0:
+            self._tried[shape] = self._record(inputs)
+        record = self._tried.get(shape)
+        if record is None:
+            return
+        if not torch.equal(_played(record, inputs), expected):
+            self._tried[shape] = None
+        elif proofs == PROOFS - 1:
+            self._proven[shape] = record
+
+    def _record(self, inputs: tuple[torch.Tensor, ...]) -> Any:
         try:
             _hush()
-            record = torch.jit.trace(self._steps, inputs, check_trace=False)  # type: ignore[no-untyped-call]
-            return record if torch.equal(_played(record, inputs), expected) else None
-        except Exception:  # of what it cannot record; the module runs as it did
+            return torch.jit.trace(self._steps, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+        except Exception:  # of what it cannot record; the steps run as they did
             return None
 
 

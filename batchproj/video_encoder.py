@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from batchproj.accelerator import Coming, replayed
+from batchproj.accelerator import Coming, Replayed
 from batchproj.errors import SpaceError
 from batchproj.media import Segment, Spec, VideoSpec
 from batchproj.model_folder import ImageInput, blank_image
@@ -28,7 +28,7 @@ class VideoEncoder:
 
     def __init__(self, states: States, wanted: ImageInput, frames: int, dtype: torch.dtype) -> None:
         self._input, self._frames, self._normalise = wanted, frames, Normalising(wanted, dtype)
-        self._states = replayed(lambda pixels_NHWC: states(self._clips(pixels_NHWC)))
+        self._states = Replayed(lambda pixels_NHWC: states(self._clips(pixels_NHWC)))
         self._batches: Batches[Segment] = batches(self._forward, dtype)
         self.spec: Spec = VideoSpec(wanted.spec, VideoSegments(frames=frames))
 

@@ -93,9 +93,9 @@ def test_a_record_of_the_steps_gives_the_same_bits(model_type: str, monkeypatch:
     def states() -> list[dict[int, npt.NDArray[np.float32]]]:
         return [texts.states(each, lambda states_BLD, _: list(states_BLD.float().numpy())) for each in rows]
 
+    monkeypatch.setattr(recorded_steps, "AFTER", 5)
     expected = states()
     assert not texts.recorded
-    monkeypatch.setattr(recorded_steps, "AFTER", 1)
     states()
     assert torch.Size([1, 64]) in texts.recorded
     for one, other in zip(states(), expected, strict=True):

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from batchproj import recorded_steps
-from batchproj.recorded_steps import Recorded, branching
+from batchproj.prepacked_linear import prepack
+from batchproj.recorded_steps import Recorded, Steps, branching
 
 
-class Steps(nn.Module):
+class Counted(nn.Module):
     """Counts how often Python runs it."""
 
     def __init__(self) -> None:
@@ -53,16 +54,22 @@ class Refusing(nn.Module):
         return states + 1
 
 
+BEFORE = 4
+"""Batches of a shape until its record is used."""
+
+
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded_steps, "AFTER", 2)
+    monkeypatch.setattr(recorded_steps, "PROOFS", 3)
 
 
 def test_a_shape_is_recorded_and_python_runs_no_more() -> None:
-    steps = Steps()
+    steps = Counted()
     recorded = Recorded(steps)
     with torch.inference_mode():
-        for _ in range(2):
+        for _ in range(BEFORE):
+            assert recorded.shapes == []
             recorded(torch.randn(3, 4), torch.tensor([1, 2]))
         assert recorded.shapes == [torch.Size([3, 4])]
         before = steps.calls
@@ -75,38 +82,53 @@ def test_a_shape_is_recorded_and_python_runs_no_more() -> None:
 
 
 def test_another_shape_has_a_record_of_its_own() -> None:
-    recorded = Recorded(Steps())
+    recorded = Recorded(Counted())
     with torch.inference_mode():
-        for rows in (3, 3, 5, 5, 6):
+        for rows in (3, 5, 6) * (BEFORE - 1) + (3, 5):
             recorded(torch.randn(rows, 4), torch.tensor([1]))
     assert recorded.shapes == [torch.Size([3, 4]), torch.Size([5, 4])]
 
 
-def test_a_record_with_other_bits_is_not_kept() -> None:
-    fickle = Fickle()
-    recorded = Recorded(fickle)
-    found = [recorded(torch.zeros(2)).tolist() for _ in range(3)]
+def test_a_record_with_other_bits_is_not_used() -> None:
+    recorded = Recorded(Fickle())
+    found = [recorded(torch.zeros(2)).tolist() for _ in range(2 * BEFORE)]
     assert recorded.shapes == []
-    assert found == [[1, 1], [2, 2], [4, 4]], "one of the calls was the try"
+    assert found == [[1, 1], [2, 2], *([number, number] for number in range(4, 2 * BEFORE + 2))], "one was the try"
+
+
+def test_what_depends_on_values_is_not_used() -> None:
+    def steps(states: torch.Tensor) -> torch.Tensor:
+        return states + 1 if states.sum() > 0 else states
+
+    recorded = Recorded(Steps(steps, nn.Identity()))
+    found = [recorded(torch.full((1,), value)).item() for value in (1.0, 1.0, -1.0, 1.0, 1.0, -1.0)]
+    assert (found, recorded.shapes) == ([2, 2, -1, 2, 2, -1], [])
 
 
 def test_what_cannot_be_recorded_runs_as_it_did() -> None:
     recorded = Recorded(Refusing())
-    assert [recorded(torch.zeros(1)).item() for _ in range(4)] == [1] * 4
+    assert [recorded(torch.zeros(1)).item() for _ in range(2 * BEFORE)] == [1] * 2 * BEFORE
     assert recorded.shapes == []
 
 
-def test_what_depends_on_values_is_not_recorded() -> None:
-    def steps(states: torch.Tensor) -> torch.Tensor:
-        return states + 1 if states.sum() > 0 else states
-
-    recorded = Recorded(steps)
-    found = [recorded(torch.full((1,), value)).item() for value in (1.0, 1.0, 1.0, -1.0)]
-    assert (found, recorded.shapes) == ([2, 2, 2, -1], [])
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512",
+    reason="this CPU lays nothing out",
+)
+def test_weights_that_were_laid_out_are_recorded_too() -> None:
+    network = nn.Sequential(nn.Linear(32, 32), nn.GELU()).bfloat16()
+    assert prepack(network) == 1
+    recorded = Recorded(Steps(lambda states: network(states) + 1, network))
+    with torch.inference_mode():
+        for _ in range(BEFORE):
+            recorded(torch.randn(3, 32, dtype=torch.bfloat16))
+        states = torch.randn(3, 32, dtype=torch.bfloat16)
+        assert recorded.shapes == [states.shape]
+        assert torch.equal(recorded(states), network(states) + 1)
 
 
 def test_threads_that_share_it_get_the_same_bits() -> None:
-    recorded = Recorded(Steps())
+    recorded = Recorded(Counted())
     states, counts = torch.randn(3, 4), torch.tensor([2, 1])
     found: list[torch.Tensor] = []
 

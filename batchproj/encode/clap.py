@@ -140,10 +140,10 @@ def _sound(folder: Path, whole: Any, dtype: Literal["bf16", "fp32"]) -> ClapSoun
 def _batches(features: Forward, dtype: torch.dtype) -> Batches[Array]:
     import torch
 
-    from batchproj.accelerator import replayed, stacked
+    from batchproj.accelerator import Replayed, stacked
     from batchproj.torch_runtime import batches, to_host
 
-    of_mels = replayed(features)
+    of_mels = Replayed(features)
 
     def forward(mels: Sequence[Array]) -> Any:
         with torch.inference_mode():

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from batchproj.accelerator import Coming, Replayed
-    from batchproj.recorded_steps import Recorded
     from batchproj.torch_runtime import Batches
 
 _TOWERS = {
@@ -102,6 +101,7 @@ class Config(EncoderConfig):
         images = ImageEncoder(
             lambda pixels: getattr(tower(pixel_values=pixels), output),
             lambda pixels: tower(pixel_values=pixels).last_hidden_state[:, prefix:],
+            tower,
             image_input(model.path),
             tower.dtype,
         )
@@ -116,14 +116,14 @@ class ClipTextEncoder:
     """
 
     def __init__(self, tower: Any, output: str, tokenizer: TextTokenizer, *, always_full: bool) -> None:
-        from batchproj.accelerator import replayed
+        from batchproj.accelerator import Replayed
         from batchproj.torch_runtime import batches, forward_tokens
 
         self._tokenizer = tokenizer
         self._always_full = always_full
         self._full_tokens = forward_tokens(tower.config.hidden_size)
-        pooled = replayed(lambda ids_BL: getattr(tower(input_ids=ids_BL), output))
-        self._last_states = replayed(lambda ids_BL: tower(input_ids=ids_BL).last_hidden_state)
+        pooled = Replayed(lambda ids_BL: getattr(tower(input_ids=ids_BL), output))
+        self._last_states = Replayed(lambda ids_BL: tower(input_ids=ids_BL).last_hidden_state)
         self._pooled: Batches[Tokens] = batches(lambda rows: self._forward(rows, pooled), tower.dtype)
         self._states = batches(self._forward_tokens, tower.dtype)
         self.spec: Spec = tokenizer.spec
@@ -154,12 +154,12 @@ class ClipTextEncoder:
         states_BLD = to_numpy(self._run_tower(rows, self._last_states))
         return [states_LD[: len(row)] for states_LD, row in zip(states_BLD, rows, strict=True)]
 
-    def _forward(self, rows: Sequence[Tokens], pooled: Replayed | Recorded) -> Features | Coming:
+    def _forward(self, rows: Sequence[Tokens], pooled: Replayed) -> Features | Coming:
         from batchproj.torch_runtime import to_host
 
         return to_host(self._run_tower(rows, pooled))
 
-    def _run_tower(self, rows: Sequence[Tokens], tower: Replayed | Recorded) -> torch.Tensor:
+    def _run_tower(self, rows: Sequence[Tokens], tower: Replayed) -> torch.Tensor:
         import torch
 
         from batchproj.accelerator import to_device

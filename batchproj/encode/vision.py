@@ -112,7 +112,7 @@ class Config(EncoderConfig):
 
         pooling = self._pooling(folder)
         network = load_pretrained(AutoModel, folder, self.dtype, () if pooling == "pooler" else ("pooler.",))
-        return ImageEncoder(_pooled(network, pooling), _patches(network), image_input(folder), network.dtype)
+        return ImageEncoder(_pooled(network, pooling), _patches(network), network, image_input(folder), network.dtype)
 
     def _build_timm(self, name: str, folder: Path) -> ImageEncoder:
         import torch
@@ -129,7 +129,7 @@ class Config(EncoderConfig):
         prepack(network)
         from batchproj.image_encoder import ImageEncoder
 
-        return ImageEncoder(lambda pixels: network(pixels).float(), _timm_tokens(network), wanted, dtype)
+        return ImageEncoder(lambda pixels: network(pixels).float(), _timm_tokens(network), network, wanted, dtype)
 
     def _standardisation(self, skeleton: Any) -> dict[str, str]:
         """When weights are standardised, of networks that do so and have a choice."""
