@@ -154,7 +154,7 @@ class Calibrator:
         items = cached.group_by("item", use_threads=False).aggregate([("pair", "first"), ("metadata", "first")])
         count: int = items.num_rows
         items = items.rename_columns(["item", "pair", "metadata"])
-        project_unit(_unit("project", modality, count), member, items, cached)
+        project_unit(_unit("project", modality, count), member, member.load_projector(), items, cached)
         return (time.monotonic() - begun) / count
 
 

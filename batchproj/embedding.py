@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ from batchproj.media import Segment
 from batchproj.schema import Modality, Reason, feature_schema, outcome_schema, vector_schema
 from batchproj.space import Embedder, Member, to_vectors
 from batchproj.token_features import TokenFeatures
+
+if TYPE_CHECKING:
+    from batchproj.projector import Projector
 
 WINDOW_BYTES = 32 * 2**20
 WINDOW_SEGMENTS = 2_048
@@ -300,12 +303,13 @@ class _Rows:
         return Output(vectors, table, outcome, self._encoded, self._copied, self.model_s)
 
 
-def project_unit(unit: Unit, member: Member, items: pa.Table, cached: pa.Table) -> Output:
+def project_unit(unit: Unit, member: Member, projector: Projector | None, items: pa.Table, cached: pa.Table) -> Output:
     """Project a file of cached features again, only the rows of `items` (item, pair, metadata); nothing is encoded."""
     features = chosen(cached, items)
-    values = from_column(features["feature"])
-    vectors = to_vectors(values, member.load_projector())
-    if len(vectors) and (problem := vector_problem(values, vectors)) is not None:
+    read = from_column(features["feature"])
+    vectors = to_vectors(read, projector)
+    values = read.values if isinstance(read, TokenFeatures) else read
+    if len(vectors) and (problem := vector_problem([values], vectors)) is not None:
         raise SpaceError(f"the {member.modality} projector is broken: {problem.detail}; train it again")
     table = vector_table(features, vectors, member.vector_fp, unit.run)
     return Output(table, features, _projected_outcome(unit, features), 0)

@@ -21,6 +21,7 @@ from batchproj.collection.unit import read_rows
 from batchproj.config import shown
 from batchproj.errors import BatchprojError, CollectionError, DamagedFile, RunMissing
 from batchproj.failpoint import failpoint
+from batchproj.importing import importing
 from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Folder
 from batchproj.recipe import Index
@@ -274,7 +275,8 @@ def _configs(table: Any, settings: Index) -> Iterator[tuple[str, Any]]:
 
 def connect(folder: Folder) -> Any:
     """A LanceDB connection on the collection; S3 by the standard AWS variables."""
-    import lancedb
+    with importing():
+        import lancedb
 
     path = folder.uri.removeprefix("file://")
     return retrying(lambda: lancedb.connect(path, storage_options=storage_options()), folder.uri)

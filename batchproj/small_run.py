@@ -1,4 +1,4 @@
-"""A few items are done by the command itself: Ray takes longer to start than they take."""
+"""What takes less time than Ray takes to start is done by the command itself: a few items, and projecting alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,18 +15,31 @@ import pyarrow as pa
 from batchproj.collection.unit import Receipt, Unit
 from batchproj.desk import Desk
 from batchproj.news import OnNews, noticing, polling
-from batchproj.pools import PoolName, by_pool, pool_size
+from batchproj.pools import by_pool, pool_size
 from batchproj.recipe import Pool
 from batchproj.stages import Embedding, Job, Projecting, Reader
 
 MOST_ITEMS = 200
+MOST_PROJECTED = 300_000
+"""Pooled features that are projected again: 100,000 of 384 numbers take three seconds (two cores, measured)."""
+TOKENS_OF_ONE = 100
+"""Where tokens are cached, about so many times as much is read for an item, and computed by more than a product."""
 
 
 def is_small(job: Job, units: list[Unit]) -> bool:
-    """Whether there is nothing to spread: few items, one unit of a kind, and no word on how pools should be."""
-    kinds = {(unit.task, unit.modality, unit.again) for unit in units}
-    few = sum(unit.items for unit in units) <= MOST_ITEMS and len(kinds) == len(units)
-    return few and not job.recipe.pools and not is_ray_asked_for()
+    """Whether there is nothing to spread: few items, one unit of a kind, whatever is projected, and no word on how
+    pools should be."""
+    embedded = [unit for unit in units if unit.task == "embed"]
+    kinds = {(unit.modality, unit.again) for unit in embedded}
+    few = sum(unit.items for unit in embedded) <= MOST_ITEMS and len(kinds) == len(embedded)
+    is_quick = sum(_weight(job, unit) for unit in units if unit.task == "project") <= MOST_PROJECTED
+    return few and is_quick and not job.recipe.pools and not is_ray_asked_for()
+
+
+def _weight(job: Job, unit: Unit) -> int:
+    """How many pooled features a unit to project stands for."""
+    assert unit.modality is not None, "what is projected has an encoder"
+    return unit.items * (TOKENS_OF_ONE if job.members[unit.modality].cache == "tokens" else 1)
 
 
 def is_ray_asked_for() -> bool:
@@ -35,7 +49,7 @@ def is_ray_asked_for() -> bool:
 
 
 def run_here(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
-    """Do the units one after the other in this process; the same stages, and so the same files.
+    """Do the units in this process, those to embed one after the other; the same stages, and so the same files.
 
     In a thread of their own: one that hangs in a read, of a mount that is away, must not keep a signal or the end of a
     run that stalls from getting through. Raises what a worker would.
@@ -67,20 +81,25 @@ def run_here(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
 
 def _receipts(job: Job, units: list[Unit], desk: Any) -> Iterator[Receipt]:
     for pool, group in by_pool(job, units).items():
-        work = _worker(job, pool, desk)
-        for unit in group:
-            batch = work(pa.table({"unit": [unit.model_dump_json()]}))
-            yield Receipt.model_validate_json(batch["receipt"][0].as_py())
+        task, modality = pool
+        if task == "embed":
+            _, threads = pool_size(Pool(), len(job.members), os.cpu_count() or 1)
+            read, embed = Reader(job, desk), Embedding(job, modality, threads, 1, 1, desk)
+            for unit in group:
+                yield _receipt(embed(read(_row(unit))))
+        else:
+            assert modality is not None, "what is projected has an encoder"
+            project = Projecting(job, modality, 1, desk)
+            with ThreadPoolExecutor(os.cpu_count()) as pool_of_threads:
+                yield from map(_receipt, pool_of_threads.map(project, map(_row, group)))
 
 
-def _worker(job: Job, pool: PoolName, desk: Any) -> Callable[[pa.Table], pa.Table]:
-    task, modality = pool
-    if task == "project":
-        assert modality is not None, "what is projected has an encoder"
-        return Projecting(job, modality, 1, desk)
-    _, threads = pool_size(Pool(), len(job.members), os.cpu_count() or 1)
-    read, embed = Reader(job, desk), Embedding(job, modality, threads, 1, 1, desk)
-    return lambda batch: embed(read(batch))
+def _row(unit: Unit) -> pa.Table:
+    return pa.table({"unit": [unit.model_dump_json()]})
+
+
+def _receipt(batch: pa.Table) -> Receipt:
+    return Receipt.model_validate_json(batch["receipt"][0].as_py())
 
 
 class _Called:

@@ -330,7 +330,7 @@ class Projecting:
     """Actor: projects units of cached features.
 
     It reads and writes them itself: there is little to compute, and processes for that alone would take
-    longer to start.
+    longer to start. Several threads may call it.
     """
 
     def __init__(self, job: Job, modality: Modality, pool: int, desk: Any) -> None:
@@ -338,6 +338,8 @@ class Projecting:
         self._member = job.members[modality]
         self._desk = desk
         desk.started.remote("project", modality, pool)
+        with _reporting(job, desk, f"loading the {modality} projector"), _loading(self._member):
+            self._projector = self._member.load_projector()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         unit = Unit.model_validate_json(batch["unit"][0].as_py())
@@ -354,7 +356,7 @@ class Projecting:
         folder = self._job.folder
         inputs = read_inputs(folder, unit)
         cached = read_rows(folder, layout.features(self._member.feature_fp, unit.cached), unit.cached_sha256)
-        output = project_unit(unit, self._member, inputs, cached)
+        output = project_unit(unit, self._member, self._projector, inputs, cached)
         self._desk.add.remote(label(unit), unit.items)
         span = clock.span("project")
         return _written(self._job, unit, output, _Busy([span], span.seconds))

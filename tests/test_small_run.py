@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ from batchproj.small_run import MOST_ITEMS, is_small
 from batchproj.stages import Job
 
 
+def tokens_cached(job: Job) -> Job:
+    text = replace(job.members[Modality.TEXT], cache="tokens")
+    return replace(job, members={**job.members, Modality.TEXT: text})
+
+
 def unit(items: int, modality: Modality | None = Modality.TEXT, task: Task = "embed", again: bool = False) -> Unit:
     return Unit(name="u", run="1", task=task, modality=modality, items=items, bytes=0, again=again)
 
@@ -37,6 +43,9 @@ def test_what_is_small(tmp_path: Path, tiny_space: Path, monkeypatch: pytest.Mon
     assert is_small(job, [unit(5), unit(5, None), unit(5, Modality.VIDEO), unit(5, again=True)])
     assert not is_small(job, [unit(MOST_ITEMS + 1)])
     assert not is_small(job, [unit(5), unit(5)])  # the recipe has made units smaller, so that they be spread
+    assert is_small(job, [unit(5), *[unit(1_000, task="project")] * 300])
+    assert not is_small(job, [unit(1_000, task="project")] * 301)
+    assert not is_small(tokens_cached(job), [unit(1_000, task="project")] * 4)  # there is more of each, to compute too
     told = Job(job.folder, job.dim, job.members, Recipe(pools={Modality.TEXT: Pool(workers=1)}))
     assert not is_small(told, [unit(5)])
 
