@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-AFTER = 64
+AFTER = 16
 """Batches of one shape before it is recorded: that takes as long as ten batches of a small model."""
 
 PROOFS = 3

@@ -16,14 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from PIL import Image
 
+from batchproj import packed_texts, recorded_steps, torch_runtime
 from batchproj.bench import corpus, models
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
@@ -153,6 +156,52 @@ def in_lanes(count: int, modality: Modality) -> Work:
     return work
 
 
+def built(modality: Modality, *, prepacked: bool) -> Encoder:
+    """An encoder of its own, with weights laid out beforehand or not."""
+    member = getattr(open_space("builtin").space, str(modality))
+    config = parse_config(dict(member.encoder), "technique")
+    with nullcontext() if prepacked else patch.object(torch_runtime, "prepack", lambda _network: 0):
+        return config.build(resolve(config.model, config.revision, config.digest), modality, THREADS)
+
+
+def stepping(modality: Modality, *, is_recorded: bool) -> Work:
+    """Batches whose steps Python runs one by one, or a record."""
+    own, given = built(modality, prepacked=True), texts() if modality is Modality.TEXT else pictures()
+
+    def work() -> models.Array:
+        with patch.object(recorded_steps, "AFTER", 1 if is_recorded else sys.maxsize):
+            return own.encode(given)
+
+    return work
+
+
+def laid_out(prepacked: bool) -> Work:
+    own = built(Modality.TEXT, prepacked=prepacked)
+    return lambda: own.encode(texts())
+
+
+LENGTH, WIDTH, HEADS = 26, 32, 12
+
+
+def attending(filled: bool) -> Work:
+    """Attention within texts of 26 tokens, their keys filled up to 32 or not."""
+    count = 512 // LENGTH
+    shape = (1, count * LENGTH, HEADS, WIDTH)
+    query, key, value = (torch.randn(shape, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
+    stretches = torch.tensor([(count, LENGTH, 0)])
+    own = [each[0].view(HEADS, count, LENGTH, WIDTH).transpose(0, 1) for each in (query, key, value)]
+
+    def work() -> None:
+        with torch.inference_mode():
+            for _ in range(100):
+                if filled:
+                    packed_texts._within(query, key, value, stretches, None)
+                else:
+                    torch.nn.functional.scaled_dot_product_attention(*own)
+
+    return work
+
+
 def one_by_one(together: bool) -> Work:
     """Texts of which every second one is there twice, with and without knowing so."""
     text = encoder(Modality.TEXT)
@@ -195,6 +244,20 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             in_lanes(THREADS, text),
         ),
         "lanes-image": lambda: Technique("pictures: the same", in_lanes(1, image), in_lanes(THREADS, image)),
+        "recorded-text": lambda: Technique(
+            "texts: steps recorded against run by Python",
+            stepping(text, is_recorded=False),
+            stepping(text, is_recorded=True),
+        ),
+        "recorded-image": lambda: Technique(
+            "pictures: the same", stepping(image, is_recorded=False), stepping(image, is_recorded=True)
+        ),
+        "prepacked": lambda: Technique(
+            "texts: linear layers' weights laid out once", laid_out(prepacked=False), laid_out(prepacked=True)
+        ),
+        "filled-keys": lambda: Technique(
+            "attention within texts of 26 tokens, keys filled up to 32", attending(filled=False), attending(filled=True)
+        ),
         "bf16-image": lambda: Technique(
             "bf16 behind the first stage of EfficientNet-lite0",
             lambda: encoder(image, dtype="fp32").encode(pictures()),
