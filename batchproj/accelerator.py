@@ -3,7 +3,7 @@
 What the host asks for is queued, and runs in the order it was asked for. So the host prepares the next batch while
 the last one is worked on, as long as it does not wait for an answer. Small models take less time to run than their
 many small steps take to be asked for: a CUDA graph asks for all of them at once. On a CPU each of these is the plain
-thing.
+thing, but for `replayed`.
 Source: CUDA C++ Programming Guide, "Asynchronous Concurrent Execution" and "CUDA Graphs".
 """
 

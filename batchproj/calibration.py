@@ -149,12 +149,13 @@ class Calibrator:
         from batchproj.embedding import project_unit
 
         member = self._space.members[modality]
+        projector = member.load_projector()
         begun = time.monotonic()
         cached = read_rows(folder, layout.features(member.feature_fp, file))
         items = cached.group_by("item", use_threads=False).aggregate([("pair", "first"), ("metadata", "first")])
         count: int = items.num_rows
         items = items.rename_columns(["item", "pair", "metadata"])
-        project_unit(_unit("project", modality, count), member, member.load_projector(), items, cached)
+        project_unit(_unit("project", modality, count), member, projector, items, cached)
         return (time.monotonic() - begun) / count
 
 

@@ -20,6 +20,7 @@ import torch
 
 from batchproj.lanes import side_by_side
 from batchproj.media import Tokens
+from batchproj.prepacked_linear import prepack
 from batchproj.recorded_steps import Recorded, branching
 
 _ATTENTION = "batchproj_packed"
@@ -82,6 +83,7 @@ class PackedTexts:
         self.longest = tokens // _AT_ONCE
         _register()
         model.set_attn_implementation(_ATTENTION)
+        prepack(model)
         self._states = Recorded(_States(model))
 
     @property

@@ -216,7 +216,7 @@ def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[
         return source.map_batches(
             Projecting,
             fn_constructor_args=(job, modality, size, desk),
-            compute=_strategy(Pool(), size),
+            compute=ray.data.ActorPoolStrategy(size=size),
             num_cpus=cpus,
             **whole_units,
         )

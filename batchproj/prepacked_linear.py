@@ -24,7 +24,7 @@ class PrepackedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """For networks that look at it beside calling the layer: unpacked for each look."""
+        """Unpacked for each look."""
         return self.packed.to_dense()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,10 @@ def _gains() -> bool:
 
 
 def prepack(network: nn.Module) -> int:
-    """Replace the linear layers of a network that compute in bf16 here, where this CPU gains by it; their number."""
+    """Replace the linear layers of a network that compute in bf16 here, where this CPU gains by it; their number.
+
+    For networks that only call these layers: those that look at `weight` (T5, WavLM, BEiT) have it unpacked each time.
+    """
     if not _gains():
         return 0
     found = 0

@@ -7,6 +7,7 @@ whoever decodes or writes meanwhile: two lanes of MiniLM did 1.15 times as much 
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections import Counter
@@ -17,16 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
+log = logging.getLogger(__name__)
+
+_tracing = threading.Lock()
+"""torch keeps what it traces in a place of the process."""
+
 AFTER = 16
 """Batches of one shape before it is recorded: that takes as long as ten batches of a small model."""
 
 PROOFS = 3
-"""Batches whose bits a record must give before it is used: steps that depend on values show by other values."""
+"""Batches whose bits a record must give before it is used: steps that depend on values mostly show by others."""
 
 
 def _hush() -> None:
-    """torch warns at every use of what nothing else of it does as yet; who has a torch without it runs Python as
-    before. Not by a context, which would take another thread's filters with it."""
+    """torch warns at every use of what nothing else of it does as yet, and of every size that is a number in Python.
+    Not by a context, which would take another thread's filters with it."""
     warnings.filterwarnings("ignore", message=r"`torch\.jit\.", category=FutureWarning)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
@@ -99,24 +105,28 @@ class Recorded:
         return found
 
     def _try(self, shape: torch.Size, inputs: tuple[torch.Tensor, ...], expected: torch.Tensor) -> None:
+        """A step on the way to a record in use; whatever goes wrong on it, there is none, and Python goes on."""
         self._calls[shape] += 1
         proofs = self._calls[shape] - AFTER
-        if proofs == 0:
-            self._tried[shape] = self._record(inputs)
-        record = self._tried.get(shape)
-        if record is None:
-            return
-        if not torch.equal(_played(record, inputs), expected):
-            self._tried[shape] = None
-        elif proofs == PROOFS - 1:
-            self._proven[shape] = record
-
-    def _record(self, inputs: tuple[torch.Tensor, ...]) -> Any:
         try:
-            _hush()
-            return torch.jit.trace(self._steps, inputs, check_trace=False)  # type: ignore[no-untyped-call]
-        except Exception:  # of what it cannot record; the steps run as they did
-            return None
+            if proofs == 0:
+                self._tried[shape] = _traced(self._steps, inputs)
+            record = self._tried.get(shape)
+            if record is None:
+                return
+            if not torch.equal(_played(record, inputs), expected):
+                raise ValueError("a record gives other bits")
+            if proofs == PROOFS - 1:
+                self._proven[shape] = record
+        except Exception as error:
+            self._tried[shape] = None
+            log.info("steps are not recorded: %s", str(error).partition("\n")[0][:200])
+
+
+def _traced(steps: nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
+    _hush()
+    with _tracing:
+        return torch.jit.trace(steps, inputs, check_trace=False)  # type: ignore[no-untyped-call]
 
 
 def _played(record: Any, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:

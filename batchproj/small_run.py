@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,13 +17,12 @@ from batchproj.desk import Desk
 from batchproj.news import OnNews, noticing, polling
 from batchproj.pools import by_pool, pool_size
 from batchproj.recipe import Pool
+from batchproj.schema import Modality
 from batchproj.stages import Embedding, Job, Projecting, Reader
 
 MOST_ITEMS = 200
 MOST_PROJECTED = 300_000
-"""Pooled features that are projected again: 100,000 of 384 numbers take three seconds (two cores, measured)."""
-TOKENS_OF_ONE = 100
-"""Where tokens are cached, about so many times as much is read for an item, and computed by more than a product."""
+"""Items whose pooled features are projected again: 100,000 with 384 numbers take some three seconds on two cores."""
 
 
 def is_small(job: Job, units: list[Unit]) -> bool:
@@ -36,10 +35,10 @@ def is_small(job: Job, units: list[Unit]) -> bool:
     return few and is_quick and not job.recipe.pools and not is_ray_asked_for()
 
 
-def _weight(job: Job, unit: Unit) -> int:
-    """How many pooled features a unit to project stands for."""
+def _weight(job: Job, unit: Unit) -> float:
+    """Items of a unit to project, by what they may be at most: of tokens there is far more to read and to compute."""
     assert unit.modality is not None, "what is projected has an encoder"
-    return unit.items * (TOKENS_OF_ONE if job.members[unit.modality].cache == "tokens" else 1)
+    return unit.items * (1 if job.members[unit.modality].cache == "pooled" else MOST_PROJECTED / MOST_ITEMS)
 
 
 def is_ray_asked_for() -> bool:
@@ -89,9 +88,21 @@ def _receipts(job: Job, units: list[Unit], desk: Any) -> Iterator[Receipt]:
                 yield _receipt(embed(read(_row(unit))))
         else:
             assert modality is not None, "what is projected has an encoder"
-            project = Projecting(job, modality, 1, desk)
-            with ThreadPoolExecutor(os.cpu_count()) as pool_of_threads:
-                yield from map(_receipt, pool_of_threads.map(project, map(_row, group)))
+            yield from _projected(job, modality, group, desk)
+
+
+def _projected(job: Job, modality: Modality, group: list[Unit], desk: Any) -> Iterator[Receipt]:
+    """By as many threads as there are cores, in any order: an error must not wait for a read that hangs."""
+    import torch
+
+    before = torch.get_num_threads()
+    project, pool = Projecting(job, modality, 1, desk), ThreadPoolExecutor(os.cpu_count(), "project")
+    try:
+        for done in as_completed([pool.submit(project, _row(unit)) for unit in group]):
+            yield _receipt(done.result())
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(before)
 
 
 def _row(unit: Unit) -> pa.Table:

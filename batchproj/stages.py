@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 CEILING_SHARE = 0.01
 """Of the time that an encoder has worked, this part is spent on measuring what it does alone: `CEILING_S` at most."""
+PROJECTING_THREADS = 1
+"""Of torch, for a unit: its bits depend on how many there are, and any worker may do it."""
 LEAST_CEILING_S, CEILING_S = 0.5, 1.0
 """Not for less: to fill its batches takes a good part of a second."""
 
@@ -338,7 +340,10 @@ class Projecting:
         self._member = job.members[modality]
         self._desk = desk
         desk.started.remote("project", modality, pool)
-        with _reporting(job, desk, f"loading the {modality} projector"), _loading(self._member):
+        with _reporting(job, desk, f"loading the {modality} projector"):
+            import torch
+
+            torch.set_num_threads(PROJECTING_THREADS)
             self._projector = self._member.load_projector()
 
     def __call__(self, batch: pa.Table) -> pa.Table:

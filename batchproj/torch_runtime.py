@@ -18,7 +18,6 @@ from batchproj.fixed_shapes import FixedShapes, Output, Outputs
 from batchproj.lanes import open_lanes
 from batchproj.media import Segment
 from batchproj.model_folder import ImageInput
-from batchproj.prepacked_linear import prepack
 from batchproj.queued_batches import QueuedBatches
 from batchproj.tokens import padded_length
 
@@ -112,7 +111,6 @@ def load_pretrained(loader: Any, folder: Path, dtype: Dtype, unused: Sequence[st
     with waiting_for_copies:
         network = model.to(device()).eval()
     keep_right(network)
-    prepack(network)
     return network
 
 

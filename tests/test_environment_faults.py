@@ -149,19 +149,21 @@ def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_
             reading.read_items(listed_rows[:96], 100, 4)
         assert len(asked) <= 8  # the first of each task, and those that were under way
     bad = str(tmp_path / "5.txt")
-    for patience_s, expected in ((1.0, {threading.get_ident()}), (0.0, None)):
-        readers: list[int] = []
+    for patience_s, many in ((60.0, False), (0.0, True)):  # of a disk that has to be waited for all is asked for
+        readers: set[int] = set()
+        together = threading.Barrier(4 if many else 1)
+
+        def noted(task: Any, readers: set[int] = readers, together: threading.Barrier = together) -> Any:
+            if len(readers) < together.parties:
+                readers.add(threading.get_ident())
+                together.wait(60)
+            return each(task)
+
         with monkeypatch.context() as patched:
             patched.setattr(reading, "QUICK_S", patience_s)
-            patched.setattr(
-                reading, "_read_each", lambda task, to=readers: (to.append(threading.get_ident()), each(task))[1]
-            )
+            patched.setattr(reading, "_read_each", noted)
             assert reading.read_items(listed_rows[:40], 100, 4) == wanted[:40]
-        if expected is None:  # not to wait in a row for a disk that has to be waited for
-            assert readers[0] == threading.get_ident()
-            assert threading.get_ident() not in readers[1:]
-        else:
-            assert set(readers) == expected
+        assert len(readers) == together.parties
 
     def one_fails(fs: Any, path: str, *told: Any) -> bytes:
         return failing() if path == bad else read(fs, path, *told)

@@ -30,7 +30,7 @@ LAYERS = [
     ["segments"],
     ["media", "objectstore", "comparison"],
     ["fetching", "agreement", "cutting", "lance_store"],
-    ["weights", "recorded_steps"],
+    ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["accelerator", "prepacked_linear"],
     ["standardised_weights", "bf16_convolutions", "packed_texts", "queued_batches"],

@@ -25,7 +25,7 @@ def network(dtype: torch.dtype) -> nn.Module:
 def test_bits_are_those_of_the_layers_replaced(rows: int) -> None:
     plain, packed = network(torch.bfloat16), network(torch.bfloat16)
     assert prepack(packed) == 2
-    states = torch.randn(2, rows, 384, dtype=torch.bfloat16)
+    states = torch.randn(1, rows, 384, dtype=torch.bfloat16)
     with torch.inference_mode():
         assert torch.equal(packed(states), plain(states))
 
@@ -45,10 +45,12 @@ def test_weights_can_still_be_looked_at() -> None:
     assert torch.equal(packed[0].weight, plain[0].weight)  # type: ignore[index]
 
 
+@gains
 def test_what_does_not_compute_in_bf16_stays() -> None:
     assert prepack(network(torch.float32)) == 0
 
 
+@gains
 def test_what_does_more_than_a_linear_layer_stays() -> None:
     class Own(nn.Linear):
         pass

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from batchproj import recorded_steps
+from batchproj.media import ImageSpec, Segment
 from batchproj.prepacked_linear import prepack
 from batchproj.recorded_steps import Recorded, Steps, branching
+from batchproj.schema import Modality
+from batchproj.space import open_space, resolve
 
 
 class Counted(nn.Module):
@@ -125,6 +129,25 @@ def test_weights_that_were_laid_out_are_recorded_too() -> None:
         states = torch.randn(3, 32, dtype=torch.bfloat16)
         assert recorded.shapes == [states.shape]
         assert torch.equal(recorded(states), network(states) + 1)
+
+
+def test_the_builtin_image_encoder_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recorded] = []
+
+    def noted(recorded: Recorded, steps: nn.Module) -> None:
+        made.append(recorded)
+        plainly(recorded, steps)
+
+    plainly = Recorded.__init__
+    monkeypatch.setattr(Recorded, "__init__", noted)
+    space = resolve(open_space("builtin"))
+    embedder = space.members[Modality.IMAGE].load(1)
+    assert isinstance(embedder.spec, ImageSpec)
+    shape = (8 * (BEFORE + 1), embedder.spec.height, embedder.spec.width, 3)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    first, again = (embedder.encode([Segment(image) for image in pixels]) for _ in range(2))
+    assert [len(each.shapes) for each in made] == [1, 0], "pooled features, and no tokens"
+    np.testing.assert_array_equal(first, again)
 
 
 def test_threads_that_share_it_get_the_same_bits() -> None:

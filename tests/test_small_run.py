@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from conftest import write_words
 from in_process import resolved
 from runs import live_rows, start, wait_for
@@ -19,6 +22,7 @@ from runs import live_rows, start, wait_for
 from batchproj import small_run
 from batchproj.collection.unit import Task, Unit
 from batchproj.objectstore import Folder
+from batchproj.project import parse_config
 from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality
 from batchproj.small_run import MOST_ITEMS, is_small
@@ -45,7 +49,7 @@ def test_what_is_small(tmp_path: Path, tiny_space: Path, monkeypatch: pytest.Mon
     assert not is_small(job, [unit(5), unit(5)])  # the recipe has made units smaller, so that they be spread
     assert is_small(job, [unit(5), *[unit(1_000, task="project")] * 300])
     assert not is_small(job, [unit(1_000, task="project")] * 301)
-    assert not is_small(tokens_cached(job), [unit(1_000, task="project")] * 4)  # there is more of each, to compute too
+    assert not is_small(tokens_cached(job), [unit(MOST_ITEMS + 1, task="project")])  # there is more of each
     told = Job(job.folder, job.dim, job.members, Recipe(pools={Modality.TEXT: Pool(workers=1)}))
     assert not is_small(told, [unit(5)])
 
@@ -69,6 +73,39 @@ def test_with_ray_or_without_the_files_are_the_same(tmp_path: Path, corpus: Path
         told, steps[name] = run.communicate(timeout=240)
         assert run.returncode == 0, steps[name]
         assert json.loads(told)["embedded"] == 25
+    assert "starting workers" in steps["ray"]
+    assert "starting workers" not in steps["plain"]
+    assert live_rows(tmp_path / "ray").equals(live_rows(tmp_path / "plain"))
+
+
+@pytest.mark.slow
+def test_what_is_projected_by_threads_has_the_bits_of_rays_workers(tmp_path: Path, tiny_space: Path) -> None:
+    for number in range(20):
+        write_words(tmp_path / "s" / f"{number}.txt", number + 1)
+    projected = tmp_path / "projected"
+    projected.mkdir()
+    torch.manual_seed(1)
+    parse_config({"kind": "mlp", "in_dim": 24, "out_dim": 24}).build().save(projected / "text.safetensors")
+    projector = {"kind": "mlp", "weights": "text.safetensors"}
+    text = {**yaml.safe_load(tiny_space.read_text())["text"], "projector": projector}
+    (projected / "space.yaml").write_text(yaml.safe_dump({"name": "projected", "dim": 24, "text": text}))
+    (tmp_path / "ray.yaml").write_text("{pools: {text: {workers: 1}}, units: {max_items: 4}}")
+    (tmp_path / "plain.yaml").write_text("units: {max_items: 4}")
+
+    def embed(name: str, space: Path, recipe: str) -> tuple[str, int]:
+        told = ["embed", tmp_path / "s", tmp_path / name, "--space", space, "--recipe", tmp_path / recipe, "--json"]
+        run = start(*told, "--force")
+        out, steps = run.communicate(timeout=240)
+        assert run.returncode == 0, steps
+        return steps, json.loads(out)["reprojected"]
+
+    embed("ray", tiny_space, "ray.yaml")
+    assert len(list((tmp_path / "ray" / "features").glob("*/*.parquet"))) >= 3
+    shutil.copytree(tmp_path / "ray", tmp_path / "plain")
+    steps = {}
+    for name in ("ray", "plain"):
+        steps[name], reprojected = embed(name, projected / "space.yaml", f"{name}.yaml")
+        assert reprojected == 20
     assert "starting workers" in steps["ray"]
     assert "starting workers" not in steps["plain"]
     assert live_rows(tmp_path / "ray").equals(live_rows(tmp_path / "plain"))

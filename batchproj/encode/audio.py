@@ -248,14 +248,12 @@ class _Waves:
 
         from batchproj import torch_runtime
         from batchproj.bf16_convolutions import keep_right
-        from batchproj.prepacked_linear import prepack
 
         # a file may lack the vector of masked frames: it is for training
         self._model = torch_runtime.load_pretrained(AutoModel, folder, "fp32", unused=["masked_spec_embed"])
         _fold_weight_norm(self._model)
         _halve(self._model, torch_runtime.torch_dtype(dtype))
         keep_right(self._model)
-        prepack(self._model)
         config = self._model.config
         self.width = int(config.hidden_size)
         self._wanted, self._kernels = wanted, list(zip(config.conv_kernel, config.conv_stride, strict=True))

@@ -84,6 +84,7 @@ class Config(EncoderConfig):
         import transformers
 
         from batchproj import torch_runtime
+        from batchproj.prepacked_linear import prepack
 
         self.require(modality)
         torch_runtime.use_threads(threads)
@@ -92,6 +93,7 @@ class Config(EncoderConfig):
         tower = torch_runtime.load_pretrained(
             getattr(transformers, name), model.path, self.dtype, config=_tower_config(model.path, modality)
         )
+        prepack(tower)
         if modality is Modality.TEXT:
             tokenizer = load_tokenizer(model.path, _max_tokens(model.path), lowercase=_lowercases(model.path))
             return ClipTextEncoder(tower, output, tokenizer, always_full=family == "siglip")

@@ -119,14 +119,12 @@ class Config(EncoderConfig):
 
         from batchproj.accelerator import device
         from batchproj.bf16_convolutions import keep_right
-        from batchproj.prepacked_linear import prepack
 
         network = _timm_loaded(name, folder)
         wanted = _timm_input(network)
         network.to(device(), memory_format=torch.channels_last)
         dtype = _halve(network) if self.dtype == "bf16" else torch.float32
         keep_right(network)
-        prepack(network)
         from batchproj.image_encoder import ImageEncoder
 
         return ImageEncoder(lambda pixels: network(pixels).float(), _timm_tokens(network), network, wanted, dtype)

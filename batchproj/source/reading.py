@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -133,19 +132,20 @@ def _tasks(items: list[_Item], threads: int) -> list[_Task]:
 
 
 def _read_tasks(tasks: list[_Task], pool: Executor) -> Iterator[tuple[_Task, dict[int, Read | DiskFault]]]:
-    """Small files by this thread, as long as they are there at once: more threads wait for each other's turn at Python,
-    and took twice as long (measured). The rest, and those of a disk that has to be waited for, by the pool."""
+    """Small files by one thread as long as they are there at once: more of them wait for each other's turn at Python,
+    and took twice as long (measured). From the first that has to be waited for, all at once."""
     quick = 0
-    for task in tasks:
-        if not task[0][0].is_small_file:
+    first: list[Future[dict[int, Read | DiskFault]]] = []
+    while quick < len(tasks) and tasks[quick][0][0].is_small_file:
+        task = tasks[quick]
+        first = [pool.submit(_read_each, task)]
+        if wait(first, QUICK_S * len(task)).not_done:
             break
-        began = time.monotonic()
-        yield task, _read_each(task)
+        yield task, first.pop().result()
         quick += 1
-        if time.monotonic() - began > QUICK_S * len(task):
-            break
     rest = tasks[quick:]
-    yield from zip(rest, pool.map(_read_each, rest), strict=True)
+    left = [*first, *(pool.submit(_read_each, task) for task in rest[len(first) :])]
+    yield from zip(rest, (each.result() for each in left), strict=True)
 
 
 def _read_each(task: _Task) -> dict[int, Read | DiskFault]:

@@ -47,7 +47,7 @@ CONTENDERS = {
     each.name: each
     for each in (
         Contender("bare-default", "the loop that people write: fp32, as the files come, batches of 64"),
-        Contender("bare-best", "every trick by hand, no framework: the ceiling", window="real", reprojects=True),
+        Contender("bare-best", "by hand with all that pays, no framework: the ceiling", window="real", reprojects=True),
         Contender("batchproj", "batchproj embed", window="real", reprojects=True),
         Contender("ray-data", "Ray Data, as its documentation shows"),
         Contender("daft-udf", "Daft with a class as UDF, as its documentation shows", ("daft",)),

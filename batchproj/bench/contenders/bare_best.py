@@ -1,8 +1,8 @@
-"""The ceiling: every trick that is known to pay on this machine, by hand and with no framework.
+"""The ceiling: what is known to pay on this machine, by hand and with no framework.
 
 texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
           meanwhile), batches of so many tokens, a core each; the steps traced, the weights prepacked, lengths filled up
-          to multiples of 16 where that adds little
+          to multiples of 16 where that adds little (batchproj's own attention does so at most lengths)
 images    bf16 but for the first stage, batch norms folded, channels last; JPEG decoded at a reduced scale; decoding
           in threads beside the model; uint8 until the model; batches side by side, a core each; the steps traced
 sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model;
