@@ -302,10 +302,11 @@ def test_the_keyboard_alone_is_enough(page: Page, name: str) -> None:
     expect(page.locator("#chart")).to_be_focused()
     said = page.locator("#chart-said")
     expect(said).not_to_be_empty()
-    first = said.inner_text()
-    for way in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"):
+    heard = [said.inner_text()]
+    for way in ("ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown"):  # one may lead back to where another came from
         keys.press(way)
-    expect(said).not_to_have_text(first)
+        heard.append(said.inner_text())
+    assert len(set(heard)) > 1
     with page.expect_response("**/search"):
         keys.press("Enter")
     assert "like" in parse_qs(urlsplit(page.url).query)
