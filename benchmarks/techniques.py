@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from batchproj import packed_texts, recorded_steps, torch_runtime
+from batchproj import packed_texts, recorded_steps
 from batchproj.bench import corpus, models
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
@@ -160,7 +160,7 @@ def built(modality: Modality, *, prepacked: bool) -> Encoder:
     """An encoder of its own, with weights laid out beforehand or not."""
     member = getattr(open_space("builtin").space, str(modality))
     config = parse_config(dict(member.encoder), "technique")
-    with nullcontext() if prepacked else patch.object(torch_runtime, "prepack", lambda _network: 0):
+    with nullcontext() if prepacked else patch.object(packed_texts, "prepack", lambda _network: 0):
         return config.build(resolve(config.model, config.revision, config.digest), modality, THREADS)
 
 
