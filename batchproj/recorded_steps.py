@@ -1,8 +1,8 @@
 """A model's operators one after the other, with no Python between them.
 
 Threads that compute side by side wait for their turn at Python before each of a batch's hundreds of operators, and for
-whoever decodes or writes meanwhile: two lanes of MiniLM did 1.15 times as much without it, with the same bits
-(measured). `torch.compile` would want a C++ compiler on every machine.
+whoever decodes or writes meanwhile: two lanes of MiniLM did 1.2 to 1.4 times as much without it, with the same bits
+(`benchmarks/techniques.py recorded-text`). `torch.compile` would want a C++ compiler on every machine.
 """
 
 from __future__ import annotations

@@ -149,21 +149,27 @@ def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_
             reading.read_items(listed_rows[:96], 100, 4)
         assert len(asked) <= 8  # the first of each task, and those that were under way
     bad = str(tmp_path / "5.txt")
-    for patience_s, many in ((60.0, False), (0.0, True)):  # of a disk that has to be waited for all is asked for
-        readers: set[int] = set()
-        together = threading.Barrier(4 if many else 1)
+    for patience_s, at_once in ((60.0, 1), (0.0, 4)):  # of a disk that has to be waited for all is asked for
+        under_way: list[Any] = []
+        most: list[int] = []
+        met = threading.Barrier(at_once)
 
-        def noted(task: Any, readers: set[int] = readers, together: threading.Barrier = together) -> Any:
-            if len(readers) < together.parties:
-                readers.add(threading.get_ident())
-                together.wait(60)
-            return each(task)
+        def noted(task: Any, under_way: Any = under_way, most: Any = most, met: Any = met) -> Any:
+            under_way.append(task)
+            most.append(len(under_way))
+            if len(most) <= met.parties:
+                met.wait(60)
+            try:
+                return each(task)
+            finally:
+                under_way.remove(task)
 
         with monkeypatch.context() as patched:
             patched.setattr(reading, "QUICK_S", patience_s)
             patched.setattr(reading, "_read_each", noted)
             assert reading.read_items(listed_rows[:40], 100, 4) == wanted[:40]
-        assert len(readers) == together.parties
+        assert len(most) == 4
+        assert max(most) == at_once
 
     def one_fails(fs: Any, path: str, *told: Any) -> bytes:
         return failing() if path == bad else read(fs, path, *told)
