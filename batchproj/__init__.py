@@ -5,6 +5,7 @@ Data flows top to bottom:
     errors, schema, segments, media, config    what everything else speaks
     retry, objectstore, lance_store, weights    bytes from anywhere, patiently; models from anywhere
     source -> decode -> encode -> project  the stages; none imports another
+    descriptions                           what is known of an encoder without its weights, remembered
     space, recipe                          which encoders and projectors; how to use the machine
     collection                             plan, units, snapshots, lease: what was done and what is left
     embedding                              one unit on one worker, without Ray

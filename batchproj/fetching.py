@@ -59,10 +59,14 @@ def from_url(url: str, wanted: Wanted) -> Path:
     return target
 
 
+def cache_root() -> Path:
+    """What this machine keeps for every command: $BATCHPROJ_CACHE, or the default."""
+    return Path(os.environ.get("BATCHPROJ_CACHE") or "~/.cache/batchproj").expanduser()
+
+
 def url_folder(url: str) -> Path:
     """Where the model at `url` is, or would be."""
-    root = os.environ.get("BATCHPROJ_CACHE") or "~/.cache/batchproj"
-    return Path(root).expanduser() / "models" / hashlib.sha256(canonical(url).encode()).hexdigest()
+    return cache_root() / "models" / hashlib.sha256(canonical(url).encode()).hexdigest()
 
 
 def _download(url: str, fresh: Path, wanted: Wanted) -> None:

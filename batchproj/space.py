@@ -19,7 +19,7 @@ import numpy.typing as npt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from batchproj import encode, project
+from batchproj import descriptions, encode, project
 from batchproj import segments as segmenting
 from batchproj.config import read_yaml, validate
 from batchproj.cutting import cut
@@ -283,7 +283,7 @@ def resolve(opened: SpaceFolder) -> ResolvedSpace:
 
 
 def resolve_member(opened: SpaceFolder, modality: Modality) -> Member:
-    """One modality alone, which must be in the space: describing the others may take libraries and seconds."""
+    """One modality alone, which must be in the space: describing the others may take libraries and seconds, once."""
     member = opened.space.members()[modality]
     where = f"space {opened.space.name}, {modality}"
     config = encode.parse_config(_absolute_model(member.encoder, opened.folder), f"{where}.encoder")
@@ -338,11 +338,11 @@ def _described(
     config: encode.EncoderConfig, model: LocalModel, modality: Modality, cache: Cache, where: str
 ) -> encode.Description:
     refuse_foreign_code(model.path)
-    if cache == "pooled":
-        return config.describe(model, modality)
     try:
-        return config.describe_tokens(model, modality)
+        return descriptions.described(config, model, modality, cache)
     except SpaceError as error:
+        if cache == "pooled":
+            raise
         raise SpaceError(f"{where}: {error}") from error
 
 

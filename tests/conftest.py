@@ -42,6 +42,12 @@ def pytest_unconfigure() -> None:
     faulthandler.dump_traceback_later(EXIT_S, exit=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands remember of a model that a test has changed under their feet is nobody else's."""
+    os.environ["BATCHPROJ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(autouse=True)
 def _scheduled_like_others() -> Iterator[None]:
     """A library that raises the priority of its caller stops the machine some tests later, and nothing tells why."""

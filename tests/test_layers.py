@@ -30,6 +30,7 @@ LAYERS = [
     ["image_encoder", "text_encoder", "video_encoder"],
     ["frame_encoder"],
     ["source", "decode", "encode", "project"],
+    ["descriptions"],
     ["ridge", "objective"],
     ["space", "recipe", "fit"],
     ["collection", "report", "streamed_fit", "shipping"],

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from batchproj.bench import corpus
 from batchproj.errors import UsageError
+from batchproj.fetching import cache_root
 from batchproj.schema import Modality
 
 VERSION = 1
@@ -121,7 +122,7 @@ def chosen(names: list[str]) -> list[Workload]:
 
 def cache_folder() -> Path:
     """Where corpora are kept, beside the models that were fetched."""
-    return Path(os.environ.get("BATCHPROJ_CACHE") or "~/.cache/batchproj").expanduser() / "bench"
+    return cache_root() / "bench"
 
 
 def prepare(workload: Workload, items: int, cache: Path) -> Corpus:
