@@ -2,7 +2,7 @@
 
 texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
           meanwhile), batches of so many tokens, a core each; the steps traced, the weights prepacked, lengths filled up
-          to multiples of 16 where that adds little (batchproj's own attention does so at most lengths)
+          to multiples of 16 where that adds little, else keys and values alone
 images    bf16 but for the first stage, batch norms folded, channels last; JPEG decoded at a reduced scale; decoding
           in threads beside the model; uint8 until the model; batches side by side, a core each; the steps traced
 sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model;
@@ -16,6 +16,7 @@ comes close to it gives up nothing for being one.
 from __future__ import annotations
 
 import io
+import math
 import time
 import warnings
 from collections import deque
@@ -28,13 +29,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from batchproj.bench import models
 from batchproj.bench.contender import Job, Stopwatch, main, write_features, write_outcome
 from batchproj.bench.reading import names, read, read_many
 from batchproj.bench.workloads import segment_ids
 from batchproj.prepacked_linear import prepack
-from batchproj.recorded_steps import Steps
+from batchproj.recorded_steps import Steps, branching
 from batchproj.schema import Modality
 
 FORWARD_TOKENS = 512
@@ -73,7 +75,6 @@ def _ahead(pool: ThreadPoolExecutor, work: Callable[[U], T], inputs: Iterable[U]
 
 def _lanes(cores: int) -> ThreadPoolExecutor:
     """Threads that compute with one core each: batches that share cores wait for one another at every step."""
-    import torch
 
     def alone() -> None:
         torch.get_num_threads()  # at its first use a thread takes the process's number, whatever it has set
@@ -84,9 +85,10 @@ def _lanes(cores: int) -> ThreadPoolExecutor:
 
 
 def _texts(job: Job) -> None:
-    import torch
-
-    tokenizer, model = models.text_model(dtype=torch.bfloat16, add_pooling_layer=False)
+    _register()
+    tokenizer, model = models.text_model(
+        dtype=torch.bfloat16, add_pooling_layer=False, attn_implementation=_FILLED_ATTENTION
+    )
     fast = tokenizer.backend_tokenizer
     fast.enable_truncation(models.MAX_TOKENS)
     fast.no_padding()
@@ -128,7 +130,6 @@ def _texts(job: Job) -> None:
 
 def _traced(steps: Steps, *example: Any) -> Callable[..., Any]:
     """Without Python between the steps, for which threads would wait; the parity gate sees what comes of it."""
-    import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,7 +145,6 @@ def _traced(steps: Steps, *example: Any) -> Callable[..., Any]:
 
 def _filled(rows: list[list[int]]) -> tuple[Any, Any]:
     """Ids and mask (B, L); the padding's id is BERT's, 0."""
-    import torch
 
     longest = len(rows[-1])
     vectors = -(-longest // 16) * 16  # torch's softmax takes what is left over of 16 keys one by one
@@ -152,6 +152,42 @@ def _filled(rows: list[list[int]]) -> tuple[Any, Any]:
     for number, row in enumerate(rows):
         ids_BL[number, : len(row)] = row
     return torch.from_numpy(ids_BL), torch.from_numpy((ids_BL > 0).astype(np.int64))
+
+
+@branching
+def _within(
+    query_BHLD: torch.Tensor, key_BHLD: torch.Tensor, value_BHLD: torch.Tensor, mask_B1LL: torch.Tensor, scale: float
+) -> torch.Tensor:
+    filling = (16 - key_BHLD.size(2) % 16) % 16
+    if 0 < filling < 14:
+        key_BHLD = torch.constant_pad_nd(key_BHLD, [0, 0, 0, filling])
+        value_BHLD = torch.constant_pad_nd(value_BHLD, [0, 0, 0, filling])
+        mask_B1LL = torch.constant_pad_nd(mask_B1LL, [0, filling], -math.inf)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query_BHLD, key_BHLD, value_BHLD, mask_B1LL, 0.0, False, scale=scale
+    )
+
+
+_FILLED_ATTENTION = "bare-best-filled"
+
+
+def _attention(
+    _module: Any, query_BHLD: Any, key_BHLD: Any, value_BHLD: Any, mask_B1LL: Any, scaling: float, **_: Any
+) -> tuple[Any, None]:
+    added_B1LL = torch.zeros(mask_B1LL.shape, dtype=query_BHLD.dtype).masked_fill(~mask_B1LL, -math.inf)
+    return _within(query_BHLD, key_BHLD, value_BHLD, added_B1LL, scaling).transpose(1, 2), None
+
+
+def _register() -> None:
+    """Tell transformers of this attention, and that it always gets a mask."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_FILLED_ATTENTION, _attention)
+    AttentionMaskInterface.register(
+        _FILLED_ATTENTION,
+        lambda *told, **options: sdpa_mask(*told, **{**options, "allow_is_bidirectional_skip": False}),
+    )
 
 
 def _token_batches(order: list[int], rows: list[list[int]]) -> Iterator[list[int]]:
@@ -167,8 +203,6 @@ def _token_batches(order: list[int], rows: list[list[int]]) -> Iterator[list[int
 
 
 def _images(job: Job) -> None:
-    import torch
-
     network = models.image_network()
     config = network.pretrained_cfg
     edge = config["input_size"][1]
@@ -218,7 +252,6 @@ def _decode(data: bytes, resized: int, edge: int) -> npt.NDArray[np.uint8]:
 
 def _halve(network: Any) -> None:
     """bf16 from the second stage on, with norms folded while still in fp32: plain bf16 loses too much here."""
-    import torch
 
     _fold(network)
     network.to(memory_format=torch.channels_last)
@@ -245,7 +278,6 @@ def _fold(module: Any) -> None:
 
 def _sounds(job: Job) -> None:
     import soundfile
-    import torch
 
     from batchproj.log_mel import LogMel
 
