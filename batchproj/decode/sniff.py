@@ -32,6 +32,7 @@ _MAGIC = (
     (b"#!AMR", Modality.AUDIO),
     (b"\0\0\x01\xb3", Modality.VIDEO),  # MPEG without a container
 )
+_MAGICS = tuple(magic for magic, _ in _MAGIC)
 _FORMS = {
     b"WAVE": Modality.AUDIO,
     b"AIFF": Modality.AUDIO,
@@ -105,8 +106,10 @@ def misnamed(data: bytes, name: str, found: Modality) -> str | None:
     if (expected := hint(name)) not in (None, found):
         return f"named as {expected}, it is {found}"
     promised = picture_named(name)
+    if promised is None or found is not Modality.IMAGE:
+        return None
     is_format = next((label for magic, label in _PICTURES if data.startswith(magic)), None)
-    if promised is None or found is not Modality.IMAGE or is_format in (None, promised):
+    if is_format in (None, promised):
         return None
     return f"named as {promised}, it is {is_format}"
 
@@ -120,9 +123,8 @@ def sound_of(film: Modality) -> Modality:
 
 def _known(data: bytes) -> Modality | None:
     """Modality by magic bytes that leave no doubt."""
-    for magic, modality in _MAGIC:
-        if data.startswith(magic):
-            return modality
+    if data.startswith(_MAGICS):
+        return next(modality for magic, modality in _MAGIC if data.startswith(magic))
     if data[:4] in (b"RIFF", b"RF64", b"FORM"):
         return _FORMS.get(data[8:12])
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in _BMP_HEADER_BYTES:
