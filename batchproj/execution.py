@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from batchproj.collection import commit, layout
 from batchproj.collection.plan import TRANSIENT
 from batchproj.collection.unit import Receipt, Unit, read_receipt, write_inputs
 from batchproj.errors import BatchprojError
-from batchproj.index import import_lancedb
 from batchproj.news import News
 from batchproj.objectstore import Folder
 from batchproj.pipeline import ray_session, run_units
@@ -81,8 +79,6 @@ def _run(
     if is_small(job, units):
         return run_here(job, units, teller)
     watch.step("starting workers")
-    # the table's library takes a good part of a second to import, and Ray's processes must be waited for anyway
-    threading.Thread(target=import_lancedb, name="imports").start()
     stack.enter_context(ray_session(verbose))
     return run_units(job, units, teller)
 

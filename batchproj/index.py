@@ -273,17 +273,11 @@ def _configs(table: Any, settings: Index) -> Iterator[tuple[str, Any]]:
             yield column, FTS()
 
 
-def import_lancedb() -> Any:
-    """The module; whoever comes second waits for the first."""
+def connect(folder: Folder) -> Any:
+    """A LanceDB connection on the collection; S3 by the standard AWS variables."""
     with importing():
         import lancedb
 
-    return lancedb
-
-
-def connect(folder: Folder) -> Any:
-    """A LanceDB connection on the collection; S3 by the standard AWS variables."""
-    lancedb = import_lancedb()
     path = folder.uri.removeprefix("file://")
     return retrying(lambda: lancedb.connect(path, storage_options=storage_options()), folder.uri)
 

@@ -30,6 +30,7 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._notes: dict[str, str] = {}
         self._last_line = 0.0
+        self._is_untold = False
         self._bars = Progress(
             TextColumn("  {task.description:<8}"),
             BarColumn(),
@@ -45,6 +46,8 @@ class Bars:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._tell()
         self._bars.stop()
 
     def say(self, text: str) -> None:
@@ -54,6 +57,7 @@ class Bars:
     def clear(self) -> None:
         """Forget all counts; finished bars leave the screen."""
         with self._lock:
+            self._tell()
             for task in self._tasks.values():
                 self._bars.remove_task(task)
             self._tasks, self._now, self._before, self._started = {}, {}, {}, {}
@@ -70,16 +74,30 @@ class Bars:
         """Set a count; the plain line comes at most every few seconds. A note stands in the place of the rate."""
         with self._lock:
             total = self._now[name][1]
-            self._now[name] = (min(done, total), total)
+            if done <= self._before[name]:
+                self._started[name] = time.monotonic()
+            if self._now[name][0] != min(done, total):
+                self._now[name], self._is_untold = (min(done, total), total), not self._live
             self._notes[name] = note or f"{self._rate(name):,.1f}/s"
             self._bars.update(self._tasks[name], completed=min(done, total), rate=self._notes[name])
-            if not self._live and time.monotonic() - self._last_line >= PLAIN_LINE_S:
-                self._last_line = time.monotonic()
-                line = " · ".join(self._plain(each) for each in sorted(self._now))
-                self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            if time.monotonic() - self._last_line >= PLAIN_LINE_S:
+                self._tell()
+
+    def tell_end(self) -> None:
+        """The plain line of counts that are all complete, unless it was said."""
+        with self._lock:
+            if all(done == total for done, total in self._now.values()):
+                self._tell()
+
+    def _tell(self) -> None:
+        """The plain line, unless the last one said the same."""
+        if self._is_untold and self._now:
+            self._is_untold, self._last_line = False, time.monotonic()
+            line = " · ".join(self._plain(each) for each in sorted(self._now))
+            self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _rate(self, name: str) -> float:
-        """Items a second since `begin`."""
+        """Items a second since it was last seen where it began: what it takes to start has no part in it."""
         return (self._now[name][0] - self._before[name]) / max(time.monotonic() - self._started[name], 1e-6)
 
     def _plain(self, name: str) -> str:
@@ -95,6 +113,7 @@ class RunProgress:
     def __init__(self, stream: TextIO) -> None:
         self._bars = Bars(stream)
         self._before: dict[str, int] = {}
+        self._modalities: list[str] = []
         self._last_step = ("", 0.0)
         self._unsaid: str | None = None
         self._counted: tuple[str, int] | None = None
@@ -120,6 +139,7 @@ class RunProgress:
         self._bars.say(f"  {text}")
 
     def _say_rest(self) -> None:
+        self._bars.tell_end()
         if self._unsaid is not None:
             self._bars.say(f"  {self._unsaid}")
             self._unsaid = None
@@ -128,20 +148,20 @@ class RunProgress:
         """Items done by an earlier attempt, and items to do, by modality."""
         self._say_rest()
         self._bars.clear()
-        self._before = before
-        for modality in sorted({**before, **todo}):
+        self._before, self._modalities = before, sorted({**before, **todo})
+        for modality in self._modalities:
             done = before.get(modality, 0)
             self._bars.begin(modality, done, done + todo.get(modality, 0))
 
     def progress(self, done: dict[str, int]) -> None:
-        """Items done since `totals`, by modality."""
-        for modality, items in done.items():
-            self._bars.count(modality, self._before.get(modality, 0) + items)
+        """Items done since `totals`, by modality; those without any yet need not be named."""
+        for modality in {**dict.fromkeys(self._modalities, 0), **done}:
+            self._bars.count(modality, self._before.get(modality, 0) + done.get(modality, 0))
 
     def counted(self, name: str, done: int, total: int, note: str = "") -> None:
         """A count that stands by itself, such as training steps or files written; a note stands for its rate."""
         if self._counted != (name, total):
-            self._counted = (name, total)
+            self._counted, self._modalities = (name, total), []
             self._bars.clear()
             self._bars.begin(name, done, total)
         self._bars.count(name, done, note)
@@ -156,6 +176,6 @@ class DemoScreen(RunProgress):
 
     def headline(self, number: int, of: int, text: str) -> None:
         self._bars.clear()
-        self._counted = None
+        self._counted, self._modalities = None, []
         minutes, seconds = divmod(int(time.monotonic() - self._steps_started), 60)
         self._bars.say(f"[{number}/{of}] {minutes}:{seconds:02d}  {text}")

@@ -341,7 +341,7 @@ def _described(
     try:
         return descriptions.described(config, model, modality, cache)
     except SpaceError as error:
-        if cache == "pooled":
+        if cache == "pooled":  # these say themselves which model is meant
             raise
         raise SpaceError(f"{where}: {error}") from error
 

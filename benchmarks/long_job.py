@@ -2,8 +2,9 @@
 
 For each number of items the loop by hand with every trick and `batchproj embed` run one after the other, as in
 `batchproj bench` (which compares their vectors). Printed as JSON: how many times as fast batchproj is, steady and with
-start-up and end, and the peaks of resident memory of its driver and of its largest worker while it ran. Ray may not
-spill objects to disk: a job whose blocks did not fit into its store would fail.
+start-up and end, and the peaks of the memory that its driver and its largest worker had for themselves while it ran:
+looked at every half second, so that a shorter peak is missed, and without the pages of Ray's store, which processes
+share, and of files. Ray may not spill objects to disk: a job whose blocks did not fit into its store would fail.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LOOK_S = 0.5
 
 @dataclass
 class Peaks:
-    """MiB of resident memory, by what a process is."""
+    """MiB of a process's own memory, by what it is."""
 
     mib: dict[str, float] = field(default_factory=dict)
     _over: threading.Event = field(default_factory=threading.Event)
@@ -50,7 +51,7 @@ class Peaks:
         else:
             return
         for line in (process / "status").read_text().splitlines():
-            if line.startswith("VmHWM"):
+            if line.startswith("RssAnon"):
                 self.mib[role] = max(self.mib.get(role, 0), round(int(line.split()[1]) / 1024, 1))
 
     @contextlib.contextmanager

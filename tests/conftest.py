@@ -43,9 +43,15 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What commands remember of a model that a test has changed under their feet is nobody else's."""
+def _apart(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Descriptions of encoders that fixtures make, models and corpora stay out of the user's cache."""
     os.environ["BATCHPROJ_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that changes how encoders are described meets no description of another test's, and leaves none."""
+    monkeypatch.setenv("BATCHPROJ_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(autouse=True)

@@ -260,6 +260,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(
     with pytest.raises(SpaceError, match=r"image: a transformer projector takes tokens; add 'cache: tokens' beside"):
         resolved(token_kind)
     text = "\n".join(line for line in text.splitlines() if not line.startswith("text"))
+    monkeypatch.setenv("BATCHPROJ_CACHE", str(tmp_path / "nothing remembered"))
     monkeypatch.setattr(ClipConfig, "describe_tokens", EncoderConfig.describe_tokens)
     refused("", "", r"space tokens, image: .*: encoder kind 'clip' gives no image tokens; leave out 'cache: tokens'")
 

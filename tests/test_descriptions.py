@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from batchproj.errors import SpaceError
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve, resolve_member
 from batchproj.weights import LocalModel
+from batchproj.weights import resolve as resolve_weights
 
 
 @pytest.fixture
@@ -40,26 +42,36 @@ def test_the_second_time_nobody_is_asked_and_the_answer_is_equal(asked: list[str
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("what", ["digest", "setting", "modality", "library", "code"])
+@pytest.mark.parametrize("what", ["nothing", "digest", "file", "setting", "modality", "cache", "library", "code"])
 def test_another_model_setting_library_or_code_is_asked_about_anew(
-    asked: list[str], monkeypatch: pytest.MonkeyPatch, what: str
+    asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
 ) -> None:
     member = resolve_member(open_space("builtin"), Modality.IMAGE)
-    config, model, modality = member.config, LocalModel(Path(), member.model_digest), Modality.IMAGE
-    monkeypatch.setattr(Config, "describe", lambda *_: asked.append("anew") or Description(1, {}))
+    (tmp_path / "model").mkdir()
+    config, model, modality, cache = member.config, LocalModel(tmp_path / "model", "sha256:1"), Modality.IMAGE, "pooled"
+    for method in ("describe", "describe_tokens"):
+        monkeypatch.setattr(Config, method, lambda *_: asked.append("anew") or Description(1, {}))
+    descriptions.described(config, model, modality, "pooled")
+    asked.clear()
+    version = descriptions._version
     match what:
         case "digest":
-            model = dataclasses.replace(model, digest="sha256:" + "0" * 64)
+            model = dataclasses.replace(model, digest="sha256:2")
+        case "file":
+            (tmp_path / "elsewhere").write_text("{}")
+            (tmp_path / "model/modules.json").symlink_to(tmp_path / "elsewhere")
         case "setting":
             config = config.model_copy(update={"dtype": "fp32"})
         case "modality":
             modality = Modality.VIDEO
+        case "cache":
+            cache = "tokens"
         case "library":
-            monkeypatch.setattr(descriptions, "version", lambda name: f"{name} of tomorrow")
+            monkeypatch.setattr(descriptions, "_version", lambda name: "tomorrow" if name == "timm" else version(name))
         case "code":
-            monkeypatch.setattr(descriptions, "_code", lambda: "a line was changed")
-    assert descriptions.described(config, model, modality, "pooled").dim == 1
-    assert asked[1:] == ["anew"]
+            monkeypatch.setattr(descriptions, "_CODE", "a line was changed")
+    descriptions.described(config, model, modality, cache)
+    assert asked == ([] if what == "nothing" else ["anew"])
 
 
 def test_a_damaged_file_is_written_again_and_errors_are_not_kept(
@@ -100,8 +112,23 @@ def test_a_command_over_texts_imports_no_library_of_pictures(tmp_path: Path) -> 
     assert seen == ["True", "False"]
 
 
-def test_it_is_the_same_as_without(asked: list[str]) -> None:
-    resolve(open_space("builtin-tokens"))
-    first, again = resolve(open_space("builtin")), resolve(open_space("builtin"))
-    assert first.fingerprint == again.fingerprint
-    assert len(asked) == 1, "tokens are described by another method"
+def test_remembered_or_not_it_is_what_the_encoder_says() -> None:
+    for space, cache in (("builtin", "pooled"), ("builtin-tokens", "tokens")):
+        for modality, member in resolve(open_space(space)).members.items():
+            model = resolve_weights(member.config.model, member.config.revision, member.model_digest)
+            ask = member.config.describe if cache == "pooled" else member.config.describe_tokens
+            said = ask(model, modality)
+            for _ in range(2):
+                found = descriptions.described(member.config, model, modality, cache)
+                assert json.dumps(found.decides, sort_keys=True) == json.dumps(said.decides, sort_keys=True)
+                assert dataclasses.replace(found, decides={}) == dataclasses.replace(said, decides={})
+
+
+def test_without_a_home_nothing_is_remembered(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(descriptions, "cache_root", nobody)
+    first = resolve_member(open_space("builtin"), Modality.IMAGE)
+    assert resolve_member(open_space("builtin"), Modality.IMAGE) == first
+    assert len(asked) == 2

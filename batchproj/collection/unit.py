@@ -185,11 +185,12 @@ def read_outcome(folder: Folder, unit: Unit) -> pa.Table:
 def parquet_bytes(table: pa.Table) -> bytes:
     """A Parquet file whose every page carries a checksum; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    # numbers that are hardly ever equal become larger by a dictionary, and take several times as long to write; nobody
-    # asks for the least and the greatest of them, which take as long as all else of float16
+    # numbers that are hardly ever equal become larger by a dictionary, and take several times as long to write; the
+    # least and the greatest of them, which nobody asks for, take as long to find as all else of float16 to write
     named = [field.name for field in table.schema if pa.types.is_string(field.type)]
-    told = {"use_dictionary": named, "write_statistics": named, "write_page_checksum": True}
-    pq.write_table(table, sink, compression="zstd", **told)
+    pq.write_table(
+        table, sink, compression="zstd", use_dictionary=named, write_statistics=named, write_page_checksum=True
+    )
     return bytes(sink.getvalue())
 
 

@@ -2,7 +2,7 @@
 
 texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
           meanwhile), batches of so many tokens, a core each; the steps traced, the weights prepacked, lengths filled up
-          to multiples of 16 where that adds little, else keys and values alone
+          to multiples of 16 where that adds little, else mostly keys and values alone
 images    bf16 but for the first stage, batch norms folded, channels last; JPEG decoded at a reduced scale; decoding
           in threads beside the model; uint8 until the model; batches side by side, a core each; the steps traced
 sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model;
@@ -158,8 +158,9 @@ def _filled(rows: list[list[int]]) -> tuple[Any, Any]:
 def _within(
     query_BHLD: torch.Tensor, key_BHLD: torch.Tensor, value_BHLD: torch.Tensor, mask_B1LL: torch.Tensor, scale: float
 ) -> torch.Tensor:
+    """Attention with keys and values filled up to whole vectors of 16, unless hardly any were left over."""
     filling = (16 - key_BHLD.size(2) % 16) % 16
-    if 0 < filling < 14:
+    if 0 < filling < 14:  # as in batchproj's own, `packed_texts`: torch's softmax takes the rest one by one
         key_BHLD = torch.constant_pad_nd(key_BHLD, [0, 0, 0, filling])
         value_BHLD = torch.constant_pad_nd(value_BHLD, [0, 0, 0, filling])
         mask_B1LL = torch.constant_pad_nd(mask_B1LL, [0, filling], -math.inf)
@@ -174,6 +175,7 @@ _FILLED_ATTENTION = "bare-best-filled"
 def _attention(
     _module: Any, query_BHLD: Any, key_BHLD: Any, value_BHLD: Any, mask_B1LL: Any, scaling: float, **_: Any
 ) -> tuple[Any, None]:
+    """As transformers asks for it, with a mask of booleans."""
     added_B1LL = torch.zeros(mask_B1LL.shape, dtype=query_BHLD.dtype).masked_fill(~mask_B1LL, -math.inf)
     return _within(query_BHLD, key_BHLD, value_BHLD, added_B1LL, scaling).transpose(1, 2), None
 
