@@ -24,8 +24,8 @@ class Bars:
         self._console = Console(file=stream)
         self._live = self._console.is_terminal
         self._lock = threading.Lock()
-        self._started: dict[str, float] = {}
-        self._before: dict[str, int] = {}
+        self._first: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, float] = {}
         self._now: dict[str, tuple[int, int]] = {}
         self._tasks: dict[str, TaskID] = {}
         self._notes: dict[str, str] = {}
@@ -47,7 +47,8 @@ class Bars:
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._tell()
+            if not self._live:  # there the bars stay as they are
+                self._tell()
         self._bars.stop()
 
     def say(self, text: str) -> None:
@@ -60,27 +61,31 @@ class Bars:
             self._tell()
             for task in self._tasks.values():
                 self._bars.remove_task(task)
-            self._tasks, self._now, self._before, self._started = {}, {}, {}, {}
+            self._tasks, self._now, self._first, self._last = {}, {}, {}, {}
 
     def begin(self, name: str, before: int, total: int) -> None:
         """Start a count at `before`, of which the rate knows nothing."""
         with self._lock:
-            self._started[name], self._before[name] = time.monotonic(), before
-            self._now[name] = (before, total)
-            self._notes[name] = "0.0/s"
+            self._now[name], self._notes[name] = (before, total), ""
+            self._last_line = time.monotonic()
             self._tasks[name] = self._bars.add_task(name, total=total, completed=before, rate="")
 
     def count(self, name: str, done: int, note: str = "") -> None:
-        """Set a count; the plain line comes at most every few seconds. A note stands in the place of the rate."""
+        """Set a count. A note stands in the place of the rate."""
         with self._lock:
-            total = self._now[name][1]
-            if done <= self._before[name]:
-                self._started[name] = time.monotonic()
-            if self._now[name][0] != min(done, total):
-                self._now[name], self._is_untold = (min(done, total), total), not self._live
-            self._notes[name] = note or f"{self._rate(name):,.1f}/s"
+            before, total = self._now[name]
+            if before != min(done, total):
+                self._now[name], self._is_untold = (min(done, total), total), True
+                self._last[name] = time.monotonic()
+                self._first.setdefault(name, (self._last[name], self._now[name][0]))
+            self._notes[name] = note or self._rated(name)
             self._bars.update(self._tasks[name], completed=min(done, total), rate=self._notes[name])
-            if time.monotonic() - self._last_line >= PLAIN_LINE_S:
+
+    def tick(self) -> None:
+        """All counts are set: the plain line, every few seconds; the same again is a sign of life."""
+        with self._lock:
+            if not self._live and time.monotonic() - self._last_line >= PLAIN_LINE_S:
+                self._is_untold = True
                 self._tell()
 
     def tell_end(self) -> None:
@@ -97,14 +102,22 @@ class Bars:
             self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _rate(self, name: str) -> float:
-        """Items a second since it was last seen where it began: what it takes to start has no part in it."""
-        return (self._now[name][0] - self._before[name]) / max(time.monotonic() - self._started[name], 1e-6)
+        """Items a second between the first and the last that were counted, 0 before there are two such times: what it
+        takes to start, and what comes after the end, have no part in it."""
+        began, first = self._first.get(name, (0.0, 0))
+        seconds = self._last.get(name, began) - began
+        return (self._now[name][0] - first) / seconds if seconds > 0 else 0.0
+
+    def _rated(self, name: str) -> str:
+        rate = self._rate(name)
+        return f"{rate:,.1f}/s" if rate else ""
 
     def _plain(self, name: str) -> str:
         done, total = self._now[name]
         rate = self._rate(name)
-        left = f", {(total - done) / rate:,.0f} s left" if rate and done < total else ""
-        return f"{name} {done:,}/{total:,} ({self._notes[name]}{left})"
+        left = f"{(total - done) / rate:,.0f} s left" if rate and done < total else ""
+        told = ", ".join(each for each in (self._notes[name], left) if each)
+        return f"{name} {done:,}/{total:,}" + (f" ({told})" if told else "")
 
 
 class RunProgress:
@@ -157,6 +170,7 @@ class RunProgress:
         """Items done since `totals`, by modality; those without any yet need not be named."""
         for modality in {**dict.fromkeys(self._modalities, 0), **done}:
             self._bars.count(modality, self._before.get(modality, 0) + done.get(modality, 0))
+        self._bars.tick()
 
     def counted(self, name: str, done: int, total: int, note: str = "") -> None:
         """A count that stands by itself, such as training steps or files written; a note stands for its rate."""
@@ -165,6 +179,7 @@ class RunProgress:
             self._bars.clear()
             self._bars.begin(name, done, total)
         self._bars.count(name, done, note)
+        self._bars.tick()
 
 
 class DemoScreen(RunProgress):

@@ -32,30 +32,40 @@ def test_a_step_that_counts_tells_its_first_count_and_its_last() -> None:
     assert said("one", "two") == ["one", "two"]
 
 
-def test_what_it_takes_to_start_has_no_part_in_the_rate_and_the_last_line_tells_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("batchproj.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that progress sees."""
+    now = [0.0]
+    monkeypatch.setattr("batchproj.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_rates_are_of_what_was_counted_between_the_first_and_the_last_and_the_end_is_told(clock: list[float]) -> None:
     stream = io.StringIO()
+    seen: list[tuple[float, dict[str, int]]] = [
+        (6.0, {}),  # everything starts: a sign of life
+        (20.0, {"text": 500}),  # nobody knows when the first of these was begun
+        (22.0, {"text": 800}),
+        (26.0, {"text": 800, "image": 4}),
+        (28.0, {"text": 1_000, "image": 7}),
+        (29.0, {"text": 1_000, "image": 10}),
+        (60.0, {"text": 1_000, "image": 10}),
+    ]
     with RunProgress(stream) as progress:
         progress.totals({"text": 100}, {"text": 1_000, "image": 10})
-        end = {"text": 1_000, "image": 10}
-        for clock[0], done in [(20.0, {}), (21.0, {"text": 500}), (21.5, {"text": 1_000}), (22.0, end)]:
+        for clock[0], done in seen:
             progress.progress(done)
         progress.step("checking")
     assert [line.strip() for line in stream.getvalue().splitlines()] == [
-        "image 0/10 (0.0/s) · text 600/1,100 (500.0/s, 1 s left)",
-        "image 10/10 (20.0/s) · text 1,100/1,100 (500.0/s)",
+        "image 0/10 · text 100/1,100",
+        "image 0/10 · text 600/1,100",
+        "image 4/10 · text 900/1,100 (150.0/s, 1 s left)",
+        "image 10/10 (2.0/s) · text 1,100/1,100 (62.5/s)",
         "checking",
     ]
 
 
-def test_a_step_beside_counts_brings_no_line_and_what_was_counted_before_another_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("batchproj.progress.time", SimpleNamespace(monotonic=lambda: clock[0]))
+def test_a_step_beside_counts_brings_no_line_and_what_was_counted_before_another_is_told(clock: list[float]) -> None:
     stream = io.StringIO()
     with RunProgress(stream) as progress:
         for clock[0], done in [(10.0, 0), (11.0, 5), (12.0, 6)]:
@@ -64,10 +74,22 @@ def test_a_step_beside_counts_brings_no_line_and_what_was_counted_before_another
         progress.counted("files", 0, 3)
         progress.progress({})
     assert [line.strip() for line in stream.getvalue().splitlines()] == [
-        "steps 5/10 (5.0/s, 1 s left)",
         "the store is away",
-        "steps 6/10 (3.0/s, 1 s left)",
+        "steps 6/10 (1.0/s, 4 s left)",
     ]
+
+
+def test_a_terminal_keeps_the_line_of_the_end(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    with RunProgress(stream) as progress:
+        progress.totals({}, {"text": 201})
+        clock[0] = 3.0
+        progress.progress({"text": 201})
+        progress.totals({"text": 201}, {})
+        progress.step("checking")
+    assert "text 201/201\r\n" in stream.getvalue().replace("\n", "\r\n")
 
 
 def test_the_rows_of_all_tables_are_counted_those_of_unchanged_ones_too(tmp_path: Path, tiny_space: Path) -> None:
