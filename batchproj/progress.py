@@ -126,7 +126,6 @@ class RunProgress:
     def __init__(self, stream: TextIO) -> None:
         self._bars = Bars(stream)
         self._before: dict[str, int] = {}
-        self._modalities: list[str] = []
         self._last_step = ("", 0.0)
         self._unsaid: str | None = None
         self._counted: tuple[str, int] | None = None
@@ -161,21 +160,21 @@ class RunProgress:
         """Items done by an earlier attempt, and items to do, by modality."""
         self._say_rest()
         self._bars.clear()
-        self._before, self._modalities = before, sorted({**before, **todo})
-        for modality in self._modalities:
+        self._before = before
+        for modality in sorted({**before, **todo}):
             done = before.get(modality, 0)
             self._bars.begin(modality, done, done + todo.get(modality, 0))
 
     def progress(self, done: dict[str, int]) -> None:
-        """Items done since `totals`, by modality; those without any yet need not be named."""
-        for modality in {**dict.fromkeys(self._modalities, 0), **done}:
-            self._bars.count(modality, self._before.get(modality, 0) + done.get(modality, 0))
+        """Items done since `totals`, by modality."""
+        for modality, items in done.items():
+            self._bars.count(modality, self._before.get(modality, 0) + items)
         self._bars.tick()
 
     def counted(self, name: str, done: int, total: int, note: str = "") -> None:
         """A count that stands by itself, such as training steps or files written; a note stands for its rate."""
         if self._counted != (name, total):
-            self._counted, self._modalities = (name, total), []
+            self._counted = (name, total)
             self._bars.clear()
             self._bars.begin(name, done, total)
         self._bars.count(name, done, note)
@@ -191,6 +190,6 @@ class DemoScreen(RunProgress):
 
     def headline(self, number: int, of: int, text: str) -> None:
         self._bars.clear()
-        self._counted, self._modalities = None, []
+        self._counted = None
         minutes, seconds = divmod(int(time.monotonic() - self._steps_started), 60)
         self._bars.say(f"[{number}/{of}] {minutes}:{seconds:02d}  {text}")

@@ -130,7 +130,6 @@ def _texts(job: Job) -> None:
 
 def _traced(steps: Steps, *example: Any) -> Callable[..., Any]:
     """Without Python between the steps, for which threads would wait; the parity gate sees what comes of it."""
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.inference_mode():
@@ -145,7 +144,6 @@ def _traced(steps: Steps, *example: Any) -> Callable[..., Any]:
 
 def _filled(rows: list[list[int]]) -> tuple[Any, Any]:
     """Ids and mask (B, L); the padding's id is BERT's, 0."""
-
     longest = len(rows[-1])
     vectors = -(-longest // 16) * 16  # torch's softmax takes what is left over of 16 keys one by one
     ids_BL = np.zeros((len(rows), vectors if vectors <= FILLED * longest else longest), np.int64)
@@ -254,7 +252,6 @@ def _decode(data: bytes, resized: int, edge: int) -> npt.NDArray[np.uint8]:
 
 def _halve(network: Any) -> None:
     """bf16 from the second stage on, with norms folded while still in fp32: plain bf16 loses too much here."""
-
     _fold(network)
     network.to(memory_format=torch.channels_last)
     for part in (*network.blocks[1:], network.conv_head, network.bn2):
