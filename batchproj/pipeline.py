@@ -4,8 +4,7 @@
     to project, per modality:  unit -> read, project and write (actor pool) -> receipt
                                all branches joined by `union` into one execution
 
-A row between stages is a whole unit: its description and its compressed bytes as one Arrow IPC
-buffer, so that Ray never splits it; pixels, samples and vectors stay inside the embed actor.
+A row between stages is a whole unit (`unit_row`); pixels, samples and vectors stay inside the embed actor.
 """
 
 from __future__ import annotations

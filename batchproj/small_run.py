@@ -19,6 +19,7 @@ from batchproj.pools import by_pool, pool_size
 from batchproj.recipe import Pool
 from batchproj.schema import Modality
 from batchproj.stages import Embedding, Job, Projecting, Reader
+from batchproj.unit_row import unit_row
 
 MOST_ITEMS = 200
 MOST_PROJECTED = 300_000
@@ -85,7 +86,7 @@ def _receipts(job: Job, units: list[Unit], desk: Any) -> Iterator[Receipt]:
             _, threads = pool_size(Pool(), len(job.members), os.cpu_count() or 1)
             read, embed = Reader(job, desk), Embedding(job, modality, threads, 1, 1, desk)
             for unit in group:
-                yield _receipt(embed(read(_row(unit))))
+                yield _receipt(embed(read(unit_row(unit))))
         else:
             assert modality is not None, "what is projected has an encoder"
             yield from _projected(job, modality, group, desk)
@@ -98,15 +99,11 @@ def _projected(job: Job, modality: Modality, group: list[Unit], desk: Any) -> It
     before = torch.get_num_threads()
     project, pool = Projecting(job, modality, 1, desk), ThreadPoolExecutor(os.cpu_count(), "project")
     try:
-        for done in as_completed([pool.submit(project, _row(unit)) for unit in group]):
+        for done in as_completed([pool.submit(project, unit_row(unit)) for unit in group]):
             yield _receipt(done.result())
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         torch.set_num_threads(before)
-
-
-def _row(unit: Unit) -> pa.Table:
-    return pa.table({"unit": [unit.model_dump_json()]})
 
 
 def _receipt(batch: pa.Table) -> Receipt:

@@ -1,7 +1,7 @@
 """What workers do with a unit; which engine calls them they do not know.
 
-What goes from who reads a unit to who embeds it is one row: its description and its compressed bytes as one Arrow IPC
-buffer, so that no engine splits it; pixels, samples and vectors stay inside the embedding worker.
+A row of `unit_row` goes from who reads a unit to who embeds it; pixels, samples and vectors stay inside the embedding
+worker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 import os
 import platform
 import re
-import struct
 import threading
 import time
 from collections import Counter
@@ -47,6 +46,7 @@ from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
 from batchproj.source.reading import read_items
 from batchproj.space import Member
+from batchproj.unit_row import binaries, tables_of, unit_of, unit_row
 
 if TYPE_CHECKING:
     from batchproj.decoding import Fetched
@@ -162,7 +162,7 @@ class Reader:
         self._desk = desk
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        unit = unit_of(batch)
         with _reporting(self._job, self._desk, f"reading unit {unit.name} ({unit.items} items)"):
             return self._read_unit(unit)
 
@@ -171,7 +171,7 @@ class Reader:
         items = self._with_bytes(read_inputs(self._job.folder, unit))
         known = self._known(unit, items)
         items = items.drop_columns("known").replace_schema_metadata({_READ: clock.span("read").model_dump_json()})
-        return _row(unit, [items, *([known] if known is not None else [])])
+        return unit_row(unit, [items, *([known] if known is not None else [])])
 
     def _with_bytes(self, inputs: pa.Table) -> pa.Table:
         recipe = self._job.recipe
@@ -179,7 +179,7 @@ class Reader:
         read = [(b"", each) if isinstance(each, ItemFault) else (each, None) for each in found]
         digests = ["" if fault else hashlib.sha256(data).hexdigest() for data, fault in read]
         return (
-            inputs.append_column("data", pa.array([data for data, _ in read], pa.large_binary()))
+            inputs.append_column("data", binaries([data for data, _ in read]))
             .append_column("content_id", pa.array(digests, pa.string()))
             .append_column("reason", pa.array([fault.reason if fault else None for _, fault in read], pa.string()))
             .append_column("detail", pa.array([fault.detail if fault else None for _, fault in read], pa.string()))
@@ -273,9 +273,9 @@ class Embedding:
             self._turns, self._busy = _Turns(UNITS_AT_ONCE), Disjoint()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        unit = unit_of(batch)
         with self._turns.one():
-            output, busy, ceiling_per_s = self._embedded(unit, _tables(batch))
+            output, busy, ceiling_per_s = self._embedded(unit, tables_of(batch))
         doing = f"writing unit {unit.name} ({unit.items} items)"
         with _reporting(self._job, self._desk, doing), _remembering():
             done = read_receipt(self._job.folder, unit)  # a unit is done again when a node is lost
@@ -347,7 +347,7 @@ class Projecting:
             self._projector = self._member.load_projector()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        unit = Unit.model_validate_json(batch["unit"][0].as_py())
+        unit = unit_of(batch)
         failpoint("unit.begun")
         with _reporting(self._job, self._desk, f"projecting unit {unit.name} ({unit.items} items)"):
             receipt = read_receipt(self._job.folder, unit) or self._project(unit)
@@ -404,24 +404,3 @@ def _written(job: Job, unit: Unit, output: Output, busy: _Busy, ceiling_per_s: f
         features=cached,
     )
     return finish(job.folder, receipt, output.outcome)
-
-
-def _row(unit: Unit, tables: list[pa.Table]) -> pa.Table:
-    """One row that carries whole tables; a single cell cannot be split between blocks."""
-    cells = {f"table{number}": _cell(table) for number, table in enumerate(tables)}
-    return pa.table({"unit": [unit.model_dump_json()], **cells})
-
-
-def _cell(table: pa.Table) -> pa.LargeBinaryArray:
-    """A table as one binary value, without copying the stream again."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data = sink.getvalue()
-    offsets = pa.py_buffer(struct.pack("<qq", 0, data.size))
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
-
-
-def _tables(batch: pa.Table) -> list[pa.Table]:
-    names = sorted(name for name in batch.column_names if name.startswith("table"))
-    return [pa.ipc.open_stream(batch[name][0].as_buffer()).read_all() for name in names]

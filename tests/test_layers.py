@@ -34,7 +34,7 @@ LAYERS = [
     ["ridge", "objective"],
     ["space", "recipe", "fit"],
     ["collection", "report", "streamed_fit", "shipping"],
-    ["card", "timeline", "jobs"],
+    ["card", "timeline", "jobs", "unit_row"],
     ["decoding"],
     ["stall"],
     ["news", "breaker", "embedding", "tags", "bridge", "balance"],
