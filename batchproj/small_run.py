@@ -84,7 +84,7 @@ def _receipts(job: Job, units: list[Unit], desk: Any) -> Iterator[Receipt]:
         task, modality = pool
         if task == "embed":
             _, threads = pool_size(Pool(), len(job.members), os.cpu_count() or 1)
-            read, embed = Reader(job, desk), Embedding(job, modality, threads, 1, 1, desk)
+            read, embed = Reader(job, desk), Embedding(job, modality, threads, 1, 1, desk, has_own_process=False)
             for unit in group:
                 yield _receipt(embed(read(unit_row(unit))))
         else:

@@ -63,7 +63,7 @@ def _projecting(job: Job, modality: Modality | None, desk: Any) -> _Work:
 def _embedding(job: Job, modality: Modality | None, units: int, desk: Any) -> _Work:
     key = (job.members[modality].vector_fp if modality else None, job.dim, job.in_space, job.recipe.limits)
     if key not in _actors:
-        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, units=units, desk=desk)
+        _actors[key] = stages.Embedding(job, modality, threads=2, pool=1, units=units, desk=desk, has_own_process=False)
     actor, read = _actors[key], stages.Reader(job, desk)
     actor._job, actor._desk = job, desk  # its model is the same, where it writes is not
     actor._measuring = stages._Measuring(units)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +61,35 @@ def test_an_encoder_is_measured_after_the_last_of_its_units_if_it_had_enough_to_
     assert measuring.after(enough) == 0  # one that fell to it later
     assert _Measuring(1).after(1_000 * enough) == CEILING_S
     assert _Measuring(1).after(0.9 * enough) == 0
+
+
+_LOADED = """
+import gc, sys
+from types import SimpleNamespace
+from batchproj.objectstore import Folder
+from batchproj.recipe import Recipe
+from batchproj.stages import Embedding, Job
+
+class Desk:
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *told: None)
+
+if __name__ == "__main__":  # decoders are started from it
+    job = Job(Folder(sys.argv[1]), 8, {}, Recipe())
+    Embedding(job, None, 1, 1, 1.0, Desk(), has_own_process=False)
+    print(gc.get_freeze_count())
+    Embedding(job, None, 1, 1, 1.0, Desk())
+    print(gc.get_freeze_count(), flush=True)
+"""
+
+
+def test_a_worker_looks_through_what_it_has_loaded_no_more_and_a_command_is_left_alone(tmp_path: Path) -> None:
+    script = tmp_path / "loaded.py"
+    script.write_text(_LOADED)
+    command = [sys.executable, str(script), str(tmp_path / "collection")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(told[0]) == 0
+    assert int(told[1]) > 10_000
 
 
 def test_vectors_have_no_dictionary_and_names_have_one() -> None:
