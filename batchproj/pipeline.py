@@ -35,6 +35,7 @@ from batchproj.recipe import Pool
 from batchproj.schema import Modality
 from batchproj.stages import Embedding, Job, Projecting, Reader, label
 from batchproj.stall import Stalled
+from batchproj.unit_row import UNIT
 
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
@@ -201,7 +202,7 @@ def _branch(job: Job, pool: PoolName, units: list[Unit], desk: Any, pools: list[
     import ray
 
     task, modality = pool
-    rows = [{"unit": unit.model_dump_json()} for unit in units]
+    rows = [{UNIT: unit.model_dump_json()} for unit in units]
     source = ray.data.from_items(rows, override_num_blocks=len(rows))
     whole_units: dict[str, Any] = {"batch_size": 1, "batch_format": "pyarrow", "zero_copy_batch": True}
     settings = _settings(job, modality)

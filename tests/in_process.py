@@ -27,6 +27,7 @@ from batchproj.recipe import Recipe, Units
 from batchproj.schema import Modality
 from batchproj.space import ResolvedSpace, open_space, resolve
 from batchproj.stages import Job
+from batchproj.unit_row import unit_row
 
 OPTIONS = Options(Recipe(units=Units(max_items=8), read_threads=2))
 
@@ -47,7 +48,7 @@ def _run_units(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt
     for (task, modality), group in pools.by_pool(job, units).items():
         work = _projecting(job, modality, desk) if task == "project" else _embedding(job, modality, len(group), desk)
         for unit in group:
-            batch = work(pa.table({"unit": [unit.model_dump_json()]}))
+            batch = work(unit_row(unit))
             yield Receipt.model_validate_json(batch["receipt"][0].as_py())
     on_news(News({}, 0, [], 0, [], 0))
 

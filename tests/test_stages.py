@@ -1,4 +1,4 @@
-"""Turns of the units that one worker has at once, and when its encoder is measured."""
+"""What a worker does with its units: turns, when its encoder is measured, memory, and the files it writes."""
 
 from __future__ import annotations
 
@@ -77,9 +77,10 @@ class Desk:
 if __name__ == "__main__":  # decoders are started from it
     job = Job(Folder(sys.argv[1]), 8, {}, Recipe())
     Embedding(job, None, 1, 1, 1.0, Desk(), has_own_process=False)
-    print(gc.get_freeze_count())
+    before = gc.get_freeze_count()
+    print(before)
     Embedding(job, None, 1, 1, 1.0, Desk())
-    print(gc.get_freeze_count(), flush=True)
+    print(gc.get_freeze_count() - before)
 """
 
 
