@@ -24,6 +24,7 @@ def unit_row(unit: Unit, tables: Sequence[pa.Table] = ()) -> pa.Table:
 
 
 def unit_of(row: pa.Table) -> Unit:
+    """Its description."""
     return Unit.model_validate_json(row[UNIT][0].as_py())
 
 
