@@ -150,7 +150,7 @@ def _do(run: Run, options: Options, watch: Watch, started: float) -> Report | No
         ledger.write_entry(folder, entry.model_copy(update=ended))
         raise
     finally:
-        _draw(executed.fresh, options.profile, watch)
+        _draw([receipt for each in executed.fresh for receipt in each], options.profile, watch)
     receipts = executed.receipts
     retry.check_abandoned()
     watch.step("checking, indexing and switching")

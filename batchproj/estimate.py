@@ -414,7 +414,7 @@ def _verdict(document: PlanDocument) -> str:
         "touched": document.touched,
         "moved": document.moved,
         "deleted (old names of moved ones too)" if document.moved else "deleted": document.deleted,
-        "to retry": document.retry,
+        "to try again from quarantine": document.retry,
         "to encode again": document.reencode,
         "to project again": document.reproject,
         "unchanged": document.unchanged,

@@ -33,10 +33,10 @@ ROUNDS = 2
 
 @dataclass
 class Executed:
-    """Receipts of all units, `fresh` ones of this attempt, and how many workers were replaced."""
+    """Receipts of all units, `fresh` ones of this attempt round by round, and how many workers were replaced."""
 
     receipts: list[Receipt] = field(default_factory=list)
-    fresh: list[Receipt] = field(default_factory=list)
+    fresh: list[list[Receipt]] = field(default_factory=list)
     replaced: int = 0
 
 
@@ -52,18 +52,24 @@ def execute(run: Run, watch: Watch, options: Options, executed: Executed) -> Non
     pending = chain(cut("embed", run.plan.to_embed()), cut("project", run.plan.to_project()))
     receipts = executed.receipts
     with ExitStack() as stack:
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
             if trip := breaker.add(done):
                 raise _stopped(job.folder, trip, receipts + done)
+            if number and todo:
+                items = sum(unit.items for unit in todo)  # the counts begin anew
+                whose = "item whose name does" if items == 1 else "items whose names do"
+                watch.step(f"embedding {items:,} {whose} not tell what {'it is' if items == 1 else 'they are'}")
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
+                fresh: list[Receipt] = []
+                executed.fresh.append(fresh)
                 teller = _Teller(watch)
                 for receipt in _run(job, todo, teller, stack, watch, options.verbose):
                     run.lease.check()
                     retry.check_abandoned()
                     done.append(receipt)
-                    executed.fresh.append(receipt)
+                    fresh.append(receipt)
                     if trip := breaker.add([receipt]):
                         raise _stopped(job.folder, trip, receipts + done)
                 executed.replaced += teller.replaced

@@ -312,6 +312,13 @@ def test_void_rounds_alone_are_marked_wherever_they_are_shown(
     assert [each["void"] for each in saved["results"][0]["rounds"]] == [True] * 4
 
 
+def test_work_of_a_moment_is_called_that(pretended: Callable[..., Document]) -> None:
+    document = pretended(lambda: QUIET, ["batchproj"])
+    assert not any("is done in" in line for line in notes(document))
+    document.results[0].contenders["bare-best"].items_per_s *= 2
+    assert any("text-short: bare-best is done in 1.0 s" in line for line in notes(document))
+
+
 def test_the_picture_has_a_bar_for_whoever_was_timed(pretended: Callable[..., Document]) -> None:
     pytest.importorskip("matplotlib")
     drawn = picture(pretended(lambda: QUIET, ["batchproj", "ray-data"], wrong="ray-data"))

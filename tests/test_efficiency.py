@@ -52,7 +52,7 @@ def test_the_rate_is_that_of_workers_that_have_work_without_the_second_that_meas
         receipt(1, began=100, embed_s=4, model_s=3, measure_s=1, ceiling_per_s=4.0),
         receipt(2, began=105, embed_s=4, model_s=3),
     ]
-    (found,) = efficiency(receipts).values()
+    (found,) = efficiency([receipts]).values()
     assert (found.workers, found.segments_per_s, found.ceiling_per_s) == (1, 20 / 8, 4.0)
     assert found.of_ceiling == round(20 / 8 / 4, 3)
     assert (found.model, found.decode, found.waiting, found.limited_by) == (0.75, 0.25, 0.0, "model")
@@ -70,7 +70,7 @@ def test_what_takes_most_of_the_time_is_named(
     embed_s: float, model_s: float, more: dict[str, float], limit: str
 ) -> None:
     receipts = [receipt(number, 100 + 4 * number, embed_s, model_s, **more) for number in range(4)]
-    assert efficiency(receipts)["text"].limited_by == limit
+    assert efficiency([receipts])["text"].limited_by == limit
 
 
 def test_what_is_measured_after_the_last_unit_is_no_part_of_its_time() -> None:
@@ -78,16 +78,24 @@ def test_what_is_measured_after_the_last_unit_is_no_part_of_its_time() -> None:
         receipt(1, began=100, embed_s=4, model_s=3),
         receipt(2, began=104, embed_s=4, model_s=3, measure_s=1, ceiling_per_s=4.0),
     ]
-    (found,) = efficiency(receipts).values()
+    (found,) = efficiency([receipts]).values()
     assert (found.segments_per_s, found.model) == (20 / 8, 0.75)
 
 
 def test_two_workers_are_two_and_short_work_tells_nothing() -> None:
     receipts = [receipt(1, 100, 4, 3), receipt(2, 100, 4, 3, where="a:2")]
-    found = efficiency(receipts)["text"]
+    found = efficiency([receipts])["text"]
     assert (found.workers, found.segments_per_s, found.of_ceiling) == (2, 20 / 8, None)
-    assert efficiency([receipt(1, 100, 4, 3)]) == {}
+    assert efficiency([[receipt(1, 100, 4, 3)]]) == {}
     assert efficiency([]) == {}
+
+
+def test_what_a_process_does_between_two_rounds_is_not_waiting() -> None:
+    first, second = receipt(1, 100, 4, 3), receipt(2, 124, 4, 3)
+    (found,) = efficiency([[first], [second]]).values()
+    assert (found.workers, found.segments_per_s, found.waiting, found.limited_by) == (1, 20 / 8, 0.0, "model")
+    (found,) = efficiency([[first, second]]).values()
+    assert (found.waiting, found.limited_by) == (round(20 / 28, 3), "read")
 
 
 def test_a_timeline_has_every_stage_of_every_unit(tmp_path: Path) -> None:

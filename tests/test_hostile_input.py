@@ -19,10 +19,11 @@ from tiny_pictures import save_clip
 from tiny_text import save_clap
 
 from batchproj import embedding, stages
-from batchproj.embed import Options
+from batchproj.embed import Options, Watch, embed
 from batchproj.errors import UsageError
 from batchproj.explain import explain, lines
 from batchproj.recipe import Recipe, Units
+from batchproj.space import open_space, resolve
 
 OPTIONS = Options(Recipe(units=Units(max_items=200), read_threads=2))
 PLAIN = 60 - 27
@@ -126,6 +127,13 @@ def test_a_run_warns_of_names_that_lie(space: Path, tmp_path: Path, monkeypatch:
     assert said == [
         f"warning: file://{tmp_path}/s/a.jpg is named as JPEG, it is PNG; embedded as what it is, and 1 more beside it"
     ]
+
+
+def test_before_it_counts_anew_a_run_says_why(space: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    write_all(tmp_path / "s", {"a.txt": b"w1", "b.txt": saved(drawn(1), "PNG"), "c": b"w3"})
+    embed(str(tmp_path / "s"), str(tmp_path / "c"), resolve(open_space(str(space))), OPTIONS, Watch(said.append))
+    assert "embedding 2 items whose names do not tell what they are" in said
 
 
 def test_more_bad_files_than_allowed_is_exit_code_3(tiny_space: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from batchproj.bench.benchmark import Document, Result
+from batchproj.bench.contenders import CEILING
 from batchproj.bench.figures import Figures, Ratio
 
 _HEAD = (
@@ -19,6 +20,9 @@ _HEAD = (
     ("peak", "arithmetic that was needed, % of the machine's measured rate"),
     ("/M", "price of a million items, steady"),
 )
+
+SHORT_S = 2.0
+"""What the ceiling does in less is hardly more than its first and last batches."""
 
 
 def table(document: Document) -> Any:
@@ -60,6 +64,12 @@ def notes(document: Document) -> list[str]:
         for name, one in result.contenders.items():
             if one.missing is not None:
                 lines.append(f"{result.workload}, {name}: left out: {one.missing}")
+        ceiling = result.contenders.get(CEILING)
+        if ceiling is not None and ceiling.items_per_s and (steady_s := result.items / ceiling.items_per_s) < SHORT_S:
+            lines.append(
+                f"{result.workload}: {CEILING} is done in {steady_s:.1f} s: where work begins and ends weighs most, "
+                "these figures tell little of longer jobs"
+            )
         if not result.valid:
             lines.append(f"{result.workload}: every round is void, the machine was busy: ~ figures mean little")
     return lines

@@ -250,10 +250,17 @@ def _print_report(report: Any, collection: str) -> None:
     elif report.commit is None:
         print(f"Nothing to do: {report.unchanged:,} items unchanged, run {report.run} stays live.")
     else:
+        named = {
+            "copied from equal bytes": report.copied,
+            "projected again": report.reprojected,
+            "unchanged": report.unchanged,
+            "deleted": report.deleted,
+            "in quarantine": report.quarantined,
+        }
+        rest = "".join(f", {count:,} {name}" for name, count in named.items() if count)
         print(
-            f"Run {report.run} is live: {report.embedded:,} embedded, {report.copied:,} known by their bytes, "
-            f"{report.reprojected:,} projected again, {report.unchanged:,} unchanged, {report.deleted:,} deleted, "
-            f"{report.quarantined:,} in quarantine, {report.rows:,} rows, {report.seconds:,.1f} s."
+            f"Run {report.run} is live: {report.embedded:,} embedded{rest}; {report.rows:,} rows, "
+            f"{report.seconds:,.1f} s."
         )
     if report.efficiency:
         from batchproj.collection.efficiency import lines

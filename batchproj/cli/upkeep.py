@@ -117,7 +117,7 @@ def _repaired(collection: str, space: str | None, recipe: str | None, verbose: b
 def _print_verification(found: Any, report: Any, collection: str) -> None:
     if report is not None:
         print(
-            f"Repaired by run {report.run}: {report.embedded:,} embedded, {report.copied:,} known by their bytes, "
+            f"Repaired by run {report.run}: {report.embedded:,} embedded, {report.copied:,} copied from equal bytes, "
             f"{report.reprojected:,} projected again, {report.unchanged:,} left as they were."
         )
     print(

@@ -37,27 +37,34 @@ class Efficiency(BaseModel):
     limited_by: Limit
 
 
-def efficiency(receipts: Iterable[Receipt]) -> dict[str, Efficiency]:
-    """By modality, of the units that one attempt at a run has embedded; without those that took no time to speak of."""
-    by_modality: dict[str, list[Receipt]] = {}
-    for receipt in receipts:
-        if receipt.unit.task == "embed" and receipt.unit.modality is not None and receipt.spans:
-            by_modality.setdefault(receipt.unit.modality, []).append(receipt)
+def efficiency(rounds: Iterable[Iterable[Receipt]]) -> dict[str, Efficiency]:
+    """By modality, of the units that one attempt at a run has embedded; without those that took no time to speak of.
+
+    What a process does between two rounds is no part of its time: it may have embedded something else."""
+    by_modality: dict[str, list[tuple[int, Receipt]]] = {}
+    for number, receipts in enumerate(rounds):
+        for receipt in receipts:
+            if receipt.unit.task == "embed" and receipt.unit.modality is not None and receipt.spans:
+                by_modality.setdefault(receipt.unit.modality, []).append((number, receipt))
     judged = {modality: _judged(own) for modality, own in by_modality.items()}
     return {modality: found for modality, found in sorted(judged.items()) if found is not None}
 
 
-def _judged(receipts: Sequence[Receipt]) -> Efficiency | None:
+def _judged(numbered: Sequence[tuple[int, Receipt]]) -> Efficiency | None:
+    """`numbered`: a modality's receipts, each with its round."""
+    receipts = [receipt for _, receipt in numbered]
     spans = [span for receipt in receipts for span in receipt.spans]
-    workers: dict[str, list[Span]] = {}
-    for span in spans:
-        if span.stage == "embed":
-            workers.setdefault(span.where, []).append(span)
+    in_rounds: dict[tuple[str, int], list[Span]] = {}
+    for number, receipt in numbered:
+        for span in receipt.spans:
+            if span.stage == "embed":
+                in_rounds.setdefault((span.where, number), []).append(span)
     whole = 0.0
-    for where, own in workers.items():
+    for (where, _), own in in_rounds.items():
         end = max(each.ended for each in own)
-        between = [each for each in spans if each.stage == "measure" and each.where == where and each.began < end]
-        whole += end - min(each.began for each in own) - _seconds(between, "measure")
+        begin = min(each.began for each in own)
+        measures = [each for each in spans if each.stage == "measure" and each.where == where]
+        whole += end - begin - _seconds((each for each in measures if begin <= each.began < end), "measure")
     encoded = sum(receipt.encoded for receipt in receipts)
     if whole < WORTH_SAYING_S or not encoded:
         return None
@@ -68,7 +75,7 @@ def _judged(receipts: Sequence[Receipt]) -> Efficiency | None:
     ceilings = [receipt.ceiling_per_s for receipt in receipts if receipt.ceiling_per_s is not None]
     ceiling = statistics.median(ceilings) if ceilings else None
     return Efficiency(
-        workers=len(workers),
+        workers=len({where for where, _ in in_rounds}),
         segments_per_s=round(encoded / whole, 2),
         ceiling_per_s=None if ceiling is None else round(ceiling, 2),
         of_ceiling=None if ceiling is None else round(encoded / whole / ceiling, 3),
