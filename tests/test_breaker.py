@@ -255,7 +255,7 @@ def test_a_lost_mount_or_lost_rights_stop_early_and_blame_nothing(
         write_words(tmp_path / "s" / f"{number:02d}.txt", number)
     options = Options(Recipe(units=Units(max_items=4), read_threads=2), max_bad=0.05)
     monkeypatch.setattr(breaker, "WINDOW_ITEMS", 12)
-    read = objectstore._read_version
+    read = objectstore.reading._read_version
 
     def fail(fs: object, path: str, *told: bool) -> bytes:
         if path.endswith("/00.txt"):
@@ -263,7 +263,7 @@ def test_a_lost_mount_or_lost_rights_stop_early_and_blame_nothing(
         raise trouble(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(objectstore, "_read_version", fail)
+        patched.setattr(objectstore.reading, "_read_version", fail)
         with pytest.raises(error, match=said):
             run(tmp_path / "s", tmp_path / "c", tiny_space, options)
     assert 12 <= reads.total() < 24

@@ -435,7 +435,7 @@ def test_a_listing_that_is_cut_off_is_repeated_and_not_believed(
     folder = Folder(s3_bucket)
     for number in range(10):
         folder.write(f"d/{number}.txt", b"x")
-    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    monkeypatch.setattr(objectstore.listing, "LIST_PAGE", 4)
     fs, _ = objectstore.filesystem(s3_bucket)
     asked, answered = [], fs.call_s3
 

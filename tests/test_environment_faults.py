@@ -62,8 +62,8 @@ def test_a_mount_that_went_away_or_a_machine_in_trouble_is_not_the_objects_fault
     def fail(*_: object) -> bytes:
         raise OSError(number, "trouble")
 
-    monkeypatch.setattr(objectstore, "_read_version", fail)
-    monkeypatch.setattr(objectstore, "_head", fail)
+    monkeypatch.setattr(objectstore.reading, "_read_version", fail)
+    monkeypatch.setattr(objectstore.reading, "_head", fail)
     with pytest.raises(TryLater):
         reading.read_items([row(f"file://{tmp_path}/a.txt", 2, "1")], 100, 1)
     table = write(tmp_path / "t.jsonl", [{"uri": "a.txt"}])
@@ -79,7 +79,7 @@ def test_a_disk_that_fails_over_few_objects_costs_these_and_over_many_the_run(
     for number in range(of):
         (tmp_path / "s").mkdir(exist_ok=True)
         (tmp_path / f"s/{number}.txt").write_text(f"w{number % 13 + 1} w{number % 7 + 1}")
-    read = objectstore._read_version
+    read = objectstore.reading._read_version
 
     def fail(fs: object, path: str, *told: Any) -> bytes:
         if int(Path(path).stem) < failing:
@@ -88,7 +88,7 @@ def test_a_disk_that_fails_over_few_objects_costs_these_and_over_many_the_run(
 
     options = Options(Recipe(retry_s=0.01))
     with monkeypatch.context() as patched:
-        patched.setattr(objectstore, "_read_version", fail)
+        patched.setattr(objectstore.reading, "_read_version", fail)
         if failing > 0.2 * of:
             with pytest.raises(TryLater, match=r"check (it|the disk) and run the same command again"):
                 run(tmp_path / "s", tmp_path / "c", tiny_space, options)
@@ -107,7 +107,9 @@ def test_a_disk_that_fails_over_few_objects_costs_these_and_over_many_the_run(
 
 def test_an_object_alone_tells_nothing_of_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("w1")
-    monkeypatch.setattr(objectstore, "_read_version", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "trouble")))
+    monkeypatch.setattr(
+        objectstore.reading, "_read_version", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "trouble"))
+    )
     with pytest.raises(DiskFault):
         reading.read_items([row(f"file://{tmp_path}/a.txt", 2, "1")], 100, 1)
 
@@ -123,7 +125,7 @@ def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_
         listed_rows.append(row(f"file://{file}", state.st_size, f"{state.st_size}-{state.st_mtime_ns}"))
     wanted = [f"w{number}".encode() for number in range(len(listed_rows))]
     tasks, asked = [], []
-    each, read = reading._read_each, objectstore._read_version
+    each, read = reading._read_each, objectstore.reading._read_version
 
     def task_noted(task: Any) -> Any:
         tasks.append(len(task))
@@ -144,7 +146,7 @@ def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_
     assert reading.read_items(listed_rows, 100, 4) == wanted
     assert sorted(tasks) == [1] * 28 + [25] * 4
     with monkeypatch.context() as patched:
-        patched.setattr(objectstore, "_read_version", failing)
+        patched.setattr(objectstore.reading, "_read_version", failing)
         with pytest.raises(DiskFault):
             reading.read_items(listed_rows[:96], 100, 4)
         assert len(asked) <= 8  # the first of each task, and those that were under way
@@ -174,7 +176,7 @@ def test_small_files_are_handed_over_together_and_a_dead_disk_is_not_waited_for_
     def one_fails(fs: Any, path: str, *told: Any) -> bytes:
         return failing() if path == bad else read(fs, path, *told)
 
-    monkeypatch.setattr(objectstore, "_read_version", one_fails)
+    monkeypatch.setattr(objectstore.reading, "_read_version", one_fails)
     found = reading.read_items(listed_rows[:96], 100, 4)
     assert isinstance(found[5], ItemFault)
     assert found[:5] + found[6:] == wanted[:5] + wanted[6:96]
@@ -276,7 +278,7 @@ def test_a_mount_that_is_empty_when_it_is_read_stops_the_run(
     corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = [f"item{number}.png" for number in range(12)]
-    read = objectstore._read_version
+    read = objectstore.reading._read_version
 
     def vanished(fs: object, path: str, version: str, *told: bool) -> bytes:
         if Path(path).name in away:
@@ -284,11 +286,11 @@ def test_a_mount_that_is_empty_when_it_is_read_stops_the_run(
         return read(fs, path, version, *told)
 
     with monkeypatch.context() as patched:
-        patched.setattr(objectstore, "_read_version", vanished)
+        patched.setattr(objectstore.reading, "_read_version", vanished)
         with pytest.raises(TryLater, match="12 of 24 objects were listed and are gone"):
             run(corpus, tmp_path / "c", tiny_space)
     assert run(corpus, tmp_path / "c", tiny_space).embedded == 24  # it is back: nobody was blamed meanwhile
-    monkeypatch.setattr(objectstore, "_read_version", vanished)
+    monkeypatch.setattr(objectstore.reading, "_read_version", vanished)
     meant = Options(OPTIONS.recipe, allow_mass_delete=True)
     assert run(corpus, tmp_path / "meant", tiny_space, meant).quarantined == 12
     del away[4:]

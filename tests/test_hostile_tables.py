@@ -58,14 +58,14 @@ ROWS: list[tuple[bytes, str | None]] = [
 def test_every_broken_row_has_its_reason_and_the_others_are_embedded(
     tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = objectstore._head
+    head = objectstore.reading._head
 
     def refusing(fs: object, path: str, **options: int) -> tuple[int, str]:
         if path.endswith("secret.txt"):
             raise PermissionError("Forbidden")
         return head(fs, path, **options)
 
-    monkeypatch.setattr(objectstore, "_head", refusing)
+    monkeypatch.setattr(objectstore.reading, "_head", refusing)
     (tmp_path / "s").mkdir()
     (tmp_path / "outside.txt").write_text("w9")
     for name in ("fine", "secret"):
@@ -109,7 +109,7 @@ def sounds() -> dict[str, bytes]:
 def test_a_download_that_is_cut_is_tried_again_and_then_one_item_s_fault(
     s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objectstore, "CUT_TRIES", 2)
+    monkeypatch.setattr(objectstore.reading, "CUT_TRIES", 2)
     folder, files = Folder(f"{s3_bucket}/s"), {**sounds(), "whole.wav": sound(tone(0.5, 2), "WAV")}
     for name, data in files.items():
         folder.write(name, data)
@@ -133,7 +133,7 @@ def test_an_answer_that_is_short_and_says_nothing_is_asked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: Counter[str] = Counter()
-    whole = objectstore._read_version
+    whole = objectstore.reading._read_version
 
     def short(fs: object, path: str, *told: Any, **options: int) -> bytes:
         name = path.rpartition("/")[2]
@@ -144,14 +144,14 @@ def test_an_answer_that_is_short_and_says_nothing_is_asked_for_again(
 
     for name, data in sounds().items():
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(objectstore, "_read_version", short)
+    monkeypatch.setattr(objectstore.reading, "_read_version", short)
     rows = listed(tmp_path)
     read = dict(zip([row["key"] for row in rows], read_items(rows, 1 << 20, 1), strict=True))
     fault = read.pop("cut.ogg")
     assert isinstance(fault, ItemFault)
     assert (fault.reason, fault.detail[-7:]) == (Reason.CHANGED, " listed")
     assert read == {name: data for name, data in sounds().items() if name != "cut.ogg"}
-    assert asked == {"cut.ogg": objectstore.CUT_TRIES, "cut.wav": 2, "cut.mp3": 1}
+    assert asked == {"cut.ogg": objectstore.reading.CUT_TRIES, "cut.wav": 2, "cut.mp3": 1}
 
 
 def test_a_row_of_bytes_that_lie_is_quarantined_by_what_they_are(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ ENGINE = {
     "ray": {"pipeline", "ray_training", "jobs", "nodes", "metrics", "bench.contenders.ray_data", "serve.deployment"},
     "lancedb": {"index", "search", "conditions"},
     "lance": {"tags", "source.lance", "source.lance_child"},
-    "fsspec": {"objectstore"},
+    "fsspec": {f"objectstore.{name}" for name in ("uris", "listing", "reading", "folder")},
 }
 
 

@@ -72,7 +72,7 @@ def test_a_prefix_that_is_no_folder_lists_on_s3(s3_bucket: str) -> None:
 
 
 def test_s3_listing_comes_in_pages(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    monkeypatch.setattr(objectstore.listing, "LIST_PAGE", 4)
     fill(s3_bucket, [f"d/{number}.txt" for number in range(10)])
     assert [len(page) for page in list_objects(f"{s3_bucket}/d")] == [4, 4, 2]
 
@@ -174,7 +174,7 @@ def test_files_are_all_below_a_folder_with_their_sizes(root: str) -> None:
 
 
 def test_files_of_s3_come_page_by_page(s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    monkeypatch.setattr(objectstore.listing, "LIST_PAGE", 4)
     names = [f"d/{number}" for number in range(10)]
     fill(s3_bucket, names)
     proxy.clear()
@@ -188,7 +188,7 @@ def test_files_of_s3_come_page_by_page(s3_bucket: str, proxy: Proxy, monkeypatch
 def test_a_page_that_fails_once_is_asked_for_once_more(
     s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objectstore, "LIST_PAGE", 4)
+    monkeypatch.setattr(objectstore.listing, "LIST_PAGE", 4)
     fill(s3_bucket, [f"d/{number}" for number in range(10)])
     for look in (lambda: keys(f"{s3_bucket}/d"), lambda: Folder(s3_bucket).names("d")):
         proxy.clear()
@@ -220,7 +220,7 @@ def test_remove_leaves_no_empty_folder_below_the_root(tmp_path: Path) -> None:
 
 
 def test_remove_on_s3_asks_in_bulk(s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectstore, "REMOVE_PAGE", 4)
+    monkeypatch.setattr(objectstore.folder, "REMOVE_PAGE", 4)
     names = [f"d {number} é&<" for number in range(10)]
     fill(s3_bucket, names)
     proxy.clear()

@@ -157,7 +157,7 @@ def test_half_an_answer_is_no_answer(s3_bucket: str, proxy: Proxy) -> None:
 
 
 def test_a_store_that_hangs_is_asked_again(s3_bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(objectstore._ONE_TRY, "read_timeout", 0.5)
+    monkeypatch.setitem(objectstore.uris._ONE_TRY, "read_timeout", 0.5)
     proxy.delay_s = 2
     written = threading.Event()
 

@@ -46,7 +46,7 @@ def test_objects_that_rows_name_are_looked_up_at_once_and_again_when_the_store_f
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(8, timeout=20)
-    head, failed = objectstore._head, set()
+    head, failed = objectstore.reading._head, set()
 
     def slow(fs: object, path: str) -> tuple[int, str]:
         if path not in failed:
@@ -58,7 +58,7 @@ def test_objects_that_rows_name_are_looked_up_at_once_and_again_when_the_store_f
     for number in range(8):
         write_picture(tmp_path / f"{number}.png", number)
     source = write(tmp_path / "t.csv", [{"uri": f"{number}.png"} for number in range(8)])
-    monkeypatch.setattr(objectstore, "_head", slow)
+    monkeypatch.setattr(objectstore.reading, "_head", slow)
     sizes = [row["size"] for row in listed(source)]
     assert sizes == [(tmp_path / f"{number}.png").stat().st_size for number in range(8)]
     assert len(failed) == 8
