@@ -64,6 +64,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
     # inherited by local workers: threads that wait and spin take the cores from those who have work
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # read by the raylet: beside actors that hold its CPUs it ends processes that had no task for a second, and one that
+    # reads has none while a unit is embedded; to start another for each took a tenth of two cores
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "60000")
     with importing():
         import ray
         from ray.data import DataContext

@@ -47,6 +47,31 @@ def test_ray_is_shut_down_when_the_threads_that_call_it_have_ended() -> None:
     assert told_by(script) == {"while it is read": True, "at the end": False}
 
 
+def test_a_process_that_reads_outlives_the_time_between_two_units() -> None:
+    """Ray would start another, beside an actor that holds the CPUs, and that takes longer than to read a unit."""
+    script = """if True:
+        import json, os, time
+        import ray
+        from batchproj.pipeline import ray_session
+
+        class Embedding:
+            def ready(self):
+                return True
+
+        def read():
+            return os.getpid()
+
+        with ray_session(False):
+            actor = ray.remote(num_cpus=ray.cluster_resources()["CPU"] - 0.5)(Embedding).remote()
+            ray.get(actor.ready.remote())
+            reading = ray.remote(num_cpus=0.5)(read)
+            first = ray.get(reading.remote())
+            time.sleep(4)
+            print(json.dumps(ray.get(reading.remote()) == first))
+    """
+    assert told_by(script) is True
+
+
 @pytest.mark.parametrize("when", ["while a thread is waited for", "while Ray ends"])
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
 def test_a_signal_at_the_end_of_a_session_is_answered_when_ray_is_shut_down(number: str, when: str) -> None:
