@@ -36,7 +36,8 @@ def _product(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | No
     return torch.ops.mkldnn._linear_pointwise(states, packed, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
-def _gains() -> bool:
+def gains() -> bool:
+    """Whether oneDNN computes in bf16 here as fast as it can."""
     has_one_dnn = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
     return has_one_dnn and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -46,7 +47,7 @@ def prepack(network: nn.Module) -> int:
 
     For networks that only call these layers: those that look at `weight` (T5, WavLM, BEiT) have it unpacked each time.
     """
-    if not _gains():
+    if not gains():
         return 0
     found = 0
     for name, part in network.named_children():

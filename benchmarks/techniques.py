@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from batchproj import packed_texts, recorded_steps
+from batchproj import fused_convolutions, packed_texts, recorded_steps
 from batchproj.bench import corpus, models
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
@@ -180,6 +180,12 @@ def laid_out(prepacked: bool) -> Work:
     return lambda: own.encode(texts())
 
 
+def convolving(*, fused: bool) -> Work:
+    with nullcontext() if fused else patch.object(fused_convolutions, "gains", lambda: False):
+        own = built(Modality.IMAGE, prepacked=True)
+    return lambda: own.encode(pictures())
+
+
 LENGTH, WIDTH, HEADS = 26, 32, 12
 
 
@@ -265,6 +271,11 @@ def techniques() -> dict[str, Callable[[], Technique]]:
         ),
         "channels-last": lambda: Technique(
             "channels last, in bf16", in_layout(torch.contiguous_format), in_layout(torch.channels_last)
+        ),
+        "fused-image": lambda: Technique(
+            "EfficientNet-lite0: convolutions that apply their activation and take uneven padding as they go",
+            convolving(fused=False),
+            convolving(fused=True),
         ),
         "scaled-jpeg": lambda: Technique(
             "JPEG of 1600 to 2400 px decoded at a reduced scale, then resized", decoded_whole, decoded_scaled

@@ -22,7 +22,7 @@ LAYERS = [
     ["weights"],
     ["model_folder", "ctranslate2_file", "fixed_shapes", "log_mel", "tokens", "token_features", "attention"],
     ["accelerator", "prepacked_linear"],
-    ["standardised_weights", "bf16_convolutions", "packed_texts", "queued_batches"],
+    ["standardised_weights", "bf16_convolutions", "fused_convolutions", "packed_texts", "queued_batches"],
     ["clap_mel", "kaldi_fbank", "sentence_layout"],
     ["varlen_texts"],
     ["torch_runtime", "projector", "features"],

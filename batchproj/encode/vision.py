@@ -118,15 +118,12 @@ class Config(EncoderConfig):
         import torch
 
         from batchproj.accelerator import device
-        from batchproj.bf16_convolutions import keep_right
+        from batchproj.image_encoder import ImageEncoder
 
         network = _timm_loaded(name, folder)
         wanted = _timm_input(network)
         network.to(device(), memory_format=torch.channels_last)
         dtype = _halve(network) if self.dtype == "bf16" else torch.float32
-        keep_right(network)
-        from batchproj.image_encoder import ImageEncoder
-
         return ImageEncoder(lambda pixels: network(pixels).float(), _timm_tokens(network), network, wanted, dtype)
 
     def _standardisation(self, skeleton: Any) -> dict[str, str]:
@@ -198,15 +195,20 @@ def _halve(network: Any) -> torch.dtype:
     import torch
     from timm.models.efficientnet import EfficientNet
 
+    from batchproj.bf16_convolutions import keep_right
+    from batchproj.fused_convolutions import fuse
     from batchproj.standardised_weights import standardise
 
     standardise(network)
     if not isinstance(network, EfficientNet):
         network.to(torch.bfloat16)
+        keep_right(network)
         return torch.bfloat16
     _fold_batch_norms(network)
     for part in (*network.blocks[1:], network.conv_head, network.bn2):
         part.to(torch.bfloat16)
+    keep_right(network)
+    fuse(network)
     network.blocks[0].register_forward_hook(lambda _part, _inputs, output: output.to(torch.bfloat16))
     network.bn2.register_forward_hook(lambda _part, _inputs, output: output.float())  # pooled in fp32
     return torch.float32

@@ -3,8 +3,9 @@
 texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
           meanwhile), batches of so many tokens, a core each; the steps traced, the weights prepacked, lengths filled up
           to multiples of 16 where that adds little, else mostly keys and values alone
-images    bf16 but for the first stage, batch norms folded, channels last; JPEG decoded at a reduced scale; decoding
-          in threads beside the model; uint8 until the model; batches side by side, a core each; the steps traced
+images    bf16 but for the first stage, batch norms folded, channels last, activations and uneven padding within the
+          convolutions; JPEG decoded at a reduced scale; decoding in threads beside the model; uint8 until the model;
+          batches side by side, a core each; the steps traced
 sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model;
           batches side by side, a core each
 cached    one matrix product over the features, file by file
@@ -35,6 +36,7 @@ from batchproj.bench import models
 from batchproj.bench.contender import Job, Stopwatch, main, write_features, write_outcome
 from batchproj.bench.reading import names, read, read_many
 from batchproj.bench.workloads import segment_ids
+from batchproj.fused_convolutions import fuse
 from batchproj.prepacked_linear import prepack
 from batchproj.recorded_steps import Steps, branching
 from batchproj.schema import Modality
@@ -208,12 +210,13 @@ def _images(job: Job) -> None:
     edge = config["input_size"][1]
     resized = int(edge / config["crop_pct"])
     _halve(network)
-    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) * 255 for key in ("mean", "std"))
+    mean, std = (torch.tensor(config[key]).repeat(edge) * 255 for key in ("mean", "std"))
+    factor, shift = 1 / std, -mean / std
     ids = names(job.source)
 
     def steps(pixels_BHWC: torch.Tensor) -> torch.Tensor:
-        pixels_BCHW = pixels_BHWC.permute(0, 3, 1, 2)  # channels last in memory
-        features_BD: torch.Tensor = network((pixels_BCHW.float() - mean) / std)
+        rows_BHR = torch.addcmul(shift, pixels_BHWC.flatten(2).float(), factor)  # a whole row's numbers at once
+        features_BD: torch.Tensor = network(rows_BHR.view(pixels_BHWC.shape).permute(0, 3, 1, 2))
         return features_BD
 
     features_of = _traced(Steps(steps, network), torch.zeros(FORWARD_IMAGES, edge, edge, 3, dtype=torch.uint8))
@@ -256,6 +259,7 @@ def _halve(network: Any) -> None:
     network.to(memory_format=torch.channels_last)
     for part in (*network.blocks[1:], network.conv_head, network.bn2):
         part.to(torch.bfloat16)
+    fuse(network)
     network.blocks[0].register_forward_hook(lambda _part, _inputs, output: output.to(torch.bfloat16))
     network.bn2.register_forward_hook(lambda _part, _inputs, output: output.float())
 

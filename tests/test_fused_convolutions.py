@@ -1,0 +1,89 @@
+"""Convolutions with their activation and padding in one pass: what they give, recorded or not, and which they are."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from timm.layers import Conv2dSame
+from timm.models.efficientnet import EfficientNet
+from torch import nn
+
+from batchproj import fused_convolutions
+from batchproj.encode.vision import _halve
+from batchproj.fused_convolutions import FusedConvolution, fuse
+from batchproj.prepacked_linear import gains
+from batchproj.recorded_steps import _played, _traced
+
+pytestmark = pytest.mark.skipif(not gains(), reason="this CPU gains nothing by it")
+
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
+"""Relative; bf16 has eight bits."""
+
+
+def noise(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def enlivened(convolution: nn.Conv2d, dtype: torch.dtype) -> nn.Conv2d:
+    torch.manual_seed(1)
+    nn.init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
+    assert convolution.bias is None or nn.init.normal_(convolution.bias) is not None
+    return convolution.to(dtype).eval().requires_grad_(requires_grad=False)
+
+
+def assert_same(convolution: nn.Conv2d, activation: nn.Module, pixels: torch.Tensor) -> None:
+    fused = FusedConvolution(convolution, activation)
+    with torch.inference_mode():
+        expected, found = activation(convolution(pixels)), fused(pixels)
+        record = _traced(fused, (pixels,))
+        assert torch.equal(_played(record, (pixels,)), found)
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=CLOSE[pixels.dtype], atol=CLOSE[pixels.dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU()])
+def test_activations_are_what_they_are_alone(activation: nn.Module, dtype: torch.dtype) -> None:
+    pixels = noise(2, 16, 14, 14, dtype=dtype) * 4  # some beyond what ReLU6 lets through
+    assert_same(enlivened(nn.Conv2d(16, 24, 1), dtype), activation, pixels)
+    assert_same(enlivened(nn.Conv2d(16, 16, 5, padding=2, groups=16, bias=False), dtype), activation, pixels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("side", [(14, 14), (15, 15), (14, 15), (7, 9)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_padding_is_tensorflows(kernel: int, side: tuple[int, int], dtype: torch.dtype) -> None:
+    pixels = noise(2, 8, *side, dtype=dtype)
+    for dilation in (1, 2):
+        convolution = Conv2dSame(8, 8, kernel, stride=2, groups=8, dilation=dilation)
+        assert_same(enlivened(convolution, dtype), nn.ReLU6(), pixels)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0", "tf_mobilenetv3_small_075"])
+def test_a_network_gives_the_same_with_all_its_convolutions_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        network = timm.create_model(name, pretrained=False, num_classes=0).eval().requires_grad_(requires_grad=False)
+        return network.to(memory_format=torch.channels_last)
+
+    pixels = noise(2, 3, 96, 96, dtype=torch.float32)
+    network, plain = made(), made()
+    dtype = _halve(network)
+    monkeypatch.setattr(fused_convolutions, "gains", lambda: False)
+    assert _halve(plain) is dtype
+    with torch.inference_mode():
+        found, expected = (each(pixels.to(dtype)).float() for each in (network, plain))
+    assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.9999
+    fused = {name for name, part in network.named_modules() if isinstance(part, FusedConvolution)}
+    followed = {name for name, part in plain.named_modules() if isinstance(part, nn.Conv2d)}
+    followed -= {name for name in followed if name.endswith("conv_expand")}  # by a sigmoid
+    assert fused == (followed if type(network) is EfficientNet else set())
+
+
+def test_what_is_called_in_another_order_or_wanted_in_another_number_format_stays() -> None:
+    network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    network[2].register_forward_hook(lambda _part, _inputs, output: output)
+    assert fuse(network) == 0
+    assert [type(part) for part in network] == [nn.Conv2d, nn.GELU, nn.Conv2d, nn.ReLU]
