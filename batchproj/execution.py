@@ -56,10 +56,9 @@ def execute(run: Run, watch: Watch, options: Options, executed: Executed) -> Non
             done, todo = _divide(job.folder, run.target.run, pending, options.retry_quarantined)
             if trip := breaker.add(done):
                 raise _stopped(job.folder, trip, receipts + done)
-            if number and todo:
-                items = sum(unit.items for unit in todo)  # the counts begin anew
-                whose = "item whose name does" if items == 1 else "items whose names do"
-                watch.step(f"embedding {items:,} {whose} not tell what {'it is' if items == 1 else 'they are'}")
+            if number and todo:  # the counts begin anew
+                items = sum(unit.items for unit in todo)
+                watch.step(f"embedding what names did not tell: {items:,} item{'s' if items > 1 else ''}")
             watch.totals(_items_by_modality([receipt.unit for receipt in done]), _items_by_modality(todo))
             if todo:
                 fresh: list[Receipt] = []

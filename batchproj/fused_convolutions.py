@@ -1,8 +1,8 @@
 """Convolutions that apply the activation after them, and take TensorFlow's padding before them, as they go.
 
 By itself torch writes what a convolution gives, and reads and writes it again for the activation; and it copies what
-is to be padded on one side more than on the other. In EfficientNet-lite0 that was half of the time, most of it ReLU6 of
-bf16 (`benchmarks/techniques.py fused-image`). The operators are those that torch's own compiler has for CPUs.
+is to be padded on one side more than on the other. Without that EfficientNet-lite0 in bf16 is 1.8 times as fast (on a
+CPU with AMX: `benchmarks/techniques.py fused-image`). The operators are those that torch's own compiler has for CPUs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FusedConvolution(nn.Module):
     """(B, C, H, W) -> (B, D, H', W') of the dtype of the `nn.Conv2d` that it was made of, its activation included.
 
     Of timm's `Conv2dSame`, which pads as TensorFlow does: at the right and below by one more than at the left and above
-    where the input is even. That is an equal padding for a kernel with one more row and column of zeros before it.
+    where what is lacking is odd. That is an equal padding for a kernel with one more row and column of zeros before it.
     """
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
@@ -37,16 +37,17 @@ class FusedConvolution(nn.Module):
         self._activation, self._scalars = _ACTIVATIONS[type(activation)]
         self._kernel = [int(side) for side in convolution.weight.shape[2:]]
         self._stride, self._dilation = list(convolution.stride), list(convolution.dilation)
-        self._groups, self._padding = convolution.groups, None if _is_same(convolution) else _sides(convolution)
-        # not laid out beforehand for oneDNN: of some shapes that makes a convolution ten or sixty times as slow
+        self._groups, self._is_same = convolution.groups, _is_same(convolution)
+        self._padding = [int(side) for side in convolution.padding]
+        # not laid out beforehand for oneDNN: tried by hand, one of 1,152 channels to 192 was then 60 times as slow
         self.weight, self.bias = convolution.weight, convolution.bias
         self.wider: torch.Tensor
-        if self._padding is None:
+        if self._is_same:
             wider = nn.functional.pad(convolution.weight.detach(), [1, 0, 1, 0])
             self.register_buffer("wider", wider.contiguous(memory_format=torch.channels_last))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self._padding is not None:
+        if not self._is_same:
             return self._computed(pixels, self.weight, self._padding)
         before, after = zip(*map(self._around, (0, 1), pixels.shape[2:]), strict=True)
         if before == after:
@@ -84,20 +85,20 @@ def _convolved(
     )
 
 
-def fuse(network: nn.Module) -> int:
-    """Replace each convolution of a network, and the activation that is its next sibling, by one; their number.
+def fuse(network: nn.Module) -> None:
+    """Let each convolution of a network apply the activation that is its next sibling, where this CPU gains by it.
 
-    For networks that call siblings in their order, where this CPU gains by it.
+    For networks that call siblings in their order.
     """
     if not gains():
-        return 0
-    found = 0
-    for (name, part), (following_name, following) in pairwise(list(network.named_children())):
-        if _is_plain(part) and type(following) in _ACTIVATIONS:
+        return
+    parts = [(name, part) for name, part in network._modules.items() if part is not None]  # shared ones each time
+    for (name, part), (following_name, following) in pairwise(parts):
+        if _is_plain(part) and type(following) in _ACTIVATIONS and not _has_hooks(following):
             setattr(network, name, FusedConvolution(part, following))
             setattr(network, following_name, nn.Identity())
-            found += 1
-    return found + sum(map(fuse, network.children()))
+    for child in network.children():
+        fuse(child)
 
 
 def _is_plain(part: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -105,7 +106,12 @@ def _is_plain(part: nn.Module) -> TypeGuard[nn.Conv2d]:
     if type(part) is not nn.Conv2d and not _is_same(part):
         return False
     is_here = part.weight.device.type == "cpu" and part.weight.dtype in (torch.bfloat16, torch.float32)
-    return is_here and part.padding_mode == "zeros" and not (part._forward_hooks or part._forward_pre_hooks)
+    pads_zeros = isinstance(part.padding, tuple) and part.padding_mode == "zeros"
+    return is_here and pads_zeros and not _has_hooks(part)
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return bool(part._forward_hooks or part._forward_pre_hooks)
 
 
 def _is_same(part: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -113,8 +119,3 @@ def _is_same(part: nn.Module) -> TypeGuard[nn.Conv2d]:
     from timm.layers import Conv2dSame
 
     return type(part) is Conv2dSame
-
-
-def _sides(convolution: nn.Conv2d) -> list[int]:
-    assert not isinstance(convolution.padding, str), convolution
-    return list(convolution.padding)

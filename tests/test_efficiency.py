@@ -94,6 +94,8 @@ def test_what_a_process_does_between_two_rounds_is_not_waiting() -> None:
     first, second = receipt(1, 100, 4, 3), receipt(2, 124, 4, 3)
     (found,) = efficiency([[first], [second]]).values()
     assert (found.workers, found.segments_per_s, found.waiting, found.limited_by) == (1, 20 / 8, 0.0, "model")
+    (found,) = efficiency([[first], [receipt(2, 124, 4, 3, where="a:2")]]).values()  # a round has workers of its own
+    assert (found.workers, found.segments_per_s, found.waiting) == (1, 20 / 8, 0.0)
     (found,) = efficiency([[first, second]]).values()
     assert (found.waiting, found.limited_by) == (round(20 / 28, 3), "read")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
@@ -29,7 +31,8 @@ def noise(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 def enlivened(convolution: nn.Conv2d, dtype: torch.dtype) -> nn.Conv2d:
     torch.manual_seed(1)
     nn.init.normal_(convolution.weight, std=convolution.weight[0].numel() ** -0.5)
-    assert convolution.bias is None or nn.init.normal_(convolution.bias) is not None
+    if convolution.bias is not None:
+        nn.init.normal_(convolution.bias)
     return convolution.to(dtype).eval().requires_grad_(requires_grad=False)
 
 
@@ -53,12 +56,13 @@ def test_activations_are_what_they_are_alone(activation: nn.Module, dtype: torch
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("side", [(14, 14), (15, 15), (14, 15), (7, 9)])
-@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("kernel", [2, 3, 5])
 def test_padding_is_tensorflows(kernel: int, side: tuple[int, int], dtype: torch.dtype) -> None:
-    pixels = noise(2, 8, *side, dtype=dtype)
+    pixels = noise(2, 24, *side, dtype=dtype)
     for dilation in (1, 2):
-        convolution = Conv2dSame(8, 8, kernel, stride=2, groups=8, dilation=dilation)
-        assert_same(enlivened(convolution, dtype), nn.ReLU6(), pixels)
+        for out, groups in ((24, 24), (96, 1)):
+            convolution = Conv2dSame(24, out, kernel, stride=2, groups=groups, dilation=dilation)
+            assert_same(enlivened(convolution, dtype), nn.ReLU6(), pixels)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0", "tf_mobilenetv3_small_075"])
@@ -82,8 +86,27 @@ def test_a_network_gives_the_same_with_all_its_convolutions_fused(name: str, mon
     assert fused == (followed if type(network) is EfficientNet else set())
 
 
-def test_what_is_called_in_another_order_or_wanted_in_another_number_format_stays() -> None:
-    network = nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1), nn.ReLU())
-    network[2].register_forward_hook(lambda _part, _inputs, output: output)
-    assert fuse(network) == 0
-    assert [type(part) for part in network] == [nn.Conv2d, nn.GELU, nn.Conv2d, nn.ReLU]
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: [nn.Conv2d(4, 4, 1), nn.GELU()],
+        lambda: [nn.Conv2d(4, 4, 3, padding="same"), nn.ReLU()],
+        lambda: [nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU()],
+        lambda: [nn.Conv2d(4, 4, 1, dtype=torch.float64), nn.ReLU()],
+        lambda: [nn.Conv2d(4, 4, 1, device="meta"), nn.ReLU()],
+        lambda: [nn.Conv2d(4, 4, 1), hooked(nn.ReLU())],
+        lambda: [hooked(nn.Conv2d(4, 4, 1)), nn.ReLU()],
+        lambda: [pool := nn.AvgPool2d(1), nn.Conv2d(4, 4, 1), pool, nn.ReLU()],
+    ],
+    ids=["activation", "padding by name", "reflecting", "fp64", "elsewhere", "hook", "hook before", "between"],
+)
+def test_of_which_more_is_wanted_stays(parts: Callable[[], list[nn.Module]]) -> None:
+    made = parts()
+    network = nn.Sequential(*made)
+    fuse(network)
+    assert list(network) == made
+
+
+def hooked(part: nn.Module) -> nn.Module:
+    part.register_forward_hook(lambda _part, _inputs, output: output)
+    return part

@@ -116,7 +116,7 @@ def test_no_object_is_read_and_no_model_is_loaded(
     def never(*_: object) -> None:
         raise AssertionError("an object was read or a model loaded")
 
-    monkeypatch.setattr("batchproj.objectstore.read_pinned", never)
+    monkeypatch.setattr("batchproj.source.reading.read_pinned", never)
     monkeypatch.setattr("batchproj.space.Member.load", never)
     live = live_snapshot(Folder(str(home / "c")))
     assert live is not None

@@ -132,8 +132,10 @@ def test_a_run_warns_of_names_that_lie(space: Path, tmp_path: Path, monkeypatch:
 def test_before_it_counts_anew_a_run_says_why(space: Path, tmp_path: Path) -> None:
     said: list[str] = []
     write_all(tmp_path / "s", {"a.txt": b"w1", "b.txt": saved(drawn(1), "PNG"), "c": b"w3"})
-    embed(str(tmp_path / "s"), str(tmp_path / "c"), resolve(open_space(str(space))), OPTIONS, Watch(said.append))
-    assert "embedding 2 items whose names do not tell what they are" in said
+    watch = Watch(said.append, lambda before, todo: said.append(f"{before}, {todo}"))
+    embed(str(tmp_path / "s"), str(tmp_path / "c"), resolve(open_space(str(space))), OPTIONS, watch)
+    why = said.index("embedding what names did not tell: 2 items")
+    assert said[why + 1] == "{}, {'image': 1, 'text': 1}"
 
 
 def test_more_bad_files_than_allowed_is_exit_code_3(tiny_space: Path, tmp_path: Path) -> None:

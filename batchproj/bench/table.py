@@ -21,8 +21,8 @@ _HEAD = (
     ("/M", "price of a million items, steady"),
 )
 
-SHORT_S = 2.0
-"""What the ceiling does in less is hardly more than its first and last batches."""
+_SHORT_S = 2.0
+"""Where the ceiling is done in less, beginning and end weigh too much."""
 
 
 def table(document: Document) -> Any:
@@ -65,7 +65,7 @@ def notes(document: Document) -> list[str]:
             if one.missing is not None:
                 lines.append(f"{result.workload}, {name}: left out: {one.missing}")
         ceiling = result.contenders.get(CEILING)
-        if ceiling is not None and ceiling.items_per_s and (steady_s := result.items / ceiling.items_per_s) < SHORT_S:
+        if ceiling is not None and ceiling.items_per_s and (steady_s := result.items / ceiling.items_per_s) < _SHORT_S:
             lines.append(
                 f"{result.workload}: {CEILING} is done in {steady_s:.1f} s: where work begins and ends weighs most, "
                 "these figures tell little of longer jobs"

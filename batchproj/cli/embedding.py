@@ -17,6 +17,7 @@ from batchproj.cli.console import (
     VerboseFlag,
     app,
     console,
+    counts,
     parse_modality,
     parse_reason,
     print_json,
@@ -251,17 +252,14 @@ def _print_report(report: Any, collection: str) -> None:
         print(f"Nothing to do: {report.unchanged:,} items unchanged, run {report.run} stays live.")
     else:
         named = {
+            "embedded": report.embedded,
             "copied from equal bytes": report.copied,
             "projected again": report.reprojected,
             "unchanged": report.unchanged,
             "deleted": report.deleted,
             "in quarantine": report.quarantined,
         }
-        rest = "".join(f", {count:,} {name}" for name, count in named.items() if count)
-        print(
-            f"Run {report.run} is live: {report.embedded:,} embedded{rest}; {report.rows:,} rows, "
-            f"{report.seconds:,.1f} s."
-        )
+        print(f"Run {report.run} is live: {counts(named)}; {report.rows:,} rows, {report.seconds:,.1f} s.")
     if report.efficiency:
         from batchproj.collection.efficiency import lines
 

@@ -15,6 +15,7 @@ from batchproj.cli.console import (
     VerboseFlag,
     app,
     console,
+    counts,
     parse_modality,
     parse_reason,
     print_json,
@@ -116,10 +117,13 @@ def _repaired(collection: str, space: str | None, recipe: str | None, verbose: b
 
 def _print_verification(found: Any, report: Any, collection: str) -> None:
     if report is not None:
-        print(
-            f"Repaired by run {report.run}: {report.embedded:,} embedded, {report.copied:,} copied from equal bytes, "
-            f"{report.reprojected:,} projected again, {report.unchanged:,} left as they were."
-        )
+        named = {
+            "embedded": report.embedded,
+            "copied from equal bytes": report.copied,
+            "projected again": report.reprojected,
+            "left as they were": report.unchanged,
+        }
+        print(f"Repaired by run {report.run}: {counts(named)}.")
     print(
         f"Read {found.files:,} files ({found.bytes:,} bytes) and compared {found.rows:,} rows of "
         f"{len(found.runs)} runs: {'nothing' if not found.damaged else f'{len(found.damaged):,} things'} damaged."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -17,7 +18,7 @@ WORTH_SAYING_S = 5.0
 
 
 class Efficiency(BaseModel):
-    """Of one modality's workers, from a worker's taking up its first unit to the end of its last.
+    """Of one modality's workers, from a worker's taking up its first unit of a round to the end of its last.
 
     `segments_per_s` of one worker, `ceiling_per_s` of its encoder alone on segments of the run, with nothing decoded
     beside it (None if the run was too short to take the time), `of_ceiling` the one in parts of the other.
@@ -75,7 +76,7 @@ def _judged(numbered: Sequence[tuple[int, Receipt]]) -> Efficiency | None:
     ceilings = [receipt.ceiling_per_s for receipt in receipts if receipt.ceiling_per_s is not None]
     ceiling = statistics.median(ceilings) if ceilings else None
     return Efficiency(
-        workers=len({where for where, _ in in_rounds}),
+        workers=max(Counter(number for _, number in in_rounds).values()),
         segments_per_s=round(encoded / whole, 2),
         ceiling_per_s=None if ceiling is None else round(ceiling, 2),
         of_ceiling=None if ceiling is None else round(encoded / whole / ceiling, 3),

@@ -10,16 +10,18 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
 from batchproj.errors import TryLater, UsageError
 from batchproj.objectstore.listing import listed_pages, s3_names
-from batchproj.objectstore.uris import T, canonical, filesystem, retrying_at
+from batchproj.objectstore.uris import canonical, filesystem, retrying_at
 from batchproj.retry import error_code
 
 REMOVE_PAGE = 1_000
+
+T = TypeVar("T")
 
 
 class Folder:
