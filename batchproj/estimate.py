@@ -33,14 +33,16 @@ from batchproj.index import live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
+from batchproj.small_run import MOST_ITEMS, is_ray_asked_for
 from batchproj.source.place import FAULT, fault_at, parse_place
 from batchproj.space import ResolvedSpace
 
 SAMPLE = 16
 """Objects of each modality that are read, and encoded, to calibrate."""
 
-START_S = 20.0
-"""Ray's start and the commit, however small the run; a round figure, the least certain part of an estimate."""
+START_S, HERE_S, COMMIT_S = 20.0, 4.0, 1.0
+"""What a run takes however small it is, with Ray, without, and of those the commit alone; round figures, the least
+certain part of an estimate."""
 
 ROW_BYTES = 400
 """Names, digests and text of a row, in Parquet and Lance together, beside its vector and feature."""
@@ -299,7 +301,14 @@ class _Estimate:
             rounds = 2 if work.modality == UNCLEAR else 1  # once to find out what it is, once to embed it
             read_s += rounds * work.reads * sample.read_s / max(sample.reads, 1)
         busy_s = max(slowest_s, core_s / (os.cpu_count() or 1), read_s)
-        return START_S + self._calibrator.load_s + busy_s + self._projecting_s(folder)
+        return self._start_s() + self._calibrator.load_s + busy_s + self._projecting_s(folder)
+
+    def _start_s(self) -> float:
+        """As `small_run.is_small` will have it, which knows the units."""
+        items = sum(work.encodes for work in self.works)
+        if self._recipe.pools or is_ray_asked_for() or items > MOST_ITEMS:
+            return START_S
+        return HERE_S if items or self._counts.project else COMMIT_S
 
     def _pool(self, work: _Work) -> tuple[int, int, float]:
         """Workers there is work for, and threads and GPUs of each."""

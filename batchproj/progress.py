@@ -14,6 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from batchproj.terminal import printable
 
+RATE_S = 2.0
+"""Items are counted some hundred at a time: of less than that a rate may be off by several times."""
+
 PLAIN_LINE_S = 5.0
 
 
@@ -102,11 +105,11 @@ class Bars:
             self._console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
     def _rate(self, name: str) -> float:
-        """Items a second between the first and the last that were counted, 0 before there are two such times: what it
+        """Items a second between the first and the last that were counted, 0 before these are RATE_S apart: what it
         takes to start, and what comes after the end, have no part in it."""
         began, first = self._first.get(name, (0.0, 0))
         seconds = self._last.get(name, began) - began
-        return (self._now[name][0] - first) / seconds if seconds > 0 else 0.0
+        return (self._now[name][0] - first) / seconds if seconds >= RATE_S else 0.0
 
     def _rated(self, name: str) -> str:
         rate = self._rate(name)

@@ -10,7 +10,7 @@ import pytest
 from conftest import write_picture, write_words
 from proxy import proxied
 
-from batchproj import calibration
+from batchproj import calibration, estimate
 from batchproj.collection.ledger import Report
 from batchproj.embed import Options, Watch, embed
 from batchproj.errors import SourceError, UsageError
@@ -234,3 +234,12 @@ def test_rows_that_embed_would_quarantine_are_told(tmp_path: Path, tiny_space: P
     third = plan(table, tmp_path / "c", tiny_space)
     assert (third.new, third.faulty) == (2, 2)
     assert "will be quarantined: the first, " in lines(third)[1]
+
+
+@pytest.mark.parametrize("with_ray", [True, False])
+def test_a_few_items_do_not_wait_for_ray(
+    with_ray: bool, corpus: Path, tmp_path: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "is_ray_asked_for", lambda: with_ray)
+    monkeypatch.setattr(estimate, "START_S", 1_000.0)
+    assert (plan(corpus, tmp_path / "c", tiny_space).seconds >= 1_000) is with_ray

@@ -68,14 +68,14 @@ def test_rates_are_of_what_was_counted_between_the_first_and_the_last_and_the_en
 def test_a_step_beside_counts_brings_no_line_and_what_was_counted_before_another_is_told(clock: list[float]) -> None:
     stream = io.StringIO()
     with RunProgress(stream) as progress:
-        for clock[0], done in [(10.0, 0), (11.0, 5), (12.0, 6)]:
+        for clock[0], done in [(10.0, 0), (11.0, 5), (13.0, 7)]:
             progress.counted("steps", done, 10)
         progress.step("the store is away")
         progress.counted("files", 0, 3)
         progress.progress({})
     assert [line.strip() for line in stream.getvalue().splitlines()] == [
         "the store is away",
-        "steps 6/10 (1.0/s, 4 s left)",
+        "steps 7/10 (1.0/s, 3 s left)",
     ]
 
 
