@@ -19,6 +19,7 @@ from in_process import command, stopped_when_its_units_are_done, without_ray
 from in_process import run as embed
 
 import batchproj
+from batchproj.cli.console import counts
 from batchproj.collection.lease import acquire
 from batchproj.embed import Options
 from batchproj.errors import CollectionError
@@ -134,6 +135,11 @@ def test_help_has_an_example_for_every_command() -> None:
     for name in ("embed", "search", "train", "evaluate", "demo"):
         assert name in listed
         assert f"Example: batchproj {name}" in " ".join(command(name, "--help").stdout.split())
+
+
+def test_what_a_run_did_is_told_without_zeros() -> None:
+    assert counts({"embedded": 0, "projected again": 1_234, "deleted": 2}) == "1,234 projected again, 2 deleted"
+    assert counts({"embedded": 0}) == "nothing to count"
 
 
 @pytest.mark.long
