@@ -33,9 +33,10 @@ from batchproj.index import live_snapshot
 from batchproj.objectstore import Folder, canonical
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
-from batchproj.small_run import MOST_ITEMS, is_ray_asked_for
+from batchproj.small_run import MOST_ITEMS, MOST_PROJECTED, is_ray_asked_for
 from batchproj.source.place import FAULT, fault_at, parse_place
 from batchproj.space import ResolvedSpace
+from batchproj.terminal import nonzero
 
 SAMPLE = 16
 """Objects of each modality that are read, and encoded, to calibrate."""
@@ -306,7 +307,7 @@ class _Estimate:
     def _start_s(self) -> float:
         """As `small_run.is_small` will have it, which knows the units."""
         items = sum(work.encodes for work in self.works)
-        if self._recipe.pools or is_ray_asked_for() or items > MOST_ITEMS:
+        if self._recipe.pools or is_ray_asked_for() or items > MOST_ITEMS or self._counts.project > MOST_PROJECTED:
             return START_S
         return HERE_S if items or self._counts.project else COMMIT_S
 
@@ -429,8 +430,7 @@ def _verdict(document: PlanDocument) -> str:
         "unchanged": document.unchanged,
         "in quarantine": document.quarantined,
     }
-    counts = ", ".join(f"{count:,} {name}" for name, count in named.items() if count)
-    return "; ".join([counts or "the source is empty", *map(_difference, document.differences)])
+    return "; ".join([nonzero(named) or "the source is empty", *map(_difference, document.differences)])
 
 
 def _difference(difference: ledger.Difference) -> str:

@@ -47,8 +47,8 @@ ITERATORS_S = {"iter_threaded": 5.0, "Prefetcher": 0.2}
 """Threads of Ray Data's that call Ray, and how long they may take to notice that nobody reads any more; of the second
 kind some wait for ever, for a word that they have missed."""
 
-IDLE_MS = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
-"""Ray's variable, and how long a process that has nothing to do is kept."""
+IDLE_SETTING = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
+"""Ray's variable, and for how many milliseconds a process that has nothing to do is kept."""
 
 CLOSING_S = 20.0
 """How long a session of Ray may take to end before a signal is answered all the same."""
@@ -69,7 +69,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # read by the raylet: beside actors that hold its CPUs it ends processes that had no task for a second, and one that
     # reads has none while a unit is embedded
-    os.environ.setdefault(*IDLE_MS)
+    os.environ.setdefault(*IDLE_SETTING)
     with importing():
         import ray
         from ray.data import DataContext

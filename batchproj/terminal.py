@@ -21,3 +21,8 @@ def json_line(document: Any) -> str:
     """A JSON document in one line whose parsed value is `document`, with the same characters written as JSON does."""
     text = json.dumps(document, ensure_ascii=False)
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def nonzero(named: dict[str, int]) -> str:
+    """Those that are not 0, for people; empty if all are."""
+    return ", ".join(f"{count:,} {name}" for name, count in named.items() if count)

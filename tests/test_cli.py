@@ -19,13 +19,13 @@ from in_process import command, stopped_when_its_units_are_done, without_ray
 from in_process import run as embed
 
 import batchproj
-from batchproj.cli.console import counts
 from batchproj.collection.lease import acquire
 from batchproj.embed import Options
 from batchproj.errors import CollectionError
 from batchproj.failpoint import VARIABLE
 from batchproj.objectstore import Folder
 from batchproj.recipe import load_recipe
+from batchproj.terminal import nonzero
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -138,8 +138,8 @@ def test_help_has_an_example_for_every_command() -> None:
 
 
 def test_what_a_run_did_is_told_without_zeros() -> None:
-    assert counts({"embedded": 0, "projected again": 1_234, "deleted": 2}) == "1,234 projected again, 2 deleted"
-    assert counts({"embedded": 0}) == "nothing to count"
+    assert nonzero({"embedded": 0, "projected again": 1_234, "deleted": 2}) == "1,234 projected again, 2 deleted"
+    assert nonzero({"embedded": 0}) == ""
 
 
 @pytest.mark.long

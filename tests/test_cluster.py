@@ -27,7 +27,7 @@ from in_process import command as batchproj_command
 import batchproj
 from batchproj.cli import app
 from batchproj.metrics import COUNTERS, GAUGES
-from batchproj.pipeline import IDLE_MS
+from batchproj.pipeline import IDLE_SETTING
 from batchproj.recipe import Recipe, load_recipe
 from batchproj.space import open_space
 
@@ -370,8 +370,8 @@ def test_the_image_holds_what_the_manifests_run() -> None:
     assert {*scripts, "jobs/recipes", "cluster/run_rayjob.py"} <= copied
     assert ".[rayserve]" in text  # of the search service
     assert "USER 1000" in text
-    assert "=".join(IDLE_MS) in text
-    assert "=".join(IDLE_MS) in (CLUSTER / "README.md").read_text()
+    assert "=".join(IDLE_SETTING) in text
+    assert "=".join(IDLE_SETTING) in (CLUSTER / "README.md").read_text()
     assert {"wget", "rsync"} <= set(text.split())  # of the probes, and of `ray up`
     assert f"ARG RAY={ray.__version__}\n" in text  # as the manifests' rayVersion
     assert re.search(r"^ARG VARIANT=cpu$", text, re.MULTILINE)

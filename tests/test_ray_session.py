@@ -66,7 +66,7 @@ def test_a_process_that_reads_outlives_the_time_between_two_units() -> None:
             ray.get(actor.ready.remote())
             reading = ray.remote(num_cpus=0.5)(read)
             first = ray.get(reading.remote())
-            time.sleep(4)
+            time.sleep(4)  # Ray's own patience is a second
             print(json.dumps(ray.get(reading.remote()) == first))
     """
     assert told_by(script) is True

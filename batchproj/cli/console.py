@@ -129,11 +129,6 @@ def stopping_line(instead: str | None = None) -> str:
     return _stopping_line
 
 
-def counts(named: dict[str, int]) -> str:
-    """Those that are not 0, for people."""
-    return ", ".join(f"{count:,} {name}" for name, count in named.items() if count) or "nothing to count"
-
-
 def one_line(error: BaseException) -> str:
     """Its text on one line: names of objects in it come from strangers."""
     return printable(" ".join(str(error).split()))

@@ -17,7 +17,6 @@ from batchproj.cli.console import (
     VerboseFlag,
     app,
     console,
-    counts,
     parse_modality,
     parse_reason,
     print_json,
@@ -27,7 +26,7 @@ from batchproj.cli.console import (
 from batchproj.cli.notices import OnFailureOption, OnSuccessOption, Summary, notices
 from batchproj.credentials import masked
 from batchproj.errors import UsageError
-from batchproj.terminal import printable
+from batchproj.terminal import nonzero, printable
 
 TOO_MANY_BAD = 3
 WORK_TO_DO = 2
@@ -259,7 +258,8 @@ def _print_report(report: Any, collection: str) -> None:
             "deleted": report.deleted,
             "in quarantine": report.quarantined,
         }
-        print(f"Run {report.run} is live: {counts(named)}; {report.rows:,} rows, {report.seconds:,.1f} s.")
+        did = nonzero(named) or "nothing new"
+        print(f"Run {report.run} is live: {did}; {report.rows:,} rows, {report.seconds:,.1f} s.")
     if report.efficiency:
         from batchproj.collection.efficiency import lines
 

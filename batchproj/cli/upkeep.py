@@ -15,7 +15,6 @@ from batchproj.cli.console import (
     VerboseFlag,
     app,
     console,
-    counts,
     parse_modality,
     parse_reason,
     print_json,
@@ -23,7 +22,7 @@ from batchproj.cli.console import (
 )
 from batchproj.errors import UsageError
 from batchproj.progress import RunProgress
-from batchproj.terminal import printable
+from batchproj.terminal import nonzero, printable
 
 SHOWN = 20
 """Damaged or removed files that are named; --json has all of them."""
@@ -123,7 +122,7 @@ def _print_verification(found: Any, report: Any, collection: str) -> None:
             "projected again": report.reprojected,
             "left as they were": report.unchanged,
         }
-        print(f"Repaired by run {report.run}: {counts(named)}.")
+        print(f"Repaired by run {report.run}: {nonzero(named) or 'nothing was left to do'}.")
     print(
         f"Read {found.files:,} files ({found.bytes:,} bytes) and compared {found.rows:,} rows of "
         f"{len(found.runs)} runs: {'nothing' if not found.damaged else f'{len(found.damaged):,} things'} damaged."

@@ -41,7 +41,8 @@ class Efficiency(BaseModel):
 def efficiency(rounds: Iterable[Iterable[Receipt]]) -> dict[str, Efficiency]:
     """By modality, of the units that one attempt at a run has embedded; without those that took no time to speak of.
 
-    What a process does between two rounds is no part of its time: it may have embedded something else."""
+    What a process does between two rounds is no part of its time: it may have embedded something else.
+    """
     by_modality: dict[str, list[tuple[int, Receipt]]] = {}
     for number, receipts in enumerate(rounds):
         for receipt in receipts:

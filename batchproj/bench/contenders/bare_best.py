@@ -266,7 +266,7 @@ def _halve(network: Any) -> None:
 
 
 def _fold(module: Any) -> None:
-    """Batch norms into the convolutions before them."""
+    """Batch norms into the convolutions before them; a copy of the encoder's, whose changes must show."""
     from timm.layers import BatchNormAct2d
     from torch.nn import Conv2d
     from torch.nn.utils.fusion import fuse_conv_bn_eval
