@@ -93,6 +93,11 @@ def compare(
         raise SourceError(
             f"nothing to embed: no items in {source}; expected objects below a folder or prefix, or rows in a table"
         )
+    for root in _collections(plan):
+        say(
+            f"warning: {root} is a collection of batchproj's, and its files are listed as items; move it out of the "
+            "source, or name what to embed by a glob"
+        )
     if live is not None:
         _load_live(plan, folder, live)
         containers.list_again(plan, unread)
@@ -112,6 +117,18 @@ def compare(
         rows = " and ".join(f"{int(number[1]):,}" for number in numbers if number)
         raise SourceError(f"{address} is there twice, in rows {rows}; an id must name one row")
     return plan.decide(live, retry_reasons)
+
+
+_LOG, _LOCK = f"/{layout.log(1)}", f"/{layout.LOCK}"
+_COLLECTIONS = f"""
+SELECT root FROM (SELECT left(uri, -{len(_LOG)}) AS root FROM listing WHERE suffix(uri, '{_LOG}'))
+SEMI JOIN (SELECT left(uri, -{len(_LOCK)}) AS root FROM listing WHERE suffix(uri, '{_LOCK}')) USING (root) ORDER BY root
+"""
+
+
+def _collections(plan: Plan) -> list[str]:
+    """URIs of those whose files are listed: others than the one to be brought up to date, which is left out."""
+    return [root for (root,) in plan.rows(_COLLECTIONS)]
 
 
 def _listed(source: str, folder: Folder, recipe: Recipe, live: Snapshot | None) -> Iterator[Page]:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from in_process import run, vectors, without_ray
+from in_process import OPTIONS, resolved, run, vectors, without_ray
 
 import batchproj
 from batchproj.collection.cache import live_features
+from batchproj.embed import Watch, embed
 from batchproj.objectstore import Folder
 from batchproj.schema import Modality
 
@@ -49,3 +50,23 @@ def test_another_root_gives_other_pair_keys_and_reads_and_encodes_nothing(
     assert cached is not None
     assert set(cached["pair"].to_pylist()) == pairs(tmp_path / "c")  # what projectors are trained by
     assert run(tmp_path / "source", tmp_path / "c", tiny_space).commit is None
+
+
+def test_another_collection_inside_the_source_is_said_and_its_own_is_not(
+    corpus: Path, tiny_space: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(corpus, source)
+    own, other = source / "own.batchproj", source / "old" / "other.batchproj"
+
+    def said(collection: Path) -> list[str]:
+        lines: list[str] = []
+        embed(str(source), str(collection), resolved(tiny_space), OPTIONS, Watch(step=lines.append))
+        return [line for line in lines if line.startswith("warning")]
+
+    assert said(own) == []
+    assert said(own) == []  # it is there now
+    assert said(other) == [
+        f"warning: file://{own} is a collection of batchproj's, and its files are listed as items; move it out of the "
+        "source, or name what to embed by a glob"
+    ]
