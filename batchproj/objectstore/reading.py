@@ -6,7 +6,7 @@ import errno
 import os
 import stat as stat_mode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -107,9 +107,16 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
     if version == BAD_NAME:
         raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
+    cuts = 0
+    if isinstance(fs, LocalFileSystem):
+        with suppress(OSError):  # a disk rarely fails, and to be ready for it takes as long as to read a small file
+            data = _read_version(fs, path, version, stay)
+            if len(data) == size:
+                return data
+            cuts = int(len(data) < size)
     try:
         with _staying(uri, stay) as options:
-            data = retrying_at(fs, _not_cut(lambda: _read_version(fs, path, version, stay, **options), size), uri)
+            data = retrying_at(fs, _not_cut(lambda: _read_version(fs, path, version, stay, **options), size, cuts), uri)
     except FileNotFoundError:
         raise ItemFault(Reason.CHANGED, GONE) from None
     except PermissionError as error:
@@ -119,12 +126,11 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
     return data
 
 
-def _not_cut(read: Callable[[], bytes], size: int) -> Callable[[], bytes]:
+def _not_cut(read: Callable[[], bytes], size: int, cuts: int) -> Callable[[], bytes]:
     """The same for `retrying`, which gives up an answer that was cut short often, where it would wait for the store.
 
-    Answers that are short and do not say so are asked for again at once.
+    Answers that are short and do not say so are asked for again at once; so many were before.
     """
-    cuts = 0
 
     def once() -> bytes:
         nonlocal cuts

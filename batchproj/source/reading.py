@@ -22,6 +22,9 @@ from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, par
 from batchproj.source.record import UNREADABLE
 from batchproj.source.rows import payload
 
+ASKED = ("item", "uri", "source_version", "size", "place")
+"""Columns of a unit's inputs by which its items are read."""
+
 GAP_BYTES = 64 * 1024
 """Ranges that are no further apart are read by one request."""
 
@@ -80,7 +83,7 @@ class _Item:
 
 
 def read_items(rows: Sequence[Mapping[str, Any]], most_bytes: int, threads: int) -> list[Read]:
-    """Bytes of each row (uri, size, source_version, place), or why there are none; none is larger than `most_bytes`.
+    """Bytes of each row (`ASKED`), or why there are none; none is larger than `most_bytes`.
 
     What a disk fails over (EIO), again and again while objects beside it are read, is the object's fault: FORBIDDEN. So
     are at most `FAILING_ITEMS` of these rows, and fewer than are read well; with more it is the disk's. Raises TryLater
