@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,7 +27,7 @@ from batchproj.decode.item import PIECE, Piece, PieceSize, decode_pieces
 from batchproj.decode.limits import Limits
 from batchproj.decode.process import DecoderProcess
 from batchproj.decode.sniff import from_outside, misnamed, sound_of
-from batchproj.decode.text import knowing
+from batchproj.decode.text import knowing, short_text
 from batchproj.errors import ItemFault
 from batchproj.features import Half, from_column
 from batchproj.media import Segment, Spec, TextSpec
@@ -212,6 +212,8 @@ class Decoding:
                 if (cached := known.get(source.content_id)) is not None:
                     return Decoded(item, cached=cached)
                 if isinstance(spec, TextSpec):
+                    if (short := short_text(source.data, spec, self._limits)) is not None:
+                        return Decoded(item, [short])
                     told = (item.modality, spec, self._limits, self._piece)
                     return _next_piece(item, decode_pieces(source.data, *told))
                 lent, process = process or queue.take(number), None
@@ -303,9 +305,10 @@ def _twins(items: list[Item]) -> dict[int, Item]:
     whether it is the sound that is asked for."""
     first: dict[tuple[str, str, bool], Item] = {}
     twins = {}
+    held = Counter(item.source.content_id for item in items)
     for number, item in enumerate(items):
         source = item.source
-        if source.fault is not None:
+        if source.fault is not None or held[source.content_id] == 1:
             continue
         twin = first.setdefault((source.content_id, extension(source.name), source.is_sound_track), item)
         if twin is not item:

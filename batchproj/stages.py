@@ -45,7 +45,7 @@ from batchproj.lanes import UNITS_AT_ONCE
 from batchproj.objectstore import GONE, Folder
 from batchproj.recipe import Recipe
 from batchproj.schema import Modality, Reason
-from batchproj.source.reading import read_items
+from batchproj.source.reading import ASKED, read_items
 from batchproj.space import Member
 from batchproj.unit_row import binaries, tables_of, unit_of, unit_row
 
@@ -176,7 +176,7 @@ class Reader:
 
     def _with_bytes(self, inputs: pa.Table) -> pa.Table:
         recipe = self._job.recipe
-        found = read_items(inputs.to_pylist(), recipe.limits.item_bytes, recipe.read_threads)
+        found = read_items(inputs.select(ASKED).to_pylist(), recipe.limits.item_bytes, recipe.read_threads)
         read = [(b"", each) if isinstance(each, ItemFault) else (each, None) for each in found]
         digests = ["" if fault else hashlib.sha256(data).hexdigest() for data, fault in read]
         return (
@@ -190,11 +190,12 @@ class Reader:
         """Cached features of those items whose bytes turn out to be embedded already."""
         if unit.modality is None or unit.modality not in self._job.members:
             return None
+        asked = items.select(["content_id", "known"]).filter(pc.is_valid(items["known"]))
         wanted = {
             content["content_id"]: content["features"]
-            for read, contents in zip(items["content_id"].to_pylist(), items["known"].to_pylist(), strict=True)
-            for content in contents or []
-            if content["content_id"] == read and content["modality"] == unit.modality
+            for row in asked.to_pylist()
+            for content in row["known"]
+            if content["content_id"] == row["content_id"] and content["modality"] == unit.modality
         }
         return known_features(self._job.folder, self._job.members[unit.modality].feature_fp, wanted)
 
@@ -335,8 +336,8 @@ def _fetched(items: pa.Table) -> Iterator[Fetched]:
 
 def misnamed_line(outcome: pa.Table, items: pa.Table) -> str | None:
     """What to say of a unit's items that are embedded although they are not what their names promise."""
-    noted = [row for row in outcome.to_pylist() if row["status"] == "embedded" and row["detail"]]
-    if not noted:
+    is_noted = pc.and_(pc.equal(outcome["status"], "embedded"), pc.is_valid(outcome["detail"]))
+    if not (noted := outcome.filter(is_noted).to_pylist()):
         return None
     more = f", and {len(noted) - 1:,} more beside it" if len(noted) > 1 else ""
     uri = items["uri"][items["item"].index(noted[0]["item"]).as_py()].as_py()

@@ -91,22 +91,26 @@ def from_outside(data: bytes, name: str) -> Modality | None:
     if not data:
         raise ItemFault(Reason.EMPTY, "0 bytes")
     expected = hint(name)
-    found = _known(data)
     if _is_text(data):
         # Magic bytes made of letters ("GIF89a", "ID3") begin many a text, never a whole medium.
-        return found if found is not None and found is expected else _text(data, expected)
+        is_medium = expected not in (None, Modality.TEXT) and _known(data) is expected
+        return expected if is_medium else _text(data, expected)
     _refuse_by_magic(data)
-    if found is not None:
+    if (found := _known(data)) is not None:
         return found
     return None if demuxer(data) in MIXED else _unknown(data, expected)
 
 
 def misnamed(data: bytes, name: str, found: Modality) -> str | None:
-    """In a few words what the name promises in vain, of content that is embedded as what it is; None if it keeps it."""
+    """In a few words what the name promises in vain, of content that is embedded as what it is; None if it keeps it.
+
+    Text under a medium's name is not embedded.
+    """
+    if found is Modality.TEXT:
+        return None
     if (expected := hint(name)) not in (None, found):
         return f"named as {expected}, it is {found}"
-    promised = picture_named(name)
-    if promised is None or found is not Modality.IMAGE:
+    if found is not Modality.IMAGE or (promised := picture_named(name)) is None:
         return None
     is_format = next((label for magic, label in _PICTURES if data.startswith(magic)), None)
     if is_format in (None, promised):
@@ -136,6 +140,8 @@ def _known(data: bytes) -> Modality | None:
 
 def _is_text(data: bytes) -> bool:
     """Whether all of it is UTF-8 without NUL; in pieces, so that a film is known by its first."""
+    if data.isascii():
+        return b"\0" not in data
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for begin in range(0, len(data), _CHECK_BYTES):

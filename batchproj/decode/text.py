@@ -26,14 +26,16 @@ def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
     return list(stream_text(data, spec, limits))
 
 
+def short_text(data: bytes, spec: TextSpec, limits: Limits) -> Segment | None:
+    """The one segment of a text that need not be cut, None of another one; raises as `decode_text`."""
+    return _whole(_decoded(data, limits), spec) if len(data) <= limits.item_bytes else None
+
+
 def stream_text(data: bytes, spec: TextSpec, limits: Limits) -> Iterator[Segment]:
-    """The same, cut as it is asked for."""
+    """The same as `decode_text`, cut as it is asked for."""
     text, is_blank = _decoded(data, limits), True
-    stripped = text.strip()
-    (tokens,) = spec.whole([stripped])
-    if tokens is not None and len(tokens) + TOKENS_OF_A_SPACE * (len(text) - len(stripped)) <= spec.limit:
-        begin = len(text) - len(text.lstrip())
-        yield Segment(stripped, float(begin), float(begin + len(stripped)), stripped, tokens)
+    if (whole := _whole(text, spec)) is not None:
+        yield whole
         return
     for start, end in spec.spans(text):
         piece = text[start:end].strip()
@@ -43,6 +45,15 @@ def stream_text(data: bytes, spec: TextSpec, limits: Limits) -> Iterator[Segment
             yield Segment(piece, float(begin), float(begin + len(piece)), piece)
     if is_blank:
         raise ItemFault(Reason.BLANK_TEXT, f"{len(text)} characters, no span of them with text in it")
+
+
+def _whole(text: str, spec: TextSpec) -> Segment | None:
+    stripped = text.strip()
+    (tokens,) = spec.whole([stripped])
+    if tokens is None or len(tokens) + TOKENS_OF_A_SPACE * (len(text) - len(stripped)) > spec.limit:
+        return None
+    begin = len(text) - len(text.lstrip())
+    return Segment(stripped, float(begin), float(begin + len(stripped)), stripped, tokens)
 
 
 def knowing(spec: TextSpec, contents: Iterable[bytes]) -> TextSpec:
