@@ -98,6 +98,10 @@ class PackedTexts:
             found: dict[int, Array] = {}
             with torch.inference_mode():
                 states_MD = self._forward(rows, row)
+                texts = [(index, each.length) for each in row.stretches for index in each.indices]
+                if len(texts) > 1 and not states_MD.sum().isfinite():  # whose it is must not show in the others
+                    alone = [Row(row.tokens, (Stretch((index,), length, 0),)) for index, length in texts]
+                    return {index: output for each in alone for index, output in work(each).items()}
                 for each in row.stretches:
                     own_BLD = states_MD[each.start : each.end].reshape(len(each.indices), each.length, -1)
                     found |= zip(each.indices, finished(own_BLD, [rows[i] for i in each.indices]), strict=True)
@@ -199,10 +203,14 @@ def _within(
     """Attention of each text to itself, (1, M, H, D).
 
     Keys are filled up to whole vectors of 16, unless hardly any were left over: torch's softmax takes the rest one by
-    one, which makes a text of 30 tokens take twice as long as one of 32 (bf16, AVX-512, measured).
+    one, which makes a text of 30 tokens take twice as long as one of 32 (bf16, AVX-512, measured). What they are filled
+    with is what follows in the row, where there is enough of it, and nothing is copied for it: a mask gives it weights
+    of exactly 0, so that nothing shows of it unless it is not finite.
     """
     found_1MHD = torch.empty_like(query_1HMD.transpose(1, 2))
-    heads, width = query_1HMD.size(1), query_1HMD.size(3)
+    heads, tokens, width = query_1HMD.size(1), query_1HMD.size(2), query_1HMD.size(3)
+    mask_F = torch.zeros([tokens + 16], dtype=query_1HMD.dtype)
+    mask_F[tokens:] = -math.inf
     end = 0
     stretches: list[list[int]] = stretches_S3.tolist()
     for each in stretches:
@@ -210,19 +218,30 @@ def _within(
         end = start + count * length
         # their own parts (B, H, L, D) of the row, not copied
         query = query_1HMD[0, :, start:end].view(heads, count, length, width).transpose(0, 1)
-        key = key_1HMD[0, :, start:end].view(heads, count, length, width).transpose(0, 1)
-        value = value_1HMD[0, :, start:end].view(heads, count, length, width).transpose(0, 1)
+        filling = 16 - length % 16 if length % 16 > 2 else 0
+        if end + filling <= tokens:
+            key = _windows(key_1HMD, start, count, length, filling)
+            value = _windows(value_1HMD, start, count, length, filling)
+        else:
+            key = torch.constant_pad_nd(_windows(key_1HMD, start, count, length, 0), [0, 0, 0, filling])
+            value = torch.constant_pad_nd(_windows(value_1HMD, start, count, length, 0), [0, 0, 0, filling])
         mask: torch.Tensor | None = None
-        if length % 16 > 2:
-            filling = 16 - length % 16
-            key = torch.constant_pad_nd(key, [0, 0, 0, filling])
-            value = torch.constant_pad_nd(value, [0, 0, 0, filling])
-            mask = torch.zeros([1, 1, 1, length + filling], dtype=query.dtype)
-            mask[:, :, :, length:] = -math.inf
+        if filling:
+            mask = mask_F[tokens - length : tokens + filling].view(1, 1, 1, length + filling)
         found_BHLD = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, 0.0, False, scale=scale)
         found_1MHD[0, start:end] = found_BHLD.transpose(1, 2).flatten(0, 1)
     found_1MHD[0, end:] = 0.0  # stretches follow one another from the first token on
     return found_1MHD
+
+
+def _windows(states_1HMD: torch.Tensor, start: int, count: int, length: int, filling: int) -> torch.Tensor:
+    """Of each text of a stretch its part of the row and so many tokens after it (B, H, L, D): views that overlap."""
+    _, of_head, of_token, of_number = states_1HMD.stride()
+    return states_1HMD.as_strided(
+        [count, states_1HMD.size(1), length + filling, states_1HMD.size(3)],
+        [length * of_token, of_head, of_token, of_number],
+        states_1HMD.storage_offset() + start * of_token,
+    )
 
 
 def _register() -> None:

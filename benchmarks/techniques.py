@@ -190,12 +190,14 @@ LENGTH, WIDTH, HEADS = 26, 32, 12
 
 
 def attending(filled: bool) -> Work:
-    """Attention within texts of 26 tokens, their keys filled up to 32 or not."""
+    """Attention within texts of 26 tokens in a row of 512, their keys filled up to 32 with what follows or not."""
     count = 512 // LENGTH
-    shape = (1, count * LENGTH, HEADS, WIDTH)
+    shape = (1, 512, HEADS, WIDTH)
     query, key, value = (torch.randn(shape, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
     stretches = torch.tensor([(count, LENGTH, 0)])
-    own = [each[0].view(HEADS, count, LENGTH, WIDTH).transpose(0, 1) for each in (query, key, value)]
+    own = [
+        each[0, :, : count * LENGTH].view(HEADS, count, LENGTH, WIDTH).transpose(0, 1) for each in (query, key, value)
+    ]
 
     def work() -> None:
         with torch.inference_mode():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -81,6 +82,23 @@ def test_states_are_those_of_each_text_alone(model_type: str) -> None:
         mask_BL[1, 30:] = 0
         masked = [one(input_ids=ids_BL, attention_mask=mask_BL).last_hidden_state for one in (model, alone)]
     np.testing.assert_allclose(masked[0].numpy(), masked[1].numpy(), atol=2e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_stays_with_its_own_text(bad: float) -> None:
+    cls, config, sizes = MODELS["bert"]
+    torch.manual_seed(0)
+    model = cls(config(**sizes)).eval()
+    rows = [row % 40 for row in rows_of([7, 7, 7, 20, 12])]
+    bad_rows = [*rows[:1], np.where(np.arange(7) == 3, 49, rows[1]), *rows[2:]]
+    packed = PackedTexts(model, _unpooled, 64, pad=1)
+    sound = packed.states(rows, lambda states_BLD, _: list(states_BLD.numpy()))
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight[49, 5] = bad
+    found = packed.states(bad_rows, lambda states_BLD, _: list(states_BLD.numpy()))
+    assert not np.isfinite(found[1]).all()
+    for index in (0, 2, 3, 4):
+        np.testing.assert_array_equal(found[index], sound[index])
 
 
 @pytest.mark.parametrize("model_type", MODELS)
