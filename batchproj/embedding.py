@@ -74,10 +74,13 @@ class UnitWorker:
         self._encoded = Disjoint()
         self._sample = _Sample(0, [])
 
-    def load(self) -> None:
-        """Load the model and start the decoders; call once, before `embed`."""
+    def load(self, *, rehearses: bool = False) -> None:
+        """Load the model and start the decoders; call once, before `embed`. Who `rehearses` has more than a few batches
+        to come."""
         if self._member is not None:
             self._embedder = self._member.load(self._threads)
+            if rehearses:
+                self._embedder.rehearse()
             from batchproj.accelerator import is_apart  # torch is here by now
 
             self._is_apart = is_apart()

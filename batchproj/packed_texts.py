@@ -21,7 +21,7 @@ import torch
 from batchproj.lanes import side_by_side
 from batchproj.media import Tokens
 from batchproj.prepacked_linear import prepack
-from batchproj.recorded_steps import Recorded, branching
+from batchproj.recorded_steps import PROOFS, Recorded, branching
 
 _ATTENTION = "batchproj_packed"
 _AT_ONCE = 2
@@ -78,7 +78,7 @@ class PackedTexts:
     def __init__(self, model: Any, pool: Pool, tokens: int, pad: int) -> None:
         before = FIRST_POSITION[model.config.model_type]
         self._first = 0 if before is None else int(getattr(model.config, before)) + 1
-        self._tokens, self._pad = tokens, pad
+        self._tokens, self._pad, self._ids = tokens, pad, int(model.config.vocab_size)
         self.pool = pool
         self.longest = tokens // _AT_ONCE
         _register()
@@ -110,7 +110,20 @@ class PackedTexts:
         laid = side_by_side(work, pack([len(row) for row in rows], self._tokens))
         return {index: output for found in laid for index, output in found.items()}
 
+    def rehearse(self) -> None:
+        """Have the steps of a whole row recorded before texts come, by rows that are made up."""
+        numbers = np.random.default_rng(0)
+        batches = []
+        for _ in range(PROOFS):
+            texts = [numbers.integers(0, self._ids, length) for length in numbers.integers(1, 40, self._tokens)]
+            batches.append(self._inputs(texts, pack([len(text) for text in texts], self._tokens)[0]))
+        with torch.inference_mode():
+            self._states.rehearse(batches)
+
     def _forward(self, rows: Sequence[Tokens], row: Row) -> torch.Tensor:
+        return self._states(*self._inputs(rows, row))[0]
+
+    def _inputs(self, rows: Sequence[Tokens], row: Row) -> tuple[torch.Tensor, ...]:
         ids_M = np.full(row.tokens, self._pad, np.int64)
         positions_M = np.full(row.tokens, self._first, np.int64)
         for each in row.stretches:
@@ -118,7 +131,7 @@ class PackedTexts:
             own = np.arange(self._first, self._first + each.length)
             positions_M[each.start : each.end] = np.tile(own, len(each.indices))
         stretches_S3 = torch.tensor([(len(each.indices), each.length, each.start) for each in row.stretches])
-        return self._states(torch.from_numpy(ids_M)[None], torch.from_numpy(positions_M)[None], stretches_S3)[0]
+        return torch.from_numpy(ids_M)[None], torch.from_numpy(positions_M)[None], stretches_S3
 
 
 class _States(torch.nn.Module):

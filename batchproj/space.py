@@ -444,6 +444,11 @@ class Embedder:
             tokens = self._encoder.encode_tokens(segments) if segments else []
             return gathered([tokens_TD.astype(CACHE_DTYPE) for tokens_TD in tokens], self._dim, self._cache)
 
+    def rehearse(self) -> None:
+        """Whatever an encoder can do before its first batch."""
+        if isinstance(self._encoder, encode.Rehearsing):
+            self._encoder.rehearse()
+
     def project(self, features: Features) -> npt.NDArray[np.float32]:
         """Vectors (N, K) float32 of unit norm."""
         return to_vectors(features, self._projector)

@@ -281,7 +281,7 @@ class Embedding:
             if modality is not Modality.TEXT:
                 check_decoders(job.decoders)
             self._worker = UnitWorker(member, job.dim, job.in_space, job.recipe.limits, threads)
-            self._worker.load()
+            self._worker.load(rehearses=units > 1)
             self._turns, self._busy = _Turns(UNITS_AT_ONCE), Disjoint()
         if has_own_process:
             # what is loaded stays, and is half a million objects: to look through them twice took 0.4 s of the first

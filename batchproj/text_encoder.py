@@ -78,6 +78,11 @@ class TextEncoder:
             ]
         return self._run(self._states, rows, self._cut)
 
+    def rehearse(self) -> None:
+        """Record the steps of packed texts."""
+        if self._packed:
+            self._packed.rehearse()
+
     def _ids(self, segments: Sequence[Segment]) -> list[Tokens]:
         return self._tokenizer.ids_of(segments)
 

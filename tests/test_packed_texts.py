@@ -121,6 +121,22 @@ def test_a_record_of_the_steps_gives_the_same_bits(model_type: str, monkeypatch:
         assert all(one[index].tobytes() == other[index].tobytes() for index in one)
 
 
+def test_a_rehearsal_leaves_a_record_behind() -> None:
+    cls, config, sizes = MODELS["bert"]
+    torch.manual_seed(0)
+    texts = PackedTexts(cls(config(**sizes)).eval().bfloat16(), _unpooled, 64, pad=1)
+    rows = rows_of([3, 20, 7, 31])
+
+    def states() -> dict[int, npt.NDArray[np.float32]]:
+        return texts.states(rows, lambda states_BLD, _: list(states_BLD.float().numpy()))
+
+    before = states()
+    texts.rehearse()
+    assert texts.recorded == [torch.Size([1, 64])]
+    after = states()
+    assert all(np.array_equal(before[index], after[index]) for index in range(len(rows)))
+
+
 @pytest.mark.parametrize("lengths", [[], [64], [1] * 70, [33, 33, 31], [5, 60, 4, 3, 61, 17, 9, 9, 9]])
 def test_every_text_has_its_place_and_no_row_is_too_long(lengths: list[int]) -> None:
     rows = pack(lengths, 64)

@@ -10,7 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,15 @@ class Encoder(Protocol):
 
         Called only if the config's `describe_tokens` says that there are any.
         """
+        ...
+
+
+@runtime_checkable
+class Rehearsing(Protocol):
+    """An encoder whose first batches take longer than the others."""
+
+    def rehearse(self) -> None:
+        """Do beforehand what the first batches would; takes as long as some ten of them."""
         ...
 
 
