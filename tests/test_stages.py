@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchproj.collection.unit import parquet_bytes
+from batchproj.embedding import UnitWorker
 from batchproj.features import fixed_size_list
-from batchproj.stages import CEILING_S, CEILING_SHARE, LEAST_CEILING_S, _fetched, _Measuring, _Turns
+from batchproj.objectstore import Folder
+from batchproj.recipe import Recipe
+from batchproj.stages import CEILING_S, CEILING_SHARE, LEAST_CEILING_S, Embedding, Job, _fetched, _Measuring, _Turns
 
 
 def test_who_is_alone_waits_for_the_others_and_keeps_them_out() -> None:
@@ -91,6 +95,16 @@ def test_a_worker_looks_through_what_it_has_loaded_no_more_and_a_command_is_left
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert int(told[0]) == 0
     assert int(told[1]) > 10_000
+
+
+def test_who_gets_more_than_one_unit_rehearses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(UnitWorker, "load", lambda _, rehearses: asked.append(rehearses))
+    desk = SimpleNamespace(**dict.fromkeys(("started", "at"), SimpleNamespace(remote=lambda *_: None)))
+    job = Job(Folder(str(tmp_path)), 8, {}, Recipe())
+    for units in (1.0, 2.5):
+        Embedding(job, None, 1, 1, units, desk, has_own_process=False)
+    assert asked == [False, True]
 
 
 def test_vectors_have_no_dictionary_and_names_have_one() -> None:
