@@ -159,22 +159,18 @@ def _filled(rows: list[list[int]]) -> tuple[Any, Any]:
 def _within(
     query_BHLD: torch.Tensor, key_BHLD: torch.Tensor, value_BHLD: torch.Tensor, mask_B1LL: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attention with keys and values filled up to whole vectors of 16, unless hardly any were left over."""
+    """Attention with keys and values filled up to whole vectors of 16, unless hardly any were left over.
+
+    By a copy: behind the last text of a batch there is nothing that a view could reach into, as `packed_texts` has it.
+    """
     filling = (16 - key_BHLD.size(2) % 16) % 16
     if 0 < filling < 14:  # as in batchproj's own, `packed_texts`: torch's softmax takes the rest one by one
-        key_BHLD, value_BHLD = _windows(key_BHLD, filling), _windows(value_BHLD, filling)
+        key_BHLD = torch.constant_pad_nd(key_BHLD, [0, 0, 0, filling])
+        value_BHLD = torch.constant_pad_nd(value_BHLD, [0, 0, 0, filling])
         mask_B1LL = torch.constant_pad_nd(mask_B1LL, [0, filling], -math.inf)
     return torch.nn.functional.scaled_dot_product_attention(
         query_BHLD, key_BHLD, value_BHLD, mask_B1LL, 0.0, False, scale=scale
     )
-
-
-def _windows(states_BHLD: torch.Tensor, filling: int) -> torch.Tensor:
-    """Each text's states, and so many of those that follow, which the mask hides: only the last text's are added."""
-    batch, heads, length, width = states_BHLD.size()
-    flat = torch.constant_pad_nd(states_BHLD.transpose(1, 2).reshape(batch * length, heads * width), [0, 0, 0, filling])
-    shape = [batch, heads, length + filling, width]
-    return flat.as_strided(shape, [length * heads * width, width, heads * width, 1])
 
 
 _FILLED_ATTENTION = "bare-best-filled"
