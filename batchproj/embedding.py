@@ -75,8 +75,10 @@ class UnitWorker:
         self._sample = _Sample(0, [])
 
     def load(self, *, rehearses: bool = False) -> None:
-        """Load the model and start the decoders; call once, before `embed`. Who `rehearses` has more than a few batches
-        to come."""
+        """Load the model and start the decoders; call once, before `embed`.
+
+        With `rehearses` what the first batches would take longer for is done now: worth it for more than one unit.
+        """
         if self._member is not None:
             self._embedder = self._member.load(self._threads)
             if rehearses:

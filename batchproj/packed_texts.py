@@ -30,6 +30,8 @@ _LEAST_PAIR = 0.8
 """Two texts that are this part of M together get rows that just take two: of M such pairs would leave the rest empty.
 Rows of more sizes would leave more of them half filled than they save (measured on lengths of many kinds)."""
 _STEP = 16
+_MADE_UP = 40
+"""Tokens of the longest text of a rehearsal."""
 
 FIRST_POSITION: Mapping[str, str | None] = {
     "bert": None,
@@ -78,7 +80,8 @@ class PackedTexts:
     def __init__(self, model: Any, pool: Pool, tokens: int, pad: int) -> None:
         before = FIRST_POSITION[model.config.model_type]
         self._first = 0 if before is None else int(getattr(model.config, before)) + 1
-        self._tokens, self._pad, self._ids = tokens, pad, int(model.config.vocab_size)
+        self._tokens, self._pad, self._vocabulary = tokens, pad, int(model.config.vocab_size)
+        self._positions = int(model.config.max_position_embeddings) - self._first
         self.pool = pool
         self.longest = tokens // _AT_ONCE
         _register()
@@ -98,10 +101,8 @@ class PackedTexts:
             found: dict[int, Array] = {}
             with torch.inference_mode():
                 states_MD = self._forward(rows, row)
-                texts = [(index, each.length) for each in row.stretches for index in each.indices]
-                if len(texts) > 1 and not states_MD.sum().isfinite():  # whose it is must not show in the others
-                    alone = [Row(row.tokens, (Stretch((index,), length, 0),)) for index, length in texts]
-                    return {index: output for each in alone for index, output in work(each).items()}
+                if not states_MD[: row.stretches[-1].end].sum().isfinite():
+                    states_MD = self._forward(rows, row, fills_by_copy=True)  # whose it is must not show in the others
                 for each in row.stretches:
                     own_BLD = states_MD[each.start : each.end].reshape(len(each.indices), each.length, -1)
                     found |= zip(each.indices, finished(own_BLD, [rows[i] for i in each.indices]), strict=True)
@@ -111,40 +112,44 @@ class PackedTexts:
         return {index: output for found in laid for index, output in found.items()}
 
     def rehearse(self) -> None:
-        """Have the steps of a whole row recorded before texts come, by rows that are made up."""
+        """Have the steps of a row of `tokens` recorded before texts come, by rows of short ones that are made up."""
         numbers = np.random.default_rng(0)
+        most = min(_MADE_UP, self._positions)
         batches = []
         for _ in range(PROOFS):
-            texts = [numbers.integers(0, self._ids, length) for length in numbers.integers(1, 40, self._tokens)]
+            lengths = numbers.integers(1, most + 1, 2 * self._tokens // most)
+            texts = [numbers.integers(0, self._vocabulary, length) for length in lengths]
             batches.append(self._inputs(texts, pack([len(text) for text in texts], self._tokens)[0]))
         with torch.inference_mode():
             self._states.rehearse(batches)
 
-    def _forward(self, rows: Sequence[Tokens], row: Row) -> torch.Tensor:
-        return self._states(*self._inputs(rows, row))[0]
+    def _forward(self, rows: Sequence[Tokens], row: Row, *, fills_by_copy: bool = False) -> torch.Tensor:
+        return self._states(*self._inputs(rows, row, fills_by_copy))[0]
 
-    def _inputs(self, rows: Sequence[Tokens], row: Row) -> tuple[torch.Tensor, ...]:
+    def _inputs(self, rows: Sequence[Tokens], row: Row, fills_by_copy: bool = False) -> tuple[torch.Tensor, ...]:
         ids_M = np.full(row.tokens, self._pad, np.int64)
         positions_M = np.full(row.tokens, self._first, np.int64)
         for each in row.stretches:
             ids_M[each.start : each.end] = np.concatenate([rows[index] for index in each.indices])
             own = np.arange(self._first, self._first + each.length)
             positions_M[each.start : each.end] = np.tile(own, len(each.indices))
-        stretches_S3 = torch.tensor([(len(each.indices), each.length, each.start) for each in row.stretches])
-        return torch.from_numpy(ids_M)[None], torch.from_numpy(positions_M)[None], stretches_S3
+        stretches_S4 = torch.tensor(
+            [(len(each.indices), each.length, each.start, fills_by_copy) for each in row.stretches]
+        )
+        return torch.from_numpy(ids_M)[None], torch.from_numpy(positions_M)[None], stretches_S4
 
 
 class _States(torch.nn.Module):
-    """Ids and positions (1, M), and of each stretch how many texts, how long and from where on (S, 3)
+    """Ids and positions (1, M), and of each stretch how many texts, how long, from where on and how filled up (S, 4)
     -> states (1, M, D) of the last layer."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self._model = model
 
-    def forward(self, ids_1M: torch.Tensor, positions_1M: torch.Tensor, stretches_S3: torch.Tensor) -> torch.Tensor:
+    def forward(self, ids_1M: torch.Tensor, positions_1M: torch.Tensor, stretches_S4: torch.Tensor) -> torch.Tensor:
         states_1MD: torch.Tensor = self._model(
-            input_ids=ids_1M, position_ids=positions_1M, stretches=stretches_S3
+            input_ids=ids_1M, position_ids=positions_1M, stretches=stretches_S4
         ).last_hidden_state
         return states_1MD
 
@@ -210,7 +215,7 @@ def _within(
     query_1HMD: torch.Tensor,
     key_1HMD: torch.Tensor,
     value_1HMD: torch.Tensor,
-    stretches_S3: torch.Tensor,
+    stretches_S4: torch.Tensor,
     scale: float | None,
 ) -> torch.Tensor:
     """Attention of each text to itself, (1, M, H, D).
@@ -218,21 +223,20 @@ def _within(
     Keys are filled up to whole vectors of 16, unless hardly any were left over: torch's softmax takes the rest one by
     one, which makes a text of 30 tokens take twice as long as one of 32 (bf16, AVX-512, measured). What they are filled
     with is what follows in the row, where there is enough of it, and nothing is copied for it: a mask gives it weights
-    of exactly 0, so that nothing shows of it unless it is not finite.
+    of exactly 0, so that nothing shows of it unless it is not finite. A stretch may ask for a copy, filled with zeros.
     """
     found_1MHD = torch.empty_like(query_1HMD.transpose(1, 2))
-    heads, tokens, width = query_1HMD.size(1), query_1HMD.size(2), query_1HMD.size(3)
-    mask_F = torch.zeros([tokens + 16], dtype=query_1HMD.dtype)
-    mask_F[tokens:] = -math.inf
+    tokens = query_1HMD.size(2)
+    masks = torch.zeros([tokens + 16], dtype=query_1HMD.dtype)
+    masks[tokens:] = -math.inf
     end = 0
-    stretches: list[list[int]] = stretches_S3.tolist()
+    stretches: list[list[int]] = stretches_S4.tolist()
     for each in stretches:
         count, length, start = each[0], each[1], each[2]
         end = start + count * length
-        # their own parts (B, H, L, D) of the row, not copied
-        query = query_1HMD[0, :, start:end].view(heads, count, length, width).transpose(0, 1)
+        query = _windows(query_1HMD, start, count, length, 0)
         filling = 16 - length % 16 if length % 16 > 2 else 0
-        if end + filling <= tokens:
+        if end + filling <= tokens and each[3] == 0:
             key = _windows(key_1HMD, start, count, length, filling)
             value = _windows(value_1HMD, start, count, length, filling)
         else:
@@ -240,7 +244,7 @@ def _within(
             value = torch.constant_pad_nd(_windows(value_1HMD, start, count, length, 0), [0, 0, 0, filling])
         mask: torch.Tensor | None = None
         if filling:
-            mask = mask_F[tokens - length : tokens + filling].view(1, 1, 1, length + filling)
+            mask = masks[tokens - length : tokens + filling].view(1, 1, 1, length + filling)
         found_BHLD = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, 0.0, False, scale=scale)
         found_1MHD[0, start:end] = found_BHLD.transpose(1, 2).flatten(0, 1)
     found_1MHD[0, end:] = 0.0  # stretches follow one another from the first token on
@@ -249,11 +253,11 @@ def _within(
 
 def _windows(states_1HMD: torch.Tensor, start: int, count: int, length: int, filling: int) -> torch.Tensor:
     """Of each text of a stretch its part of the row and so many tokens after it (B, H, L, D): views that overlap."""
-    _, of_head, of_token, of_number = states_1HMD.stride()
+    steps = states_1HMD.stride()
     return states_1HMD.as_strided(
         [count, states_1HMD.size(1), length + filling, states_1HMD.size(3)],
-        [length * of_token, of_head, of_token, of_number],
-        states_1HMD.storage_offset() + start * of_token,
+        [length * steps[2], steps[1], steps[2], steps[3]],
+        states_1HMD.storage_offset() + start * steps[2],
     )
 
 

@@ -445,7 +445,7 @@ class Embedder:
             return gathered([tokens_TD.astype(CACHE_DTYPE) for tokens_TD in tokens], self._dim, self._cache)
 
     def rehearse(self) -> None:
-        """Whatever an encoder can do before its first batch."""
+        """Do beforehand what an encoder's first batches would take longer for, if there is such a thing."""
         if isinstance(self._encoder, encode.Rehearsing):
             self._encoder.rehearse()
 

@@ -194,7 +194,7 @@ def attending(filled: bool) -> Work:
     count = 512 // LENGTH
     shape = (1, 512, HEADS, WIDTH)
     query, key, value = (torch.randn(shape, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
-    stretches = torch.tensor([(count, LENGTH, 0)])
+    stretches = torch.tensor([(count, LENGTH, 0, False)])
     own = [
         each[0, :, : count * LENGTH].view(HEADS, count, LENGTH, WIDTH).transpose(0, 1) for each in (query, key, value)
     ]

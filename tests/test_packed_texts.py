@@ -28,7 +28,7 @@ from transformers import (
 from batchproj import recorded_steps
 from batchproj.encode import Encoder, parse_config
 from batchproj.media import Segment, Tokens
-from batchproj.packed_texts import FIRST_POSITION, PackedTexts, pack, row_tokens
+from batchproj.packed_texts import FIRST_POSITION, PackedTexts, _within, pack, row_tokens
 from batchproj.schema import Modality
 from batchproj.weights import resolve
 
@@ -84,19 +84,31 @@ def test_states_are_those_of_each_text_alone(model_type: str) -> None:
     np.testing.assert_allclose(masked[0].numpy(), masked[1].numpy(), atol=2e-6)
 
 
+def test_keys_that_follow_in_the_row_give_the_bits_of_zeros() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 96, 2, 16).bfloat16().transpose(1, 2) for _ in range(3))
+    stretches = [(2, 14, 0), (1, 30, 28), (1, 5, 58), (1, 14, 63), (1, 19, 77)]  # nothing follows the last one
+    views, copies = (
+        _within(query, key, value, torch.tensor([(*each, copied) for each in stretches]), None) for copied in (0, 1)
+    )
+    assert torch.equal(views, copies)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_stays_with_its_own_text(bad: float) -> None:
+@pytest.mark.parametrize("token", [49, 1])
+def test_what_is_not_finite_stays_with_its_own_text(bad: float, token: int) -> None:
+    """Of a text, or of what the rows are filled up with (1)."""
     cls, config, sizes = MODELS["bert"]
     torch.manual_seed(0)
     model = cls(config(**sizes)).eval()
-    rows = [row % 40 for row in rows_of([7, 7, 7, 20, 12])]
+    rows = [2 + row % 40 for row in rows_of([7, 7, 7, 20, 12])]
     bad_rows = [*rows[:1], np.where(np.arange(7) == 3, 49, rows[1]), *rows[2:]]
     packed = PackedTexts(model, _unpooled, 64, pad=1)
     sound = packed.states(rows, lambda states_BLD, _: list(states_BLD.numpy()))
     with torch.no_grad():
-        model.embeddings.word_embeddings.weight[49, 5] = bad
+        model.embeddings.word_embeddings.weight[token, 5] = bad
     found = packed.states(bad_rows, lambda states_BLD, _: list(states_BLD.numpy()))
-    assert not np.isfinite(found[1]).all()
+    assert np.isfinite(found[1]).all() == (token == 1)
     for index in (0, 2, 3, 4):
         np.testing.assert_array_equal(found[index], sound[index])
 
@@ -121,10 +133,13 @@ def test_a_record_of_the_steps_gives_the_same_bits(model_type: str, monkeypatch:
         assert all(one[index].tobytes() == other[index].tobytes() for index in one)
 
 
-def test_a_rehearsal_leaves_a_record_behind() -> None:
-    cls, config, sizes = MODELS["bert"]
+@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("positions", [34, 80])
+def test_a_rehearsal_leaves_a_record_behind(model_type: str, positions: int) -> None:
+    cls, config, sizes = MODELS[model_type]
     torch.manual_seed(0)
-    texts = PackedTexts(cls(config(**sizes)).eval().bfloat16(), _unpooled, 64, pad=1)
+    model = cls(config(**{**sizes, "max_position_embeddings": positions}))
+    texts = PackedTexts(model.eval().bfloat16(), _unpooled, 64, pad=1)
     rows = rows_of([3, 20, 7, 31])
 
     def states() -> dict[int, npt.NDArray[np.float32]]:

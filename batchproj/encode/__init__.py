@@ -73,7 +73,7 @@ class Rehearsing(Protocol):
     """An encoder whose first batches take longer than the others."""
 
     def rehearse(self) -> None:
-        """Do beforehand what the first batches would; takes as long as some ten of them."""
+        """Do beforehand what the first batches would take longer for; takes as long as some ten of them."""
         ...
 
 
