@@ -127,7 +127,7 @@ SEMI JOIN (SELECT left(uri, -{len(_LOCK)}) AS root FROM listing WHERE suffix(uri
 
 
 def _collections(plan: Plan) -> list[str]:
-    """URIs of those whose files are listed: others than the one to be brought up to date, which is left out."""
+    """Roots of other collections whose files are in the listing; the one being written is never listed."""
     return [root for (root,) in plan.rows(_COLLECTIONS)]
 
 

@@ -1,4 +1,5 @@
-"""Every store call goes through `retrying`: it waits for a store that is away and spares a busy one.
+"""Every store call goes through `retrying`, but for the first try to read a local file: it waits for a store that is
+away and spares a busy one.
 
 Faults of network, server or machine are retried until the budget is used up and then raised as TryLater. A missing or
 forbidden object raises at once; refused credentials are renewed once. Knows errors by code and by class name,

@@ -102,11 +102,8 @@ def from_outside(data: bytes, name: str) -> Modality | None:
 
 
 def misnamed(data: bytes, name: str, found: Modality) -> str | None:
-    """In a few words what the name promises in vain, of content that is embedded as what it is; None if it keeps it.
-
-    Text under a medium's name is not embedded.
-    """
-    if found is Modality.TEXT:
+    """In a few words what the name promises in vain, of content that is embedded as what it is; None if it keeps it."""
+    if found is Modality.TEXT:  # under a medium's name it is refused before (`from_outside`)
         return None
     if (expected := hint(name)) not in (None, found):
         return f"named as {expected}, it is {found}"
@@ -140,7 +137,7 @@ def _known(data: bytes) -> Modality | None:
 
 def _is_text(data: bytes) -> bool:
     """Whether all of it is UTF-8 without NUL; in pieces, so that a film is known by its first."""
-    if data.isascii():
+    if data.isascii():  # as most short texts are: no decoder is wanted
         return b"\0" not in data
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:

@@ -107,20 +107,20 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
     if version == BAD_NAME:
         raise ItemFault(Reason.BAD_NAME, "the file's name is not UTF-8; rename it")
     fs, path = filesystem(uri)
-    cuts = 0
+    data: bytes | None = None
     if isinstance(fs, LocalFileSystem):
         with suppress(OSError):  # a disk rarely fails, and to be ready for it takes as long as to read a small file
             data = _read_version(fs, path, version, stay)
-            if len(data) == size:
-                return data
-            cuts = int(len(data) < size)
-    try:
-        with _staying(uri, stay) as options:
-            data = retrying_at(fs, _not_cut(lambda: _read_version(fs, path, version, stay, **options), size, cuts), uri)
-    except FileNotFoundError:
-        raise ItemFault(Reason.CHANGED, GONE) from None
-    except PermissionError as error:
-        raise ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") from None
+    if data is None or len(data) < size:
+        cuts = 0 if data is None else 1
+        try:
+            with _staying(uri, stay) as options:
+                read = _not_cut(lambda: _read_version(fs, path, version, stay, **options), size, cuts)
+                data = retrying_at(fs, read, uri)
+        except FileNotFoundError:
+            raise ItemFault(Reason.CHANGED, GONE) from None
+        except PermissionError as error:
+            raise ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") from None
     if len(data) != size:
         raise ItemFault(Reason.CHANGED, f"{len(data)} bytes read, {size} listed")
     return data
@@ -129,7 +129,7 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
 def _not_cut(read: Callable[[], bytes], size: int, cuts: int) -> Callable[[], bytes]:
     """The same for `retrying`, which gives up an answer that was cut short often, where it would wait for the store.
 
-    Answers that are short and do not say so are asked for again at once; so many were before.
+    Answers that are short and do not say so are asked for again at once; `cuts` of them were before.
     """
 
     def once() -> bytes:

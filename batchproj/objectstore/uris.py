@@ -75,10 +75,10 @@ def s3_needs_http() -> bool:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the path in it; raises SourceError for one that is none by itself."""
+    """The fsspec file system of a canonical URI, and the path in it; raises SourceError for one of none by itself."""
     scheme = uri.split("://", 1)[0]
     if scheme == "file":
-        # by fsspec's own rule, which takes longer over its many others than the disk to read a small file
+        # as fsspec would have it, whose own function takes longer than to read a small file
         return _disk(), uri.removeprefix("file://").rstrip("/") or "/"
     if "::" in scheme or scheme in _WITHIN_OTHERS:
         raise SourceError(f"cannot open {uri}: a file system within another is not opened; expected file, s3, gs …")

@@ -22,7 +22,7 @@ from batchproj.source.place import FAULT, OBJECT, Place, fault_at, film_row, par
 from batchproj.source.record import UNREADABLE
 from batchproj.source.rows import payload
 
-ASKED = ("item", "uri", "source_version", "size", "place")
+ASKED = ("uri", "source_version", "size", "place")
 """Columns of a unit's inputs by which its items are read."""
 
 GAP_BYTES = 64 * 1024
