@@ -27,8 +27,9 @@ def decode_text(data: bytes, spec: TextSpec, limits: Limits) -> list[Segment]:
 
 
 def short_text(data: bytes, spec: TextSpec, limits: Limits) -> Segment | None:
-    """The one segment of a text that need not be cut, in a fraction of the time of `decode_pieces`; None of another one,
-    and of one that is larger than an item may be. Raises as `decode_text`.
+    """The one segment of a text that need not be cut, in a fraction of the time of `decode_pieces`.
+
+    None of another one, and of one that is larger than an item may be. Raises as `decode_text`.
     """
     return _whole(_decoded(data, limits), spec) if len(data) <= limits.item_bytes else None
 
