@@ -143,7 +143,9 @@ class RunProgress:
 
     def step(self, text: str) -> None:
         """Say what happens now; a step that counts (`listing …: 1,000`) speaks every few seconds, and at its end."""
-        name = text.rpartition(": ")[0] or text
+        name, _, count = text.rpartition(": ")
+        if not count[:1].isdigit():
+            name = text
         now = time.monotonic()
         if name != self._last_step[0]:
             self._say_rest()

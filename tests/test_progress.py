@@ -30,6 +30,7 @@ def test_a_step_that_counts_tells_its_first_count_and_its_last() -> None:
     ]
     assert said("files read: 1", "files read: 2") == ["files read: 1", "files read: 2"]
     assert said("one", "two") == ["one", "two"]
+    assert said("warning: a", "warning: b", "warning: c", "two") == ["warning: a", "warning: b", "warning: c", "two"]
 
 
 @pytest.fixture
