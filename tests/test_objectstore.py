@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,29 @@ def test_a_listed_object_reads_back(root: str) -> None:
     (listed,) = [row for page in list_objects(root) for row in page]
     assert listed.uri == canonical(root) + "/a.txt"
     assert read_pinned(listed.uri, listed.size, listed.version) == b"a.txt"
+
+
+@pytest.mark.parametrize("stay", [False, True])
+@pytest.mark.parametrize(
+    "replace",
+    [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda _: None],
+    ids=["folder", "pipe", "device", "nothing"],
+)
+def test_what_is_no_file_by_the_time_it_is_read_has_changed(
+    tmp_path: Path, replace: Callable[[Path], None], stay: bool
+) -> None:
+    file = tmp_path / "source" / "a.txt"
+    fill(str(file.parent), ["a.txt"])
+    (listed,) = [row for page in list_objects(str(file.parent)) for row in page]
+    file.unlink()
+    replace(file)
+    with pytest.raises(ItemFault, match="since it was listed") as found:
+        read_pinned(listed.uri, listed.size, listed.version, stay)
+    assert found.value.reason is Reason.CHANGED
+    shutil.rmtree(file.parent)
+    file.parent.touch()  # a file where its folder was
+    with pytest.raises(ItemFault, match="since it was listed"):
+        read_pinned(listed.uri, listed.size, listed.version, stay)
 
 
 def test_a_prefix_that_is_no_folder_lists_on_s3(s3_bucket: str) -> None:

@@ -28,6 +28,8 @@ WITHOUT_RANGES_BYTES = 8 * 2**20
 GONE = "gone since it was listed"
 """How the detail of a fault ends whose object was there when it was listed, and not when it was read."""
 
+NO_FILE = "no file any more since it was listed"
+
 
 def head(uri: str, stay: bool = False) -> Listed:
     """One object as it would be listed, its name taken literally; its `key` is the last part of the name.
@@ -83,7 +85,7 @@ def _read_range(
     fs: Any, path: str, start: int, length: int, version: str | None, stay: bool = False, **options: int
 ) -> bytes:
     if isinstance(fs, LocalFileSystem):
-        with _open_unlinked(path) if stay else Path(path).open("rb") as file:
+        with _open(path, stay) as file:
             data = os.pread(file.fileno(), length, start)
             info = os.fstat(file.fileno())
         if version not in (None, f"{info.st_size}-{info.st_mtime_ns}"):
@@ -117,8 +119,10 @@ def read_pinned(uri: str, size: int, version: str, stay: bool = False) -> bytes:
             with _staying(uri, stay) as options:
                 read = _not_cut(lambda: _read_version(fs, path, version, stay, **options), size, cuts)
                 data = retrying_at(fs, read, uri)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ItemFault(Reason.CHANGED, GONE) from None
+        except IsADirectoryError:
+            raise ItemFault(Reason.CHANGED, NO_FILE) from None
         except PermissionError as error:
             raise ItemFault(Reason.FORBIDDEN, f"may not be read: {error}") from None
     if len(data) != size:
@@ -155,8 +159,7 @@ def _not_cut(read: Callable[[], bytes], size: int, cuts: int) -> Callable[[], by
 
 def _read_version(fs: Any, path: str, version: str, stay: bool, **options: int) -> bytes:
     if isinstance(fs, LocalFileSystem):
-        # without a buffer and a Path: they take longer than to read a small file (measured)
-        with _open_unlinked(path) if stay else open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        with _open(path, stay) as file:
             data = file.read()
             info = os.fstat(file.fileno())
         if f"{info.st_size}-{info.st_mtime_ns}" != version:
@@ -168,6 +171,23 @@ def _read_version(fs: Any, path: str, version: str, stay: bool, **options: int) 
 
 
 _FOLDER = os.O_DIRECTORY | os.O_NOFOLLOW | getattr(os, "O_PATH", os.O_RDONLY)  # O_PATH: no right to list is needed
+
+
+def _open(path: str, stay: bool) -> BinaryIO:
+    """Open a local file; raises ItemFault CHANGED for what is none by now.
+
+    A pipe would be waited for, and a device has no end.
+    """
+    # without a buffer and a Path: they take longer than to read a small file (measured)
+    file = _open_unlinked(path) if stay else open(path, "rb", buffering=0, opener=_at_once)  # noqa: SIM115
+    if not stat_mode.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ItemFault(Reason.CHANGED, NO_FILE)
+    return file
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _open_unlinked(path: str) -> BinaryIO:
