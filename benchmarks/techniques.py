@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from batchproj import fused_convolutions, packed_texts, recorded_steps
+from batchproj import fused_convolutions, packed_texts, recorded_steps, torch_runtime
 from batchproj.bench import corpus, models
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
@@ -36,6 +36,7 @@ from batchproj.log_mel import LogMel
 from batchproj.media import Segment
 from batchproj.schema import Modality
 from batchproj.space import open_space
+from batchproj.torch_runtime import torch_dtype
 from batchproj.weights import resolve
 
 ROUNDS = 7
@@ -101,10 +102,10 @@ def padded_texts(dtype: torch.dtype) -> Work:
 
 
 def in_layout(memory_format: torch.memory_format) -> Work:
-    """EfficientNet-lite0 in bf16 on one batch, its weights and input in this layout."""
-    network = models.image_network().to(torch.bfloat16).to(memory_format=memory_format)
+    """EfficientNet-lite0 in bf16, or what stands for it here, on one batch, its weights and input in this layout."""
+    network = models.image_network().to(torch_dtype("bf16")).to(memory_format=memory_format)
     batch = np.stack([np.asarray(picture.data) for picture in pictures()[:8]])
-    pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1).to(torch.bfloat16)
+    pixels = (torch.from_numpy(batch).permute(0, 3, 1, 2).float() / 127.5 - 1).to(torch_dtype("bf16"))
     pixels = pixels.contiguous(memory_format=memory_format)
 
     def work() -> models.Array:
@@ -181,9 +182,17 @@ def laid_out(prepacked: bool) -> Work:
 
 
 def convolving(*, fused: bool) -> Work:
-    with nullcontext() if fused else patch.object(fused_convolutions, "gains", lambda: False):
+    with nullcontext() if fused else patch.object(fused_convolutions, "gains", lambda _dtype: False):
         own = built(Modality.IMAGE, prepacked=True)
     return lambda: own.encode(pictures())
+
+
+def without_instructions(modality: Modality, *, emulated: bool) -> Work:
+    """bf16 as torch emulates it where the CPU has no instructions for it, or fp32 in its stead."""
+    with patch.object(torch_runtime, "is_slow_in_bf16", lambda: False) if emulated else nullcontext():
+        own = built(modality, prepacked=True)
+    given = (texts() if modality is Modality.TEXT else pictures())[:64]
+    return lambda: own.encode(given)
 
 
 LENGTH, WIDTH, HEADS = 26, 32, 12
@@ -236,9 +245,19 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             lambda: encoder(text, dtype="fp32").encode(texts()),
             lambda: encoder(text).encode(texts()),
         ),
+        "no-bf16-text": lambda: Technique(
+            "short texts: fp32 instead of bf16, on a CPU without instructions for it",
+            without_instructions(text, emulated=True),
+            without_instructions(text, emulated=False),
+        ),
+        "no-bf16-image": lambda: Technique(
+            "pictures: the same",
+            without_instructions(image, emulated=True),
+            without_instructions(image, emulated=False),
+        ),
         "packed-text": lambda: Technique(
-            "texts laid end to end against 64 at a time, padded; both bf16",
-            padded_texts(torch.bfloat16),
+            "texts laid end to end against 64 at a time, padded; both bf16, or what stands for it here",
+            padded_texts(torch_dtype("bf16")),
             lambda: encoder(text).encode(texts()),
         ),
         "usual-text": lambda: Technique(

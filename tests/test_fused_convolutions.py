@@ -12,12 +12,14 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from batchproj import fused_convolutions
-from batchproj.encode.vision import _halve
-from batchproj.fused_convolutions import FusedConvolution, fuse
-from batchproj.prepacked_linear import gains
+from batchproj.encode.vision import _prepare
+from batchproj.fused_convolutions import FusedConvolution, fuse, gains
 from batchproj.recorded_steps import _played, _traced
 
-pytestmark = pytest.mark.skipif(not gains(), reason="this CPU gains nothing by it")
+DTYPES = [
+    pytest.param(dtype, marks=pytest.mark.skipif(not gains(dtype), reason="this CPU does not fuse them"))
+    for dtype in (torch.float32, torch.bfloat16)
+]
 
 CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.008}
 """Relative; bf16 has eight bits."""
@@ -46,7 +48,7 @@ def assert_same(convolution: nn.Conv2d, activation: nn.Module, pixels: torch.Ten
     torch.testing.assert_close(found, expected, rtol=CLOSE[pixels.dtype], atol=CLOSE[pixels.dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU()])
 def test_activations_are_what_they_are_alone(activation: nn.Module, dtype: torch.dtype) -> None:
     pixels = noise(2, 16, 14, 14, dtype=dtype) * 4  # some beyond what ReLU6 lets through
@@ -54,7 +56,7 @@ def test_activations_are_what_they_are_alone(activation: nn.Module, dtype: torch
     assert_same(enlivened(nn.Conv2d(16, 16, 5, padding=2, groups=16, bias=False), dtype), activation, pixels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("side", [(14, 14), (15, 15), (14, 15), (7, 9)])
 @pytest.mark.parametrize("kernel", [2, 3, 5])
 def test_padding_is_tensorflows(kernel: int, side: tuple[int, int], dtype: torch.dtype) -> None:
@@ -65,8 +67,11 @@ def test_padding_is_tensorflows(kernel: int, side: tuple[int, int], dtype: torch
             assert_same(enlivened(convolution, dtype), nn.ReLU6(), pixels)
 
 
+@pytest.mark.parametrize("computed_in", DTYPES)
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "efficientnet_b0", "tf_mobilenetv3_small_075"])
-def test_a_network_gives_the_same_with_all_its_convolutions_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_gives_the_same_with_all_its_convolutions_fused(
+    name: str, computed_in: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def made() -> nn.Module:
         torch.manual_seed(0)
         network = timm.create_model(name, pretrained=False, num_classes=0).eval().requires_grad_(requires_grad=False)
@@ -74,9 +79,9 @@ def test_a_network_gives_the_same_with_all_its_convolutions_fused(name: str, mon
 
     pixels = noise(2, 3, 96, 96, dtype=torch.float32)
     network, plain = made(), made()
-    dtype = _halve(network)
-    monkeypatch.setattr(fused_convolutions, "gains", lambda: False)
-    assert _halve(plain) is dtype
+    dtype = _prepare(network, computed_in)
+    monkeypatch.setattr(fused_convolutions, "gains", lambda _dtype: False)
+    assert _prepare(plain, computed_in) is dtype
     with torch.inference_mode():
         found, expected = (each(pixels.to(dtype)).float() for each in (network, plain))
     assert torch.nn.functional.cosine_similarity(found, expected).min() > 0.9999

@@ -119,6 +119,7 @@ class Config(EncoderConfig):
         return self._build(model, modality, threads, "query")
 
     def _build(self, model: LocalModel, modality: Modality, threads: int, role: str) -> Encoder:
+        import torch
         from transformers import AutoModel, AutoModelForTextEncoding
 
         from batchproj import torch_runtime
@@ -138,13 +139,15 @@ class Config(EncoderConfig):
         pooled = _Pooled(loaded, layout.sentence, dim, device())
         tokenizers = load_tokenizers(model.path, layout.max_tokens, layout.prompts, lowercase=lowercases(model.path))
         packed = varlen = None
-        if self._is_packed(model.path, loaded, layout):
+        if self._is_packed(model.path, loaded, layout, role):
             pad = tokenizers[role].pad
             if is_apart():
                 told = (layout.sentence.pooling, pooled.finish)
                 varlen = VarlenTexts(loaded, *told, torch_runtime.forward_tokens(width), pad)
             else:
                 packed = PackedTexts(loaded, pooled.pool, torch_runtime.packed_tokens(width), pad)
+                if loaded.dtype == torch.float32 and packed.shows_places():
+                    packed = None
         return TextEncoder(
             tokenizers[role],
             pooled.states,
@@ -164,9 +167,10 @@ class Config(EncoderConfig):
             raise SpaceError(f"dims is {self.dims}, this model's vectors have {width}")
         return self.dims or width
 
-    def _is_packed(self, folder: Path, loaded: Any, layout: _Layout) -> bool:
-        """In bf16; the accelerator's kernel wants heads of a multiple of 8. On a CPU a dense layer after pooling would
-        see as many rows as texts of one length came together, and that shows.
+    def _is_packed(self, folder: Path, loaded: Any, layout: _Layout, role: str) -> bool:
+        """An accelerator's kernel wants bf16 and heads of a multiple of 8. On a CPU a dense layer after pooling would
+        see as many rows as texts of one length came together, and that shows; and in fp32 a query, which comes alone,
+        is done in less time than a row takes.
         """
         import torch
 
@@ -174,12 +178,13 @@ class Config(EncoderConfig):
         from batchproj.packed_texts import FIRST_POSITION
         from batchproj.torch_runtime import forward_tokens
 
-        if loaded.config.model_type not in FIRST_POSITION or _is_causal(folder) or loaded.dtype != torch.bfloat16:
+        if loaded.config.model_type not in FIRST_POSITION or _is_causal(folder):
             return False
         if is_apart():
             fits = layout.max_tokens <= forward_tokens(loaded.config.hidden_size)
-            return fits and (loaded.config.hidden_size // loaded.config.num_attention_heads) % 8 == 0
-        return not layout.sentence.dense
+            heads_fit = (loaded.config.hidden_size // loaded.config.num_attention_heads) % 8 == 0
+            return fits and heads_fit and loaded.dtype == torch.bfloat16
+        return not layout.sentence.dense and (loaded.dtype == torch.bfloat16 or role == "document")
 
     def _layout(self, folder: Path) -> _Layout:
         _refuse_unsuitable(folder)

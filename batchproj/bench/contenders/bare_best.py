@@ -1,9 +1,10 @@
 """The ceiling: what is known to pay on this machine, by hand and with no framework.
 
-texts     bf16 weights, pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
+all       bf16 where the CPU has instructions for it, else fp32
+texts     pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
           meanwhile), batches of so many tokens, a core each; the steps traced, the weights prepacked, lengths filled up
           to multiples of 16 where that adds little, else mostly keys and values alone
-images    bf16 but for the first stage, batch norms folded, channels last, activations and uneven padding within the
+images    fp32 in the first stage, batch norms folded, channels last, activations and uneven padding within the
           convolutions; JPEG decoded at a reduced scale; decoding in threads beside the model; uint8 until the model;
           batches side by side, a core each; the steps traced
 sounds    Whisper at a clip's own length; log-mel of the real samples; sorted by length; decoding beside the model;
@@ -41,6 +42,7 @@ from batchproj.fused_convolutions import fuse
 from batchproj.prepacked_linear import prepack
 from batchproj.recorded_steps import Steps, branching
 from batchproj.schema import Modality
+from batchproj.torch_runtime import torch_dtype
 
 FORWARD_TOKENS = 512
 """Tokens in a batch of texts: more leave the cache of a core, fewer do not fill it."""
@@ -90,7 +92,7 @@ def _lanes(cores: int) -> ThreadPoolExecutor:
 def _texts(job: Job) -> None:
     _register()
     tokenizer, model = models.text_model(
-        dtype=torch.bfloat16, add_pooling_layer=False, attn_implementation=_FILLED_ATTENTION
+        dtype=torch_dtype("bf16"), add_pooling_layer=False, attn_implementation=_FILLED_ATTENTION
     )
     fast = tokenizer.backend_tokenizer
     fast.enable_truncation(models.MAX_TOKENS)
@@ -258,13 +260,14 @@ def _decode(data: bytes, resized: int, edge: int) -> npt.NDArray[np.uint8]:
 
 
 def _halve(network: Any) -> None:
-    """bf16 from the second stage on, with norms folded while still in fp32: plain bf16 loses too much here."""
+    """bf16, where there is, from the second stage on, norms folded while in fp32: plain bf16 loses too much here."""
     _fold(network)
     network.to(memory_format=torch.channels_last)
+    dtype = torch_dtype("bf16")
     for part in (*network.blocks[1:], network.conv_head, network.bn2):
-        part.to(torch.bfloat16)
+        part.to(dtype)
     fuse(network)
-    network.blocks[0].register_forward_hook(lambda _part, _inputs, output: output.to(torch.bfloat16))
+    network.blocks[0].register_forward_hook(lambda _part, _inputs, output: output.to(dtype))
     network.bn2.register_forward_hook(lambda _part, _inputs, output: output.float())
 
 
