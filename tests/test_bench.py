@@ -29,7 +29,7 @@ from batchproj.bench.contender import Job, Outcome, relative, write_features
 from batchproj.bench.contenders import CONTENDERS, Contender, chosen
 from batchproj.bench.contenders import batchproj as batchproj_contender
 from batchproj.bench.contenders.bare_best import FORWARD_TOKENS, _token_batches
-from batchproj.bench.figures import Needs, figures
+from batchproj.bench.figures import Needs, figures, raw
 from batchproj.bench.parity import compare
 from batchproj.bench.picture import picture
 from batchproj.bench.rounds import Round, Run, run_rounds
@@ -146,6 +146,14 @@ def test_a_round_in_which_the_machine_was_busy_is_void_and_is_run_again() -> Non
     assert [each.void for each in rounds] == [False, True, False, False]
     assert failed == {}
     assert orders == [["bare-default", "bare-best"], ["bare-best", "bare-default"]] * 2
+
+
+@pytest.mark.parametrize(("fp32", "void"), [(100, False), (105, False), (140, True)])
+def test_without_bf16_the_other_product_tells(fp32: float, void: bool) -> None:
+    said = iter([Calibration(bf16=None, fp32=rate) for rate in (100, 100, 100, fp32, 100, 100)])
+    rounds, _ = run_rounds([BEST], 3, lambda _: made_up(1), lambda: next(said), lambda *_: None)
+    assert any(each.void for each in rounds) is void
+    assert raw(rounds)[0]["calibrations"] == {"bare-best": {"fp32_gflops": 100}}
 
 
 def test_on_a_machine_that_is_never_quiet_rounds_end() -> None:

@@ -1,7 +1,8 @@
 """What this machine computes right now: `python -m batchproj.bench.calibration` prints it as JSON.
 
-A product of matrices in bf16 and one in fp32, about 0.3 s of each, in GFLOP/s. It is made before every
-contender's process: where it moves, something else is using the machine, and the round says nothing.
+A product of matrices in fp32 and, where there are instructions for that, one in bf16, about 0.3 s of each, in GFLOP/s.
+It is made before every contender's process: where it moves, something else is using the machine, and the round says
+nothing.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ class Calibration(BaseModel):
     """GFLOP/s of a product (1024, 1024) x (1024, 1024) with all cores."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    bf16: float
+    bf16: float | None
     fp32: float
 
     @property
     def best(self) -> float:
-        return max(self.bf16, self.fp32)
+        return max(self.bf16 or 0, self.fp32)
 
 
 def calibrate() -> Calibration:
@@ -51,8 +52,10 @@ def _rate(dtype: str, cores: int) -> float:
 
 def main() -> None:
     from batchproj.bench.machine import cores
+    from batchproj.torch_runtime import is_slow_in_bf16
 
-    print(json.dumps({"bf16": _rate("bfloat16", cores()), "fp32": _rate("float32", cores())}))
+    bf16 = None if is_slow_in_bf16() else _rate("bfloat16", cores())
+    print(json.dumps({"bf16": bf16, "fp32": _rate("float32", cores())}))
 
 
 if __name__ == "__main__":

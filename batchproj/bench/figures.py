@@ -131,7 +131,7 @@ def raw(rounds: list[Round]) -> list[dict[str, Any]]:
 
 
 def _rates(calibration: Calibration) -> dict[str, float]:
-    return {"bf16_gflops": round(calibration.bf16, 1), "fp32_gflops": round(calibration.fp32, 1)}
+    return {f"{name}_gflops": round(rate, 1) for name, rate in calibration.model_dump().items() if rate is not None}
 
 
 def _measured(run: Run) -> dict[str, Any]:

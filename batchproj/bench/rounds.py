@@ -111,8 +111,9 @@ def run_rounds(
 def mark_void(rounds: list[Round]) -> None:
     """Judge all rounds anew by the median of all calibrations so far: the first may have been the noisy one."""
     found = [calibration for each in rounds for calibration in each.calibrations.values()]
+    in_bf16 = [each.bf16 for each in found if each.bf16 is not None]
     usual = Calibration(
-        bf16=statistics.median(each.bf16 for each in found), fp32=statistics.median(each.fp32 for each in found)
+        bf16=statistics.median(in_bf16) if in_bf16 else None, fp32=statistics.median(each.fp32 for each in found)
     )
     for each in rounds:
         each.void = any(moved(calibration, usual) > MOVES for calibration in each.calibrations.values())
@@ -120,7 +121,8 @@ def mark_void(rounds: list[Round]) -> None:
 
 def moved(calibration: Calibration, usual: Calibration) -> float:
     """By how much the product that moved more did so."""
-    return max(abs(calibration.bf16 / usual.bf16 - 1), abs(calibration.fp32 / usual.fp32 - 1))
+    pairs = [(calibration.bf16, usual.bf16), (calibration.fp32, usual.fp32)]
+    return max(abs(now / then - 1) for now, then in pairs if now is not None and then is not None)
 
 
 def start_process(contender: Contender, job: Job) -> Run:
