@@ -150,7 +150,7 @@ def test_a_round_in_which_the_machine_was_busy_is_void_and_is_run_again() -> Non
 
 @pytest.mark.parametrize(("fp32", "void"), [(100, False), (105, False), (140, True)])
 def test_without_bf16_the_other_product_tells(fp32: float, void: bool) -> None:
-    said = iter([Calibration(bf16=None, fp32=rate) for rate in (100, 100, 100, fp32, 100, 100)])
+    said = iter([Calibration(bf16=None, fp32=rate) for rate in (100, fp32, 100, 100, 100)])
     rounds, _ = run_rounds([BEST], 3, lambda _: made_up(1), lambda: next(said), lambda *_: None)
     assert any(each.void for each in rounds) is void
     assert raw(rounds)[0]["calibrations"] == {"bare-best": {"fp32_gflops": 100}}
