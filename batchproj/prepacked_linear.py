@@ -2,7 +2,7 @@
 
 oneDNN otherwise lays bf16 weights out anew for every product: a quarter of its time at 512 rows of width 384 (AMX,
 measured), for the same bits. Products in fp32 are made by MKL, which is not at its best on AMD's CPUs: there oneDNN
-makes short texts 1.1 times as fast (AVX2, measured; `benchmarks/techniques.py`), for bits of its own. The operators are
+made short texts 1.06 to 1.13 times as fast in three runs (AVX2; `benchmarks/techniques.py`), for bits of its own. The operators are
 those that torch's own compiler has for weights that are frozen.
 """
 

@@ -46,19 +46,19 @@ def use_threads(threads: int) -> None:
 
 
 def torch_dtype(dtype: Dtype) -> torch.dtype:
-    """What a config's `dtype` is computed in here: bf16 in fp32 on a CPU that only emulates it, which takes several
-    times as long, to be further from fp32."""
-    return torch.float32 if is_slow_in_bf16() else _DTYPES[dtype]
+    """What a config's `dtype` is computed in here: bf16 in fp32 on CPUs that only emulate it, which takes several times
+    as long and gives more error."""
+    return torch.float32 if is_slow_in_bf16() and not is_apart() else _DTYPES[dtype]
 
 
 @cache
 def is_slow_in_bf16() -> bool:
-    """Whether this device has no instructions for products of bf16."""
-    if is_apart():
-        return False
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
-        return False
-    return platform.machine() in ("x86_64", "AMD64") or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    """Whether this CPU has no instructions for products of bf16, or torch no use for them."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return True
+    if platform.machine() in ("x86_64", "AMD64"):  # where oneDNN counts emulation by AVX-512 as well
+        return not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def forward_tokens(hidden: int) -> int:
