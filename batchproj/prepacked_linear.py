@@ -2,8 +2,8 @@
 
 oneDNN otherwise lays bf16 weights out anew for every product: a quarter of its time at 512 rows of width 384 (AMX,
 measured), for the same bits. Products in fp32 are made by MKL, which is not at its best on AMD's CPUs: there oneDNN
-made short texts 1.06 to 1.13 times as fast in three runs (AVX2; `benchmarks/techniques.py`), for bits of its own. The operators are
-those that torch's own compiler has for weights that are frozen.
+made short texts 1.06 to 1.13 times as fast in three runs (AVX2; `benchmarks/techniques.py prepacked`), for bits of its
+own. The operators are those that torch's own compiler has for weights that are frozen.
 """
 
 from __future__ import annotations
