@@ -42,7 +42,7 @@ def _product(states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | No
 
 
 def gains(dtype: torch.dtype) -> bool:
-    """Whether weights of this dtype are laid out beforehand here: where it was measured to pay."""
+    """Whether weights of this dtype are laid out beforehand here; in fp32 on AMD's CPUs alone."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     if dtype == torch.bfloat16:

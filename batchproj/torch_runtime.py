@@ -48,7 +48,7 @@ def use_threads(threads: int) -> None:
 def torch_dtype(dtype: Dtype) -> torch.dtype:
     """What a config's `dtype` is computed in here: bf16 in fp32 on CPUs that only emulate it, which takes several times
     as long and gives more error."""
-    return torch.float32 if is_slow_in_bf16() and not is_apart() else _DTYPES[dtype]
+    return torch.float32 if not is_apart() and is_slow_in_bf16() else _DTYPES[dtype]
 
 
 @cache

@@ -241,7 +241,7 @@ def techniques() -> dict[str, Callable[[], Technique]]:
     text, image = Modality.TEXT, Modality.IMAGE
     return {
         "bf16-text": lambda: Technique(
-            "bf16 weights, pooled in fp32, on short texts",
+            "bf16 weights (fp32 where there is no bf16), pooled in fp32, on short texts",
             lambda: encoder(text, dtype="fp32").encode(texts()),
             lambda: encoder(text).encode(texts()),
         ),
@@ -286,12 +286,14 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             "attention within texts of 26 tokens, keys filled up to 32", attending(filled=False), attending(filled=True)
         ),
         "bf16-image": lambda: Technique(
-            "bf16 behind the first stage of EfficientNet-lite0",
+            "bf16 (fp32 where there is none) behind the first stage of EfficientNet-lite0, against plain fp32",
             lambda: encoder(image, dtype="fp32").encode(pictures()),
             lambda: encoder(image).encode(pictures()),
         ),
         "channels-last": lambda: Technique(
-            "channels last, in bf16", in_layout(torch.contiguous_format), in_layout(torch.channels_last)
+            "channels last, in bf16, or what stands for it here",
+            in_layout(torch.contiguous_format),
+            in_layout(torch.channels_last),
         ),
         "fused-image": lambda: Technique(
             "EfficientNet-lite0: convolutions that apply their activation and take uneven padding as they go",

@@ -184,7 +184,7 @@ def _timm_tokens(network: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def _prepare(network: Any, dtype: torch.dtype) -> torch.dtype:
-    """Let the network compute in `dtype`, with little work; the dtype its pixels must have from now on.
+    """Let the network compute in `dtype`, norms folded; the dtype its pixels must have from now on.
 
     EfficientNets lose too much by bf16: 0.992 cosine to fp32 at worst (lite0; waves, emoji and
     photographs). With batch norms folded into the convolutions while still in fp32, and the stem

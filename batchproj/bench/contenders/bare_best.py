@@ -215,7 +215,7 @@ def _images(job: Job) -> None:
     config = network.pretrained_cfg
     edge = config["input_size"][1]
     resized = int(edge / config["crop_pct"])
-    _halve(network)
+    _prepare(network)
     mean, std = (torch.tensor(config[key]).repeat(edge) * 255 for key in ("mean", "std"))
     factor, shift = 1 / std, -mean / std
     ids = names(job.source)
@@ -259,7 +259,7 @@ def _decode(data: bytes, resized: int, edge: int) -> npt.NDArray[np.uint8]:
     return np.asarray(picture.crop((left, top, left + edge, top + edge)))
 
 
-def _halve(network: Any) -> None:
+def _prepare(network: Any) -> None:
     """bf16, where there is, from the second stage on, norms folded while in fp32: plain bf16 loses too much here."""
     _fold(network)
     network.to(memory_format=torch.channels_last)
