@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	$(BIN)/batchproj demo $(DEMO_DIR) $(DEMO_ARGS)
 
+# two files at a time: much of it is waiting for processes to start
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # not part of `test`: whole runs stopped and killed, outages, 10,000 objects counted, training by several workers
 test-long: $(STAMP)

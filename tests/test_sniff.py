@@ -177,7 +177,7 @@ def zipped() -> bytes:
     "data",
     [
         zipped(),
-        gzip.compress(b"text"),
+        gzip.compress(b"text", mtime=0),
         b"%PDF-1.7\n%text only",
         b"%PDF-1.7\n%\xe2\xe3\xcf\xd3",
         b"%!PS-Adobe-3.0 EPSF-3.0\n",
