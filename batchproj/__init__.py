@@ -22,6 +22,7 @@ Data flows top to bottom:
     gate, breaker                          whether a space may take the place of the live one; when a run is paused
     embed, search, train, adapter, evaluate    what people do
     shipping, jobs, job_start, nodes, metrics, hooks    the same as jobs of a cluster, watched, and told of when it ends
+    inventory, doctor                      what can be used; whether this machine is ready
     demo, bench, serve, cli                how they do it, how fast it is, and over HTTP
 """
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import batchproj
-from batchproj.errors import WeightsError
+from batchproj.errors import TryLater, WeightsError
 from batchproj.weights import is_local
 
 LOOK_S = 120.0
@@ -46,6 +46,21 @@ def check_nodes(models: Iterable[str]) -> None:
                 f"node {name_of(looking[answer])} {lack}; nothing was embedded; use one image for all nodes "
                 "(cluster/Dockerfile), or bring this one up to the others"
             )
+
+
+def try_process() -> str:
+    """What this Ray offers, once a process of it has imported batchproj and answered.
+
+    Raises TryLater if none does within LOOK_S, and what was raised there.
+    """
+    import ray
+
+    answer = ray.remote(num_cpus=0, max_retries=0)(lambda: __import__("batchproj").__version__).remote()
+    if not ray.wait([answer], timeout=LOOK_S)[0]:
+        raise TryLater(f"no process of Ray has answered in {LOOK_S:.0f} s; look whether its nodes have work")
+    version, offered = ray.get(answer), ray.cluster_resources()
+    there = ", ".join(f"{offered[name]:g} {name}" for name in ("CPU", "GPU") if name in offered)
+    return f"{there}, a process of it has batchproj {version}"
 
 
 def _portable(node_id: str) -> Any:

@@ -49,7 +49,7 @@ LAYERS = [
     ["ray_training", "bridge_report"],
     ["many_pairs"],
     ["gate"],
-    ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc", "inventory", "quarantine"],
+    ["embed", "train", "evaluate", "estimate", "explain", "verify", "gc", "inventory", "quarantine", "doctor"],
     ["budget", "repair", "forget", "promote", "adapter"],
     ["espeak", "contact_sheet", "progress"],
     ["emoji_corpus"],

@@ -4,7 +4,7 @@ console.py     what all commands share
 embedding.py   plan, embed, train, evaluate, demo
 querying.py    search, explain, runs
 serving.py    serve
-inventory.py   encoders
+inventory.py   encoders, doctor
 upkeep.py      quarantine, rollback, verify, gc, forget
 benchmarking.py   bench
 cluster.py     submit, jobs
