@@ -9,39 +9,57 @@ give vectors the least cosine between them. Models, corpora and batches are the 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
 from batchproj import fused_convolutions, packed_texts, recorded_steps, torch_runtime
 from batchproj.bench import corpus, models
+from batchproj.bench.store import store_with
+from batchproj.collection.unit import Unit
 from batchproj.decode.image import decode_image
 from batchproj.decode.limits import Limits
+from batchproj.decoding import Fetched
+from batchproj.embedding import UnitWorker
 from batchproj.encode import Encoder, parse_config
-from batchproj.lanes import open_lanes
+from batchproj.lanes import UNITS_AT_ONCE, open_lanes
 from batchproj.log_mel import LogMel
 from batchproj.media import Segment
+from batchproj.objectstore import list_objects
+from batchproj.recipe import Recipe
 from batchproj.schema import Modality
+from batchproj.source import reading
 from batchproj.space import open_space
+from batchproj.space import resolve as resolve_space
 from batchproj.torch_runtime import torch_dtype
 from batchproj.weights import resolve
 
 ROUNDS = 7
 THREADS = 2
-TEXTS, PICTURES, PHOTOGRAPHS, SOUNDS = 512, 64, 12, 48
+READ_THREADS = Recipe().read_threads
+TEXTS, PICTURES, PHOTOGRAPHS, SOUNDS, OBJECTS = 512, 64, 12, 48, 256
+UNITS = 4
+DISTANCE_S = 0.02
+"""How much later the answers of a local store come, as those of one that is not: Amazon's own documentation speaks of
+100 to 200 ms for small objects ("Best practices design patterns: optimizing Amazon S3 performance")."""
 
 Work = Callable[[], Any]
 
@@ -228,6 +246,92 @@ def one_by_one(together: bool) -> Work:
     return lambda: np.repeat(text.encode(every[::2]), 2, axis=0)
 
 
+def computing(threads: int) -> Work:
+    """As an actor of Ray's that says nothing of threads, or with as many as there are cores."""
+    text = encoder(Modality.TEXT)
+
+    def work() -> models.Array:
+        open_lanes(threads)
+        torch.set_num_threads(threads)
+        return text.encode(texts())
+
+    return work
+
+
+def loading(kept: bool) -> Work:
+    """A model that is loaded for each of a few batches, or once."""
+    member = resolve_space(open_space("builtin")).members[Modality.TEXT]
+    held = member.load(THREADS)
+
+    def work() -> models.Array:
+        parts = [texts()[at::UNITS] for at in range(UNITS)]
+        return np.concatenate([(held if kept else member.load(THREADS)).encode(part) for part in parts])
+
+    return work
+
+
+def in_units(at_once: int, folder: Path) -> Work:
+    """Units of PNG, decoded, encoded, projected and written one after the other, or one beside the other."""
+    space = resolve_space(open_space("builtin"))
+    worker = UnitWorker(space.members[Modality.IMAGE], space.dim, frozenset(space.members), Limits(), THREADS)
+    worker.load()
+    icons = [corpus.icon([1, number]) for number in range(2 * PICTURES)]
+
+    def embed(number: int) -> models.Array:
+        found = enumerate(icons)
+        items = [Fetched(f"{at}", f"{at}.png", None, "", data, _digest(data), f"{at}.png") for at, data in found]
+        unit = Unit(name=f"{number}", run="1", task="embed", modality=Modality.IMAGE, items=len(items), bytes=0)
+        output = worker.embed(unit, items, None, lambda _: None)
+        for name in ("vectors", "features"):
+            pq.write_table(getattr(output, name), folder / f"{name}-{number}.parquet")
+        return np.stack(output.vectors["vector"].to_numpy(zero_copy_only=False))
+
+    def work() -> models.Array:
+        with ThreadPoolExecutor(at_once) as pool:
+            return np.concatenate(list(pool.map(embed, range(UNITS))))
+
+    return work
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def requested(threads: int, distance_s: float) -> Work:
+    """Small objects of a local S3, so many requests at once."""
+    found = [listed for page in list_objects(_store()) for listed in page]
+    rows = [{"uri": each.uri, "source_version": each.version, "size": each.size, "place": None} for each in found]
+
+    def later(*asked: Any) -> bytes:
+        time.sleep(distance_s)
+        return read(*asked)
+
+    read = reading.read_pinned
+
+    def work() -> None:
+        with patch.object(reading, "read_pinned", later):
+            assert all(isinstance(each, bytes) for each in reading.read_items(rows, 2**20, threads))
+
+    return work
+
+
+@cache
+def _scratch() -> Path:
+    return Path(_open.enter_context(tempfile.TemporaryDirectory()))
+
+
+@cache
+def _store() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(OBJECTS):
+            Path(folder, f"{number}.txt").write_text(corpus.sentence([1, number]))
+        return _open.enter_context(store_with(Path(folder)))
+
+
+_open = ExitStack()
+"""What is there until all is measured."""
+
+
 def imported(collecting: bool) -> Work:
     """A process that imports what a query needs, Python looking for garbage meanwhile or not."""
     program = "import lancedb, torch, transformers.models.bert.modeling_bert"
@@ -310,6 +414,27 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             heard("real"),
         ),
         "duplicates": lambda: Technique("half of the texts are there twice", one_by_one(False), one_by_one(True)),
+        "threads": lambda: Technique(
+            "texts: as many threads as there are cores, against one", computing(1), computing(THREADS)
+        ),
+        "kept-model": lambda: Technique(
+            f"{TEXTS} texts in {UNITS} parts, the model loaded once", loading(kept=False), loading(kept=True)
+        ),
+        "units-at-once": lambda: Technique(
+            f"{UNITS} units of {2 * PICTURES} PNG: one is read and written while another is encoded",
+            in_units(1, _scratch()),
+            in_units(UNITS_AT_ONCE, _scratch()),
+        ),
+        "gets-at-once": lambda: Technique(
+            f"{OBJECTS} small objects of a local S3 on the same cores, {READ_THREADS} requests at once",
+            requested(1, 0),
+            requested(READ_THREADS, 0),
+        ),
+        "gets-at-a-distance": lambda: Technique(
+            f"the same, each answer {DISTANCE_S:g} s later",
+            requested(1, DISTANCE_S),
+            requested(READ_THREADS, DISTANCE_S),
+        ),
         "imports": lambda: Technique(
             "imports of lancedb, torch and a transformers model without looking for garbage, whole processes",
             imported(collecting=True),
@@ -349,8 +474,9 @@ def main() -> None:
     every = techniques()
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(every))
     torch.set_num_threads(THREADS)
-    for name in parser.parse_args().names or every:
-        print(json.dumps({"technique": name, **measure(every[name]())}), flush=True)
+    with _open:
+        for name in parser.parse_args().names or every:
+            print(json.dumps({"technique": name, **measure(every[name]())}), flush=True)
 
 
 if __name__ == "__main__":
