@@ -1,4 +1,7 @@
-"""Whether this machine is ready: each thing that a run stands on is tried, and what is wrong comes with its cure."""
+"""Whether this machine is ready: each thing that a run stands on is tried, and what is wrong comes with its cure.
+
+What may be broken is imported by the look that looks at it.
+"""
 
 from __future__ import annotations
 
@@ -8,33 +11,24 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from batchproj import retry
-from batchproj.accelerator import is_apart
-from batchproj.errors import BatchprojError
-from batchproj.fetching import cache_root
-from batchproj.nodes import try_process
-from batchproj.objectstore import Folder, canonical
-from batchproj.pipeline import ray_session
-from batchproj.queries import Example, QueryEncoder
-from batchproj.schema import Modality
-from batchproj.space import open_space, resolve
-from batchproj.torch_runtime import is_slow_in_bf16
+from batchproj.credentials import masked
+from batchproj.errors import BatchprojError, TryLater
 
-LIBRARIES = ("torch", "torchvision", "transformers", "timm", "ray", "lance", "lancedb", "pyarrow", "av", "soundfile")
+LIBRARIES = ("torch", "torchvision", "transformers", "timm", "ray", "lance", "lancedb", "av", "soundfile")
 """Those that come apart: built for one another, for one CPU, or on a library of the system."""
 
 LEAST_MEMORY_GIB = 4.0
-"""Driver and one worker of the builtin space have 0.7 and 0.9 GiB, Ray's processes and its store the rest."""
+"""Driver and worker of the builtin space take 1.2 to 2.6 (README, "What is measured"), Ray's processes the rest."""
 
-LEAST_DISK_GIB = 5.0
-"""Where models are kept: the largest of a shipped space has 3.3 GB."""
+LEAST_DISK_GIB = 2.0
+"""The largest model of a shipped space has 1.5 GB (`batchproj encoders`)."""
 
 STORE_S = 10.0
 """How long a store is asked again: a run has more patience, and somebody waits here."""
@@ -44,38 +38,49 @@ State = Literal["ok", "note", "failed"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look has found. A `note` stops no run; `advice` is what to do about it, or about a failure."""
+    """What one look has found. A `note` stops no run; `advice` is what to do, where `found` does not say so itself.
+
+    `is_later`: what failed is away, and may be there later.
+    """
 
     name: str
     state: State
     found: str
     advice: str | None = None
+    is_later: bool = False
 
 
 def examine(places: Sequence[str], verbose: bool = False) -> Iterator[Finding]:
     """Look at everything, and at each of `places`: folders or prefixes in which a collection shall be.
 
-    One Finding after the other, as each takes some seconds; nothing stays behind.
+    One Finding after the other, as each takes some seconds; none but the first where libraries are broken. Nothing
+    stays in `places`.
     """
+    before = retry.patience_s()
     retry.configure(STORE_S)
-    looks: dict[str, Callable[[], Finding]] = {
-        "machine": _machine,
-        "libraries": _libraries,
-        "arithmetic": _arithmetic,
-        "cache": _cache,
-        "encoders": _encoders,
-        "ray": partial(_ray, verbose),
-        **{place: partial(_place, place) for place in places},
-    }
-    for name, look in looks.items():
-        try:
-            yield look()
-        except BatchprojError as error:
-            yield Finding(name, "failed", _one_line(error))
-        except Exception as error:  # whatever a library that does not work here raises is what was looked for
-            traceback.print_exc()
-            found = f"{type(error).__name__}: {_one_line(error)}"
-            yield Finding(name, "failed", found, "with --verbose it is shown where it came from")
+    try:
+        yield (libraries := _looked("libraries", _libraries))
+        if libraries.state == "failed":
+            return
+        for name, look in (("machine", _machine), ("arithmetic", _arithmetic), ("cache", _cache)):
+            yield _looked(name, look)
+        yield _looked("encoders", _encoders)
+        yield _looked("ray", partial(_ray, verbose))
+        for place in places:
+            yield _looked(masked(place), partial(_place, place))
+    finally:
+        retry.configure(before)
+
+
+def _looked(name: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except BatchprojError as error:
+        return Finding(name, "failed", _one_line(error), is_later=isinstance(error, TryLater))
+    except Exception as error:  # whatever a library that does not work here raises is what was looked for
+        traceback.print_exc()
+        found = f"{type(error).__name__}: {_one_line(error)}"
+        return Finding(name, "failed", found, "with --verbose it is shown where it came from")
 
 
 def _one_line(error: Exception) -> str:
@@ -108,6 +113,9 @@ def _libraries() -> Finding:
 
 
 def _arithmetic() -> Finding:
+    from batchproj.accelerator import is_apart
+    from batchproj.torch_runtime import is_slow_in_bf16
+
     if is_apart():
         return Finding("arithmetic", "ok", "bf16 on the GPU")
     if is_slow_in_bf16():
@@ -117,28 +125,34 @@ def _arithmetic() -> Finding:
 
 
 def _cache() -> Finding:
+    """Where models that are fetched are kept; nothing is made there."""
+    from batchproj.fetching import cache_root
+
     root = cache_root()
-    folder = Folder(str(root))
-    folder.check_create()
-    gib = shutil.disk_usage(root).free / 2**30
-    if gib < LEAST_DISK_GIB:
-        advice = "make room for models that are fetched, or set BATCHPROJ_CACHE to another disk"
-        return Finding("cache", "note", f"{gib:.1f} GiB free under {root}", advice)
-    return Finding("cache", "ok", f"{gib:,.0f} GiB free under {root}")
+    there = next(path for path in (root, *root.absolute().parents) if path.exists())
+    gib = shutil.disk_usage(there).free / 2**30
+    found, advice = f"{gib:,.1f} GiB free under {root}", "set BATCHPROJ_CACHE to a disk with room"
+    if not os.access(there, os.W_OK):
+        return Finding("cache", "note", f"{root} may not be written, so that no model can be fetched", advice)
+    return Finding("cache", "ok", found) if gib >= LEAST_DISK_GIB else Finding("cache", "note", found, advice)
 
 
 def _encoders() -> Finding:
-    """Decoders, encoders and projectors of every modality of the builtin space."""
+    """A text, a PNG and a WAV through the builtin space's decoders, encoders and projectors."""
+    from batchproj.queries import Example, QueryEncoder
+    from batchproj.schema import Modality
+    from batchproj.space import open_space, resolve
+
     encoder, space = QueryEncoder(), resolve(open_space("builtin"))
     examples = {
         Modality.TEXT: Example(Modality.TEXT, text="a red square"),
         Modality.IMAGE: Example(Modality.IMAGE, data=_picture(), name="a picture"),
         Modality.AUDIO: Example(Modality.AUDIO, data=_sound(), name="a sound"),
     }
-    made = [str(modality) for modality, member in space.members.items() if modality in examples]
-    for modality in made:
-        encoder.vector(space.members[Modality(modality)], examples[Modality(modality)])
-    return Finding("encoders", "ok", f"the builtin space has embedded {', '.join(made)}, {space.dim} dimensions each")
+    for modality, member in space.members.items():
+        encoder.vector(member, examples[modality])
+    made = ", ".join(space.members)
+    return Finding("encoders", "ok", f"the builtin space has embedded {made}, {space.dim} dimensions each")
 
 
 def _picture() -> bytes:
@@ -150,6 +164,7 @@ def _picture() -> bytes:
 
 
 def _sound() -> bytes:
+    import numpy as np
     import soundfile
 
     file = io.BytesIO()
@@ -158,20 +173,28 @@ def _sound() -> bytes:
 
 
 def _ray(verbose: bool) -> Finding:
+    from batchproj.nodes import check_nodes, try_process
+    from batchproj.pipeline import ray_session
+
     with ray_session(verbose):
-        where = os.environ.get("RAY_ADDRESS", "a Ray of its own")
-        return Finding("ray", "ok", f"{where}: {try_process()}")
+        check_nodes([])
+        return Finding("ray", "ok", f"{os.environ.get('RAY_ADDRESS', 'a Ray of its own')}: {try_process()}")
 
 
 def _place(place: str) -> Finding:
-    """Nothing but one small file is written there, and removed."""
-    path = Path(canonical(place).removeprefix("file://"))
-    made = [] if "://" in str(path) else [each for each in (path, *path.parents) if not each.exists()]
+    """One small file is written there, and removed, and so are folders that were not there."""
+    from batchproj.objectstore import Folder, canonical
+
+    uri = canonical(place)
+    path = Path(uri.removeprefix("file://"))
+    made = [each for each in (path, *path.parents) if not each.exists()] if uri.startswith("file://") else []
     try:
         keeps_apart = Folder(place).check_create()
+    except FileNotFoundError as error:
+        return Finding(place, "failed", _one_line(error), "create the bucket, or look at its name and AWS_ENDPOINT_URL")
     finally:
-        for each in made:
-            if each.exists():
+        with suppress(OSError):  # somebody else has put something there by now
+            for each in made:
                 each.rmdir()
     if not keeps_apart:
         advice = "use another store, or see to it that one run writes at a time and say so: embed --single-writer"

@@ -55,12 +55,16 @@ def try_process() -> str:
     """
     import ray
 
-    answer = ray.remote(num_cpus=0, max_retries=0)(lambda: __import__("batchproj").__version__).remote()
+    answer = ray.remote(num_cpus=0, max_retries=0)(_version).remote()
     if not ray.wait([answer], timeout=LOOK_S)[0]:
         raise TryLater(f"no process of Ray has answered in {LOOK_S:.0f} s; look whether its nodes have work")
     version, offered = ray.get(answer), ray.cluster_resources()
     there = ", ".join(f"{offered[name]:g} {name}" for name in ("CPU", "GPU") if name in offered)
     return f"{there}, a process of it has batchproj {version}"
+
+
+def _version() -> str:
+    return batchproj.__version__
 
 
 def _portable(node_id: str) -> Any:

@@ -58,8 +58,8 @@ READ_THREADS = Recipe().read_threads
 TEXTS, PICTURES, PHOTOGRAPHS, SOUNDS, OBJECTS = 512, 64, 12, 48, 256
 UNITS = 4
 DISTANCE_S = 0.02
-"""How much later the answers of a local store come, as those of one that is not: Amazon's own documentation speaks of
-100 to 200 ms for small objects ("Best practices design patterns: optimizing Amazon S3 performance")."""
+"""How much later the answers of a local store come: little. Amazon's documentation speaks of 100 to 200 ms for small
+objects ("Best practices design patterns: optimizing Amazon S3 performance"), where requests at once gain more."""
 
 Work = Callable[[], Any]
 
@@ -421,7 +421,7 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             f"{TEXTS} texts in {UNITS} parts, the model loaded once", loading(kept=False), loading(kept=True)
         ),
         "units-at-once": lambda: Technique(
-            f"{UNITS} units of {2 * PICTURES} PNG: one is read and written while another is encoded",
+            f"{UNITS} units of {2 * PICTURES} PNG: one is decoded and written while another is encoded",
             in_units(1, _scratch()),
             in_units(UNITS_AT_ONCE, _scratch()),
         ),
@@ -431,7 +431,7 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             requested(READ_THREADS, 0),
         ),
         "gets-at-a-distance": lambda: Technique(
-            f"the same, each answer {DISTANCE_S:g} s later",
+            f"{OBJECTS} of them that come {DISTANCE_S:g} s later, {READ_THREADS} requests at once",
             requested(1, DISTANCE_S),
             requested(READ_THREADS, DISTANCE_S),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,9 @@ import pytest
 from in_process import command
 from proxy import proxied
 from runs import start
+from s3fs import S3FileSystem
 
-from batchproj import doctor
+from batchproj import doctor, retry
 from batchproj.doctor import Finding, examine
 
 
@@ -38,8 +40,8 @@ def test_a_machine_that_runs_the_tests_is_ready(tmp_path: Path) -> None:
     found = {check["name"]: check for check in document["checks"]}
     assert document["ready"]
     assert list(found) == [
-        "machine",
         "libraries",
+        "machine",
         "arithmetic",
         "cache",
         "encoders",
@@ -50,7 +52,7 @@ def test_a_machine_that_runs_the_tests_is_ready(tmp_path: Path) -> None:
     assert "text, image, audio" in found["encoders"]["found"]
     assert "a process of it has batchproj" in found["ray"]["found"]
     assert not list(tmp_path.iterdir())
-    assert [line.split()[1].rstrip(":") for line in said.splitlines()][:2] == ["machine", "libraries"]
+    assert [line.split()[1].rstrip(":") for line in said.splitlines()][:2] == ["libraries", "machine"]
 
 
 @pytest.mark.usefixtures("without")
@@ -63,15 +65,60 @@ def test_a_store_that_keeps_two_runs_apart_and_one_that_does_not(s3_endpoint: st
     assert (there.state, "--single-writer" in str(there.advice)) == ("note", True)
     missing = f"{s3_bucket}-no-such"
     (there,) = named([missing], missing)
-    assert there.state == "failed"
+    assert (there.state, "create the bucket" in str(there.advice)) == ("failed", True)
+
+
+BROKEN = """if True:
+    import sys
+    from batchproj import cli
+
+    sys.modules[sys.argv.pop(1)] = None
+    cli.main()
+"""
+
+
+@pytest.mark.parametrize("library", ["av", "torch"])
+def test_a_library_that_does_not_load_is_named_and_the_code_is_2(library: str) -> None:
+    line = [sys.executable, "-c", BROKEN, library, "doctor", "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    (check,) = json.loads(done.stdout)["checks"]
+    assert (check["name"], check["state"], library in check["found"]) == ("libraries", "failed", True)
+    assert done.stderr.splitlines()[-1] == "error: this machine is not ready: libraries; see above what to do"
 
 
 @pytest.mark.usefixtures("without")
-def test_a_library_that_does_not_load_is_named_and_the_code_is_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    done = command("doctor")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: this machine is not ready: libraries; see above what to do"
+def test_places_are_looked_at_as_places_whatever_they_are_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    places = ["ray", "file", "s3://key:secret@bucket/c", ""]
+    found = list(examine(places))[-len(places) :]
+    assert [finding.name for finding in found] == ["ray", "file", "s3://***@bucket/c", ""]
+    assert [finding.state for finding in found] == ["ok", "failed", "failed", "failed"]
+    assert "put" not in found[1].found
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("without")
+def test_a_store_that_is_away_is_75_and_the_patience_of_before_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "STORE_S", 0.5)
+    before = retry.patience_s()
+    for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    S3FileSystem.clear_instance_cache()
+    try:
+        assert command("doctor", "s3://away/c").returncode == 75
+    finally:
+        S3FileSystem.clear_instance_cache()
+    assert retry.patience_s() == before
+
+
+def test_a_cache_that_cannot_be_written_stops_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHPROJ_CACHE", "/proc/x/y")
+    finding = doctor._cache()
+    assert (finding.state, "BATCHPROJ_CACHE" in str(finding.advice)) == ("note", True)
 
 
 @pytest.mark.parametrize("error", [ValueError("no such\nthing"), OSError(5, "Input/output error")])

@@ -59,8 +59,11 @@ LAYERS = [
 ]
 RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
 ENGINE = {
-    # the benchmark's contender is a program of its own, written as Ray Data's documentation shows; no run imports it
-    "ray": {"pipeline", "ray_training", "jobs", "nodes", "metrics", "bench.contenders.ray_data", "serve.deployment"},
+    # the benchmark's contenders are programs of their own, written as Ray Data's documentation shows; no run imports it
+    "ray": {
+        *("pipeline", "ray_training", "jobs", "nodes", "metrics", "serve.deployment"),
+        *("bench.contenders.ray_data", "bench.contenders.ray_data_equal"),
+    },
     "lancedb": {"index", "search", "conditions"},
     "lance": {"tags", "source.lance", "source.lance_child"},
     "fsspec": {f"objectstore.{name}" for name in ("uris", "listing", "reading", "folder")},

@@ -177,6 +177,7 @@ JUSTIFIED = {
     "encode/__init__.py: import_module",  # of the files beside it, by names that were listed
     "project/__init__.py: import_module",
     "inventory.py: import_module",
+    "doctor.py: import_module",  # of the libraries that a run imports as well, by names that stand there
     "emoji_corpus.py: import_module",  # of the demo's own packages, by names that stand there
     "decode/child.py: import_module",  # of Pillow and PyAV, before a stranger's byte is seen
     "confined_process.py: subprocess",  # a process of our own that parses or decodes, by a list and no shell

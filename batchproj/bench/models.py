@@ -1,14 +1,15 @@
 """The builtin space's weights as anyone would load them, and the preprocessing their model cards tell of.
 
-Every contender uses these, but batchproj itself. Features are those that batchproj caches: a text's mean-pooled
-unit vector, an image's pooled map, mean and standard deviation of a sound's frames.
+Every contender uses these but batchproj itself; two are given its very encoder. Features are those that batchproj
+caches: a text's mean-pooled unit vector, an image's pooled map, mean and standard deviation of a sound's frames.
 B rows, L tokens, D encoder dim, F mel frames, T encoder frames.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def model_folder(modality: Modality) -> Path:
 
     member = resolve(open_space("builtin")).members[modality]
     return resolve_weights(member.config.model, member.config.revision, member.model_digest).path
+
+
+def features_of(modality: Modality, threads: int) -> Callable[[Sequence[bytes]], Array]:
+    """Texts or pictures as files -> features (B, D), by the decoder and the encoder of batchproj's own workers."""
+    from batchproj.decode.image import decode_image
+    from batchproj.decode.limits import Limits
+    from batchproj.media import ImageSpec, Segment
+
+    encoder, pool = resolve(open_space("builtin")).members[modality].load(threads), ThreadPoolExecutor(threads)
+    spec = encoder.spec
+
+    def decoded(data: bytes) -> Segment:
+        return decode_image(data, spec, Limits())[0] if isinstance(spec, ImageSpec) else Segment(data.decode())
+
+    return lambda given: np.asarray(encoder.encode(list(pool.map(decoded, given))), np.float32)
 
 
 def text_model(**options: Any) -> tuple[Any, Any]:

@@ -24,8 +24,8 @@ def bench(
     contenders: Annotated[
         str | None,
         typer.Option(
-            help="With commas between: batchproj, bare-default, ray-data, daft-udf, daft-embed, sentence-transformers; "
-            "bare-best, the ceiling, is always there.",
+            help="With commas between: batchproj, bare-default, ray-data, ray-data-equal, daft-udf, daft-equal, "
+            "daft-embed, sentence-transformers; bare-best, the ceiling, is always there.",
             show_default="all",
         ),
     ] = None,

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from batchproj.cli.console import BAD_USAGE, JsonFlag, VerboseFlag, app, console, print_json, say
+from batchproj.errors import TryLater
 from batchproj.terminal import printable
 
 
@@ -36,9 +37,9 @@ def doctor(
     as_json: JsonFlag = False,
     verbose: VerboseFlag = False,
 ) -> None:
-    """Is this machine ready: libraries, encoders, decoders, Ray, and the stores named; exit 2 if one is not.
+    """Is this machine ready: libraries, encoders, Ray, and the stores named; exit 2 if one is not, 75 if one is away.
 
-    Takes some twenty seconds: each is tried, with the builtin space's encoders and a process of Ray.
+    Each is tried, which takes half a minute: a text, a picture and a sound are embedded, a process of Ray is started.
     """
     found = []
     with console(verbose) as stream:
@@ -47,14 +48,15 @@ def doctor(
         for finding in examine(places or [], verbose):
             found.append(finding)
             print(_line(finding), file=stream, flush=True)
-    failed = [finding.name for finding in found if finding.state == "failed"]
+    failed = [finding for finding in found if finding.state == "failed"]
     if as_json:
         print_json({"ready": not failed, "checks": [asdict(finding) for finding in found]})
     elif not failed:
         print("This machine is ready. Next: batchproj embed SOURCE COLLECTION, or batchproj demo.")
     if failed:
-        say(f"error: this machine is not ready: {', '.join(failed)}; see above what to do")
-        raise typer.Exit(BAD_USAGE)
+        names = ", ".join(finding.name or "an empty path" for finding in failed)
+        say(f"error: this machine is not ready: {names}; see above what to do")
+        raise typer.Exit(TryLater.exit_code if all(finding.is_later for finding in failed) else BAD_USAGE)
 
 
 def _line(finding: Any) -> str:

@@ -87,13 +87,14 @@ class Folder:
         name = _part_name()
         first, second = f"{name} 1".encode(), f"{name} 2".encode()
         try:
-            keeps_first = self.create(name, first) and not self.create(name, second) and self.read(name) == first
+            return self.create(name, first) and not self.create(name, second) and self.read(name) == first
         except OSError as error:
             if error_code(error) not in ("NotImplemented", "501"):
                 raise
-            keeps_first = False
-        self.remove([name])
-        return keeps_first
+            return False
+        finally:
+            with suppress(OSError):  # what went wrong before is what to say
+                self.remove([name])
 
     def exists(self, name: str) -> bool:
         path = self.path(name)

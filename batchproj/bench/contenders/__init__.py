@@ -42,6 +42,7 @@ class Contender:
 
 
 _TEXT_ALONE = ((Modality.IMAGE, "is for text"), (Modality.AUDIO, "is for text"))
+_UNEQUAL_SOUND = ((Modality.AUDIO, "is compared on texts and pictures"),)
 
 CONTENDERS = {
     each.name: each
@@ -50,6 +51,8 @@ CONTENDERS = {
         Contender("bare-best", "by hand with all that pays, no framework: the ceiling", window="real", reprojects=True),
         Contender("batchproj", "batchproj embed", window="real", reprojects=True),
         Contender("ray-data", "Ray Data, as its documentation shows"),
+        Contender("ray-data-equal", "Ray Data with batchproj's encoder", lacks=_UNEQUAL_SOUND),
+        Contender("daft-equal", "Daft with batchproj's encoder", ("daft",), lacks=_UNEQUAL_SOUND),
         Contender("daft-udf", "Daft with a class as UDF, as its documentation shows", ("daft",)),
         Contender(
             "daft-embed",
