@@ -72,7 +72,7 @@ def run(job: Job) -> None:
         "compute": ray.data.ActorPoolStrategy(size=max(1, job.cores - 1)),
         "fn_constructor_args": (job.out,),
     }
-    source: Any = {"paths": job.source, "include_paths": True, **_file_system(job.source)}
+    source: Any = {"paths": job.source, "include_paths": True, **file_system(job.source)}
     if job.modality is Modality.TEXT:
         embedded = ray.data.read_binary_files(**source).map_batches(_Texts, batch_size=BATCH, **actors)
     elif job.modality is Modality.IMAGE:
@@ -93,7 +93,7 @@ def run(job: Job) -> None:
     ray.shutdown()
 
 
-def _file_system(source: str) -> Row:
+def file_system(source: str) -> Row:
     """pyarrow's S3 does not take the endpoint from the standard variables by itself."""
     if not source.startswith("s3://"):
         return {}

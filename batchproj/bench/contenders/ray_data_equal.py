@@ -11,6 +11,7 @@ from typing import Any
 
 from batchproj.bench import models
 from batchproj.bench.contender import Job, collect_parquet, main, mark_done, mark_ready
+from batchproj.bench.contenders.ray_data import file_system
 from batchproj.schema import Modality
 
 BATCH = {Modality.TEXT: 1_024, Modality.IMAGE: 256}
@@ -32,7 +33,7 @@ def run(job: Job) -> None:
 
     ray.init(address="local", include_dashboard=False)
     (
-        ray.data.read_binary_files(job.source, include_paths=True)
+        ray.data.read_binary_files(job.source, include_paths=True, **file_system(job.source))
         .map_batches(
             _Encoder,
             batch_size=BATCH[job.modality],
