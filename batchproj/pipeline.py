@@ -36,6 +36,7 @@ from batchproj.schema import Modality
 from batchproj.stages import Embedding, Job, Projecting, Reader, label
 from batchproj.stall import Stalled
 from batchproj.unit_row import UNIT
+from batchproj.worker_environment import WORKER_ENVIRONMENT
 
 PROJECT_UNITS = 16
 """Units that keep one more projecting actor busy for longer than it takes to start."""
@@ -65,8 +66,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
     # on a cluster the share of a run that was killed stays reserved for so long: the run that resumes it would
     # encode on what is left and have no room for its writes; living runs renew theirs every ten seconds
     os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", "30")
-    # inherited by local workers: threads that wait and spin take the cores from those who have work
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in WORKER_ENVIRONMENT.items():  # inherited by local workers
+        os.environ.setdefault(name, value)
     # read by the raylet: beside actors that hold its CPUs it ends processes that had no task for a second, and one that
     # reads has none while a unit is embedded
     os.environ.setdefault(*IDLE_SETTING)

@@ -30,6 +30,7 @@ from batchproj.metrics import COUNTERS, GAUGES
 from batchproj.pipeline import IDLE_SETTING
 from batchproj.recipe import Recipe, load_recipe
 from batchproj.space import open_space
+from batchproj.worker_environment import KEPT_MEMORY
 
 ROOT = Path(__file__).parent.parent
 CLUSTER, JOBS = ROOT / "cluster", ROOT / "jobs"
@@ -371,6 +372,7 @@ def test_the_image_holds_what_the_manifests_run() -> None:
     assert ".[rayserve]" in text  # of the search service
     assert "USER 1000" in text
     assert "=".join(IDLE_SETTING) in text
+    assert all(f"{name}={value}" in text for name, value in KEPT_MEMORY.items())
     assert "=".join(IDLE_SETTING) in (CLUSTER / "README.md").read_text()
     assert {"wget", "rsync"} <= set(text.split())  # of the probes, and of `ray up`
     assert f"ARG RAY={ray.__version__}\n" in text  # as the manifests' rayVersion

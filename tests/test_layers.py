@@ -14,7 +14,7 @@ ROOT = Path(batchproj.__file__).parent
 # Top to bottom: a module may import its own package and what stands in the rows above its own.
 LAYERS = [
     ["schema", "failpoint", "terminal", "credentials", "confinement", "bounded_cache", "job_log", "lanes", "importing"],
-    ["errors", "learning_curve", "text_chunks", "recorded_steps"],
+    ["errors", "learning_curve", "text_chunks", "recorded_steps", "worker_environment"],
     ["config", "hooks", "retry", "recall", "linking", "losses", "confined_process"],
     ["segments"],
     ["media", "objectstore", "comparison"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 
@@ -70,6 +71,31 @@ def test_a_process_that_reads_outlives_the_time_between_two_units() -> None:
             print(json.dumps(ray.get(reading.remote()) == first))
     """
     assert told_by(script) is True
+
+
+def test_memory_that_a_step_gives_back_is_kept_for_the_next_one() -> None:
+    """In a thread, as networks are run: the kernel would clear the pages of 40 MB again each time."""
+    script = """if True:
+        import json, resource
+        from concurrent.futures import ThreadPoolExecutor
+        import ray
+        from batchproj.pipeline import ray_session
+
+        def faults():
+            def step():
+                before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+                b"1" * 40_000_000
+                return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+            with ThreadPoolExecutor(1) as pool:
+                return [pool.submit(step).result() for _ in range(3)]
+
+        with ray_session(False):
+            print(json.dumps(ray.get(ray.remote(faults).remote())))
+    """
+    _, second, third = told_by(script)
+    pages = 40_000_000 // resource.getpagesize()
+    assert max(second, third) < pages / 10
 
 
 @pytest.mark.parametrize("when", ["while a thread is waited for", "while Ray ends"])

@@ -149,7 +149,7 @@ def _call(contender: Contender, job: Path, *arguments: str) -> None:
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=LIMIT_S,
-            env={**os.environ, **_ENVIRONMENT}, check=False,
+            env={**os.environ, **_ENVIRONMENT, **contender.environment}, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise BatchprojError(f"{contender.name} was not done after {LIMIT_S:.0f} s: give it fewer --items") from None

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchproj.bench.contender import Window
 from batchproj.bench.workloads import Workload
 from batchproj.errors import UsageError
 from batchproj.schema import Modality
+from batchproj.worker_environment import KEPT_MEMORY
 
 
 @dataclass(frozen=True)
 class Contender:
     """`needs` are packages to import; `window` is how it has Whisper hear short sounds; `lacks` says for which
-    modalities it has no way to use the same weights, and why."""
+    modalities it has no way to use the same weights, and why; `environment` is what its process starts with."""
 
     name: str
     about: str
@@ -26,6 +27,7 @@ class Contender:
     window: Window = "padded"
     lacks: tuple[tuple[Modality, str], ...] = ()
     reprojects: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def module(self) -> str:
@@ -48,7 +50,13 @@ CONTENDERS = {
     each.name: each
     for each in (
         Contender("bare-default", "the loop that people write: fp32, as the files come, batches of 64"),
-        Contender("bare-best", "by hand with all that pays, no framework: the ceiling", window="real", reprojects=True),
+        Contender(
+            "bare-best",
+            "by hand with all that pays, no framework: the ceiling",
+            window="real",
+            reprojects=True,
+            environment=KEPT_MEMORY,  # as batchproj's workers have it
+        ),
         Contender("batchproj", "batchproj embed", window="real", reprojects=True),
         Contender("ray-data", "Ray Data, as its documentation shows"),
         Contender("ray-data-equal", "Ray Data with batchproj's encoder", lacks=_UNEQUAL_SOUND),
