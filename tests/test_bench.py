@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def test_items_are_as_large_as_their_workload_says() -> None:
     assert picture.width >= 1_600
     assert len(data) * 8 / (picture.width * picture.height) > 1  # a flat picture has a tenth of a bit a pixel
     assert max(Image.open(BytesIO(corpus.icon([1]))).size) <= 300
+
+
+def test_photographs_that_come_again_are_the_same_pictures_in_other_bytes(tmp_path: Path) -> None:
+    workload = replace(WORKLOADS["image-camera"], distinct=1)
+    files = prepare(workload, 3, tmp_path).files
+    first, second, third = (file.read_bytes() for file in sorted(files.rglob("*.jpg")))
+    assert len({first, second, third}) == 3
+    pixels = [np.asarray(Image.open(BytesIO(data))) for data in (first, second, third)]
+    assert all(np.array_equal(each, pixels[0]) for each in pixels)
 
 
 def test_a_long_sound_has_an_id_for_each_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,12 @@ def photograph(seed: list[int]) -> bytes:
     return _encoded(np.clip(np.asarray(picture, np.int16) + grain, 0, 255).astype(np.uint8), "JPEG", quality=90)
 
 
+def with_comment(jpeg: bytes, comment: str) -> bytes:
+    """The same picture as other bytes: a comment (COM, ITU-T T.81 B.2.4.5) behind the marker that begins it."""
+    text = comment.encode()
+    return jpeg[:2] + b"\xff\xfe" + (len(text) + 2).to_bytes(2, "big") + text + jpeg[2:]
+
+
 @functools.cache
 def _noise_bank() -> list[npt.NDArray[np.float32]]:
     """Fields (2048, 2048) of noise whose amplitude falls as 1/f, as in pictures of the world; unit variance."""

@@ -46,7 +46,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Workload:
-    """`items` of them in full; `make` gives the item of a seed. `on_s3`: read from a local S3, not from disk."""
+    """`items` of them in full; `make` gives the item of a seed. `on_s3`: read from a local S3, not from disk.
+
+    From `distinct` items on, pictures come again, each time with other bytes: making photographs takes longer than
+    embedding them.
+    """
 
     name: str
     modality: Modality
@@ -56,6 +60,7 @@ class Workload:
     make: Callable[[list[int]], Item]
     on_s3: bool = False
     is_reprojection: bool = False
+    distinct: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,9 @@ WORKLOADS = {
         Workload("text-short", _TEXT, 5_000, "sentences of 3 to 60 words", ".txt", _text(corpus.sentence)),
         Workload("text-long", _TEXT, 1_000, "texts of about 240 tokens", ".txt", _text(corpus.paragraph)),
         Workload("image-small", _IMAGE, 2_000, "PNG up to 300 px", ".png", _picture(corpus.icon)),
-        Workload("image-camera", _IMAGE, 300, "JPEG of 1600 to 2400 px", ".jpg", _picture(corpus.photograph)),
+        Workload(
+            "image-camera", _IMAGE, 300, "JPEG of 1600 to 2400 px", ".jpg", _picture(corpus.photograph), distinct=1_000
+        ),
         Workload("audio-short", _AUDIO, 500, "sounds of 1 to 3 s", ".flac", _sound(corpus.short_seconds)),
         Workload("audio-long", _AUDIO, 12, "sounds of 1 to 6 minutes", ".flac", _sound(corpus.long_seconds)),
         Workload(
@@ -144,12 +151,20 @@ def prepare(workload: Workload, items: int, cache: Path) -> Corpus:
 def _write(workload: Workload, items: int, files: Path) -> Iterator[dict[str, object]]:
     own = list(WORKLOADS).index(workload.name)
     for number in range(items):
-        item = workload.make([VERSION, own, number])
-        name = f"{number // FOLDER_ITEMS:03d}/{number:06d}{workload.suffix}"
+        name = _name(workload, number)
+        if workload.distinct is None or number < workload.distinct:
+            item = workload.make([VERSION, own, number])
+        else:
+            first = (files / _name(workload, number % workload.distinct)).read_bytes()
+            item = Item(corpus.with_comment(first, str(number)))
         file = files / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(item.data)
         yield {"id": name, "bytes": len(item.data), "segments": item.segments, "seconds": item.seconds}
+
+
+def _name(workload: Workload, number: int) -> str:
+    return f"{number // FOLDER_ITEMS:03d}/{number:06d}{workload.suffix}"
 
 
 def expected_ids(manifest: Path) -> set[str]:
