@@ -19,7 +19,7 @@ import batchproj
 from batchproj.credentials import has_credentials, masked
 from batchproj.errors import UsageError
 from batchproj.space import open_space, shipped_spaces
-from batchproj.worker_environment import WORKER_ENVIRONMENT
+from batchproj.worker_environment import PATIENT_THREADS
 
 PLACES = ("source", "collection", "out")
 """Parameters that name what is too large to travel, or what is written."""
@@ -31,7 +31,7 @@ _HERE = Path(batchproj.__file__).parent
 _PLAIN = re.compile(r"\w[\w.-]*")
 
 ENVIRONMENT = {
-    **WORKER_ENVIRONMENT,
+    **PATIENT_THREADS,  # of several encoders that share the cores of a node
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # a job that is stopped gets so long to end by itself; Ray's three seconds are too few to close what is open
     "RAY_JOB_STOP_WAIT_TIME_S": "30",

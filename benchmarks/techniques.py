@@ -307,7 +307,8 @@ def encoded_pictures() -> models.Array:
 def told_of_memory(environment: dict[str, str]) -> Work:
     """Pictures encoded by another process: glibc reads its environment when a process starts."""
     pool = _open.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-    with patch.dict(os.environ, environment):
+    others = {name: value for name, value in os.environ.items() if name not in KEPT_MEMORY}
+    with patch.dict(os.environ, {**others, **environment}, clear=True):
         pool.submit(encoded_pictures).result()  # it starts with the first call
     return lambda: pool.submit(encoded_pictures).result()
 

@@ -23,6 +23,7 @@ from batchproj.source.ended import Allowed, death
 from batchproj.source.parser import checked
 from batchproj.source.record import UNREADABLE, pick, said
 from batchproj.source.rows import Row
+from batchproj.worker_environment import KEPT_MEMORY
 
 KIND = "lance"
 PROGRAM = "batchproj.source.lance_child"
@@ -124,5 +125,6 @@ def _environment(uri: str) -> dict[str, str]:
     """Only who has to ask a store is told of credentials."""
     known = environment()
     if not uri.startswith("file://"):
-        known = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        inherited = {name: value for name, value in os.environ.items() if name not in KEPT_MEMORY}
+        known = {**inherited, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return {**known, **_LITTLE_RESERVED}

@@ -55,7 +55,7 @@ CONTENDERS = {
             "by hand with all that pays, no framework: the ceiling",
             window="real",
             reprojects=True,
-            environment=KEPT_MEMORY,  # as batchproj's workers have it
+            environment=KEPT_MEMORY,  # as workers of a session of batchproj's own have it
         ),
         Contender("batchproj", "batchproj embed", window="real", reprojects=True),
         Contender("ray-data", "Ray Data, as its documentation shows"),

@@ -1,6 +1,7 @@
 """The ceiling: what is known to pay on this machine, by hand and with no framework.
 
-all       bf16 where the CPU has instructions for it, else fp32; memory that a step has given back is kept for the next
+all       bf16 where the CPU has instructions for it, else fp32; memory that a step has given back is kept for the next,
+          by the environment it starts with
 texts     pooled in fp32; the whole input sorted by length (of remote objects 2,048, the next ones read
           meanwhile), batches of so many tokens, a core each; the steps traced, the weights prepacked, lengths filled up
           to multiples of 16 where that adds little, else mostly keys and values alone
