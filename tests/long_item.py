@@ -9,6 +9,7 @@ of files that decoders share with the worker are counted as the worker's alone.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from batchproj.decoding import Fetched
 from batchproj.embedding import UnitWorker
 from batchproj.schema import Modality
 from batchproj.space import open_space, resolve
+from batchproj.worker_environment import WORKER_ENVIRONMENT
 
 WORKER_MIB, TOGETHER_MIB = 1_430, 1_600
 """The most that a worker may take for a long item, 1.5 GB (850 MiB are libraries); and with its decoders."""
@@ -31,7 +33,8 @@ def embedded_alone(space: Path, modality: Modality, file: Path) -> tuple[pa.Tabl
     """Rows of one item, and the memory of a process that did nothing else."""
     rows = file.with_suffix(".parquet")
     line = [sys.executable, __file__, space, modality, file, rows]
-    done = subprocess.run([*map(str, line)], capture_output=True, text=True)
+    environment = {**os.environ, **WORKER_ENVIRONMENT}
+    done = subprocess.run([*map(str, line)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return pq.read_table(rows), json.loads(done.stdout)
 
