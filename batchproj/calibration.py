@@ -18,6 +18,7 @@ from batchproj.recipe import Pool, Recipe
 from batchproj.schema import Modality
 from batchproj.source.reading import read_items
 from batchproj.space import ResolvedSpace
+from batchproj.worker_environment import PATIENT_THREADS
 
 # Imported where it is used: most plans encode nothing and need not wait for models and codecs.
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Calibrator:
         begun = time.monotonic()
         # read once, when torch is first imported. As `ray_session` has it for workers: else threads that wait spin,
         # and on busy cores the calibration takes thrice what the run does
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault(*PATIENT_THREADS)
         from batchproj.accelerator import device
         from batchproj.embedding import UnitWorker
 

@@ -31,7 +31,7 @@ _HERE = Path(batchproj.__file__).parent
 _PLAIN = re.compile(r"\w[\w.-]*")
 
 ENVIRONMENT = {
-    **PATIENT_THREADS,  # of several encoders that share the cores of a node
+    **dict([PATIENT_THREADS]),  # of several encoders that share the cores of a node
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # a job that is stopped gets so long to end by itself; Ray's three seconds are too few to close what is open
     "RAY_JOB_STOP_WAIT_TIME_S": "30",

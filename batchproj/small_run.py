@@ -20,6 +20,7 @@ from batchproj.recipe import Pool
 from batchproj.schema import Modality
 from batchproj.stages import Embedding, Job, Projecting, Reader
 from batchproj.unit_row import unit_row
+from batchproj.worker_environment import PATIENT_THREADS
 
 MOST_ITEMS = 200
 MOST_PROJECTED = 300_000
@@ -55,7 +56,7 @@ def run_here(job: Job, units: list[Unit], on_news: OnNews) -> Iterator[Receipt]:
     run that stalls from getting through. Raises what a worker would.
     """
     # as for workers of Ray, and read when torch is first imported: threads that wait must not spin
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault(*PATIENT_THREADS)
     desk, done, is_over = Desk(), SimpleQueue[Receipt | BaseException | None](), threading.Event()
 
     def work() -> None:

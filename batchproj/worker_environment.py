@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "passive"}
+PATIENT_THREADS = ("OMP_WAIT_POLICY", "passive")
 """Threads that wait and spin would take the cores from those who have work."""
 
 KEPT_MEMORY = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": f"{512 << 20}"}
@@ -12,4 +12,4 @@ fp32. So nothing is mapped for itself, and of what is free at the end of the hea
 those of threads end at 64 MB. mallopt(3) has the names, `benchmarks/techniques.py kept-memory` what it is worth. (A
 high threshold in the place of no mappings is refused by older glibc, which then maps nearly everything.)"""
 
-WORKER_ENVIRONMENT = {**PATIENT_THREADS, **KEPT_MEMORY}
+WORKER_ENVIRONMENT = dict([PATIENT_THREADS], **KEPT_MEMORY)
