@@ -55,6 +55,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(autouse=True)
+def _own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and services set how long store calls of their whole process are retried: no test meets another's."""
+    from batchproj import retry
+
+    monkeypatch.setattr(retry, "_budget_s", 180.0)
+
+
+@pytest.fixture(autouse=True)
 def _scheduled_like_others() -> Iterator[None]:
     """A library that raises the priority of its caller stops the machine some tests later, and nothing tells why."""
     before = os.sched_getscheduler(0)

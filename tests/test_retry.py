@@ -25,10 +25,8 @@ def proxy(s3_endpoint: str) -> Iterator[Proxy]:
 
 
 @pytest.fixture(autouse=True)
-def _as_at_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _as_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_limiter", Limiter())
-    yield
-    configure(180)
 
 
 @pytest.fixture
