@@ -25,6 +25,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "timm", "ray", "lance", "la
 """Those that come apart: built for one another, for one CPU, or on a library of the system."""
 
 LEAST_MEMORY_GIB = 4.0
+CGROUP = Path("/sys/fs/cgroup")
 """Driver and worker of the builtin space take 1.2 to 2.6 (README, "What is measured"), Ray's processes the rest."""
 
 LEAST_DISK_GIB = 2.0
@@ -91,12 +92,24 @@ def _machine() -> Finding:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gib = _memory_bytes() / 2**30
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     found = f"{cores} cores, {gib:.1f} GiB of memory, {', '.join(gpus) or 'no GPU'}"
     if gib < LEAST_MEMORY_GIB:
         return Finding("machine", "note", found, f"a run wants {LEAST_MEMORY_GIB:g} GiB and more")
     return Finding("machine", "ok", found)
+
+
+def _memory_bytes() -> int:
+    """The machine's memory, or what its container is allowed of it (files of cgroup 2 and 1, as a container sees its own;
+    either says that there is no limit by no number or by one larger than any machine)."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int((CGROUP / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
 
 
 def _libraries() -> Finding:

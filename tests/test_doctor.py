@@ -139,3 +139,29 @@ def test_little_memory_and_little_room_are_notes(monkeypatch: pytest.MonkeyPatch
     machine, cache = named([], "machine", "cache")
     assert (machine.state, cache.state) == ("note", "note")
     assert cache.found.startswith("1.0 GiB free")
+
+
+@pytest.mark.usefixtures("without")
+@pytest.mark.parametrize(
+    ("file", "limit", "expected"),
+    [
+        ("memory.max", f"{2**30}\n", "1.0 GiB of memory"),
+        ("memory/memory.limit_in_bytes", str(2**30), "1.0 GiB of memory"),
+        ("memory.max", "max\n", None),
+        ("memory/memory.limit_in_bytes", "9223372036854771712\n", None),
+    ],
+)
+def test_memory_is_what_a_container_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, limit: str, expected: str | None
+) -> None:
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path / "none")
+    (unlimited,) = named([], "machine")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(limit)
+    monkeypatch.setattr(doctor, "CGROUP", tmp_path)
+    (machine,) = named([], "machine")
+    if expected is None:
+        assert machine == unlimited
+    else:
+        assert machine.state == "note"
+        assert expected in machine.found
