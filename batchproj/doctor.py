@@ -26,7 +26,7 @@ LIBRARIES = ("torch", "torchvision", "transformers", "timm", "ray", "lance", "la
 
 LEAST_MEMORY_GIB = 4.0
 CGROUP = Path("/sys/fs/cgroup")
-"""Driver and worker of the builtin space take 1.2 to 2.6 (README, "What is measured"), Ray's processes the rest."""
+"""Driver and worker of the builtin space take 1.2 to 2.6 (benchmarks/README.md), Ray's processes the rest."""
 
 LEAST_DISK_GIB = 2.0
 """The largest model of a shipped space has 1.5 GB (`batchproj encoders`)."""
