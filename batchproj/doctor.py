@@ -101,8 +101,10 @@ def _machine() -> Finding:
 
 
 def _memory_bytes() -> int:
-    """The machine's memory, or what its container is allowed of it (files of cgroup 2 and 1, as a container sees its own;
-    either says that there is no limit by no number or by one larger than any machine)."""
+    """The machine's memory, or what its container is allowed: cgroup 2's and 1's files, as a container sees its own.
+
+    That there is no limit they say by no number, or by one larger than any machine.
+    """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:

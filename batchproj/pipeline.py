@@ -144,9 +144,8 @@ def _undisturbed(close: Callable[[], None]) -> None:
     """
     came: set[int] = set()
     deadline = time.monotonic() + CLOSING_S
-    before = {
-        number: signal.signal(number, lambda late, _: came.add(late)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda late, _: came.add(late)) for number in stopping}
     aside = ThreadPoolExecutor(1)
     try:
         closing = aside.submit(close)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -215,6 +216,31 @@ def test_a_stop_is_a_stop_at_any_time(
     assert process.returncode == code, said
     assert "run the same command again" in said
     wait_for(lambda: not marked_processes(marker), None)
+    assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_stops_a_run_unless_nohup_says_otherwise(
+    ignored: bool, tmp_path: Path, tiny_space: Path
+) -> None:
+    write_words(tmp_path / "texts" / "one.txt", 1)
+    line = ["embed", tmp_path / "texts", tmp_path / "c", "--space", tiny_space]
+    line = [*(["nohup"] if ignored else []), sys.executable, "-m", "batchproj.cli", *map(str, line)]
+    # what is ignored would go on for a minute and longer
+    environment = {**os.environ, VARIABLE: f"unit.begun:{4 if ignored else 60}s"}
+    own = "os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY); os.execvp(sys.argv[1], sys.argv[1:])"
+    own = f"import fcntl, os, sys, termios; {own}"
+    terminal, end = pty.openpty()
+    line = [sys.executable, "-c", own, *line]
+    # nohup leaves what is said in a file where it is called
+    process = subprocess.Popen(line, stdin=end, stdout=end, stderr=end, env=environment, cwd=tmp_path)
+    os.close(end)
+    try:
+        wait_for(lambda: list((tmp_path / "c/units").glob("*/*/inputs.parquet")) != [], process)
+        time.sleep(2)  # in the unit or on the way to it
+    finally:
+        os.close(terminal)
+    assert process.wait(60) == (0 if ignored else 128 + signal.SIGHUP)
     assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ import traceback
 from contextlib import suppress
 
 from batchproj.cli import benchmarking, cluster, embedding, inventory, querying, serving, upkeep
-from batchproj.cli.console import app, on_signal, one_line, say, stopped_by, stopping_line
+from batchproj.cli.console import answer_signals, app, ignore_signals, one_line, say, stopped_by, stopping_line
 from batchproj.errors import BatchprojError
 from batchproj.stall import Stalled
 
@@ -34,16 +33,14 @@ __all__ = ["app", "benchmarking", "cluster", "embedding", "inventory", "main", "
 
 def main() -> None:
     """Entry point: every error on purpose becomes one line and its exit code."""
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    answer_signals()
     atexit.register(_leave)  # first, so it is called last
     try:
         app()
     except BaseException as error:
         # the command is over: a signal that comes now must cut off neither what it says nor its exit code
-        with suppress(KeyboardInterrupt):  # of one that has come by now, after which both are ignored as well
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with suppress(KeyboardInterrupt):  # of one that has come by now, after which all are ignored as well
+            ignore_signals()
         _leave.code = _exit_code(error)
         if (stopped_by() is not None or isinstance(error, Stalled)) and _hangs():
             atexit._run_exitfuncs()  # the interpreter itself would wait for that thread before it comes to these

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TextIO
@@ -98,8 +98,22 @@ SingleWriterFlag = Annotated[
 CollectionArgument = Annotated[str, typer.Argument(help="Folder of the collection, on any fsspec URL.")]
 
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _stopped_by: int | None = None
 _stopping_line = "stopped; nothing half-done is visible, run the same command again"
+
+
+def answer_signals() -> None:
+    """Interrupt, SIGTERM and a terminal that is closed stop the command, the last unless `nohup` has it ignored."""
+    for number in STOPPING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, on_signal)
+
+
+def ignore_signals() -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def on_signal(number: int, _frame: FrameType | None) -> None:
@@ -110,8 +124,7 @@ def on_signal(number: int, _frame: FrameType | None) -> None:
     """
     global _stopped_by
     _stopped_by = _stopped_by or number
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     if (retry := sys.modules.get("batchproj.retry")) is not None:  # else nothing waits
         retry.abandon()
     raise KeyboardInterrupt
@@ -135,7 +148,8 @@ def one_line(error: BaseException) -> str:
 
 
 def say(text: str) -> None:
-    print(printable(text), file=sys.stderr)
+    with suppress(OSError):  # of a terminal that is gone
+        print(printable(text), file=sys.stderr)
 
 
 def print_json(document: Any) -> None:
