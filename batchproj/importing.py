@@ -1,4 +1,8 @@
-"""Imports of thousands of modules, in less time."""
+"""Imports of thousands of modules, in less time.
+
+importing              without a look for garbage
+validators_when_used   without validators of what nobody calls
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _changing = threading.Lock()
+_deferring = threading.Lock()
 _inside = 0
 _was_enabled = True
 
@@ -33,3 +38,25 @@ def importing() -> Iterator[None]:
             _inside -= 1
             if not _inside and _was_enabled:
                 gc.enable()
+
+
+@contextmanager
+def validators_when_used() -> Iterator[None]:
+    """pydantic's `defer_build`, for all classes and functions that are defined meanwhile.
+
+    With lancedb comes the client of a catalogue over HTTP, some 150 classes and 370 functions; to make validators of
+    all of them takes a third of that import (`benchmarks/techniques.py lancedb`), and here nobody calls one.
+    """
+    import pydantic
+
+    later = pydantic.ConfigDict(defer_build=True)
+    with _deferring:
+        config, decorator = pydantic.BaseModel.model_config, pydantic.validate_call
+        pydantic.BaseModel.model_config = {**config, **later}
+        # what it is without arguments, which is how it is called there
+        pydantic.validate_call = decorator(config=later)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            pydantic.BaseModel.model_config = config
+            pydantic.validate_call = decorator

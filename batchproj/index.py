@@ -21,7 +21,7 @@ from batchproj.collection.unit import read_rows
 from batchproj.config import shown
 from batchproj.errors import BatchprojError, CollectionError, DamagedFile, RunMissing
 from batchproj.failpoint import failpoint
-from batchproj.importing import importing
+from batchproj.importing import importing, validators_when_used
 from batchproj.lance_store import lance_faults, storage_options
 from batchproj.objectstore import Folder
 from batchproj.recipe import Index
@@ -275,7 +275,7 @@ def _configs(table: Any, settings: Index) -> Iterator[tuple[str, Any]]:
 
 def connect(folder: Folder) -> Any:
     """A LanceDB connection on the collection; S3 by the standard AWS variables."""
-    with importing():
+    with importing(), validators_when_used():
         import lancedb
 
     path = folder.uri.removeprefix("file://")

@@ -356,6 +356,13 @@ def imported(collecting: bool) -> Work:
     return lambda: subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def imported_lancedb(is_plain: bool) -> Work:
+    """A process that imports LanceDB as Python does, or as `index` has it done."""
+    around = "importing()" if is_plain else "importing(), validators_when_used()"
+    program = f"from batchproj.importing import *\nwith {around}:\n    import lancedb"
+    return lambda: subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def techniques() -> dict[str, Callable[[], Technique]]:
     """By name, each made when it is wanted."""
     text, image = Modality.TEXT, Modality.IMAGE
@@ -460,6 +467,11 @@ def techniques() -> dict[str, Callable[[], Technique]]:
             "imports of lancedb, torch and a transformers model without looking for garbage, whole processes",
             imported(collecting=True),
             imported(collecting=False),
+        ),
+        "lancedb": lambda: Technique(
+            "the import of LanceDB without the validators of its HTTP client, whole processes",
+            imported_lancedb(is_plain=True),
+            imported_lancedb(is_plain=False),
         ),
     }
 
