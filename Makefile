@@ -25,7 +25,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# not part of `test`: whole runs stopped and killed, outages, 10,000 objects counted, training by several workers
+# not part of `test`: the whole demo, runs stopped and killed, outages, 10,000 objects counted, training by several workers
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long
 

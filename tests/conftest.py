@@ -142,9 +142,9 @@ def tiny_space(tiny_clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return file
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here(s3_endpoint: str) -> Iterator[None]:
-    """One Ray on this machine for all runs inside the test process."""
+    """One Ray on this machine for all runs of a file's tests; while it waits it takes what other tests could have."""
     from batchproj.pipeline import ray_session
 
     with ray_session(verbose=False):
@@ -193,19 +193,18 @@ def corpus(_pristine: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def _first_run(
-    _pristine: Path, tiny_space: Path, ray_here: None, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Report]:
-    from batchproj.embed import Options, Watch, embed
+def _first_run(_pristine: Path, tiny_space: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    from in_process import run, without_ray
+
+    from batchproj.embed import Options
     from batchproj.recipe import Recipe, Units
-    from batchproj.space import open_space, resolve
 
     folder = _pristine.parent / "copy" / "corpus"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(_pristine, folder)
     collection = tmp_path_factory.mktemp("first-run") / "c"
-    options = Options(Recipe(units=Units(max_items=8)))
-    return collection, embed(str(folder), str(collection), resolve(open_space(str(tiny_space))), options, Watch())
+    with without_ray():
+        return collection, run(folder, collection, tiny_space, Options(Recipe(units=Units(max_items=8))))
 
 
 @pytest.fixture

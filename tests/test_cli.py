@@ -186,7 +186,9 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     assert tables[0].equals(tables[1])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("while_", ["ray starts", "working without it", "switching"])
 def test_a_stop_is_a_stop_at_any_time(
     while_: str, number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path

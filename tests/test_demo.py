@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_demo_reaches_its_recall_on_unseen_pairs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "batchproj.cli", "demo", str(tmp_path), "--size", "300", "--clips", "1", "--json"]

@@ -77,7 +77,7 @@ BROKEN = """if True:
 """
 
 
-@pytest.mark.parametrize("library", ["av", "torch"])
+@pytest.mark.parametrize("library", [pytest.param("av", marks=pytest.mark.long), "torch"])
 def test_a_library_that_does_not_load_is_named_and_the_code_is_2(library: str) -> None:
     line = [sys.executable, "-c", BROKEN, library, "doctor", "--json"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120)

@@ -1,6 +1,6 @@
 """The main job on real files with a tiny CLIP: what is embedded, what is left alone, what is visible.
 
-Without Ray but for some tests, and for the first run of `embedded`.
+Without Ray but for some tests, whose runs give the same as the first one of `embedded`.
 """
 
 from __future__ import annotations
@@ -110,7 +110,6 @@ def test_second_run_reads_nothing_and_writes_nothing(
     assert second.encode_calls == {}
 
 
-@through_ray
 def test_only_what_changed_is_done(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
     collection, _ = embedded
     before = vectors(collection, corpus)
@@ -209,7 +208,6 @@ def test_a_reader_keeps_the_run_it_opened(corpus: Path, tiny_space: Path, embedd
     assert len(batchproj.open(str(collection)).nearest(np.ones(24, np.float32), k=50)) == 23
 
 
-@through_ray
 def test_content_decides_the_modality(corpus: Path, tmp_path: Path, tiny_space: Path) -> None:
     shutil.copy(corpus / "d0/item0.png", corpus / "picture.txt")
     shutil.copy(corpus / "d1/item1.png", corpus / "picture_without_extension")

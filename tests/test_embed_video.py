@@ -130,7 +130,7 @@ def test_videos_are_embedded_beside_texts_and_pictures(corpus: Path, tmp_path: P
     assert (again.unchanged, again.quarantined, again.encode_calls) == (12, 4, {})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_videos_through_ray_give_the_same_vectors(
     corpus: Path, tmp_path: Path, space: Path, collection: Path, ray_here: None
 ) -> None:

@@ -590,7 +590,8 @@ class History(RuleBasedStateMachine):
 COUNTED = ("embedded", "reprojected", "copied", "unchanged", "quarantined")
 
 
-def test_whatever_happens_a_run_does_what_is_left_to_do_once(spaces: dict[str, ResolvedSpace]) -> None:
+@pytest.mark.parametrize("histories", [6, pytest.param(15, marks=pytest.mark.long)])
+def test_whatever_happens_a_run_does_what_is_left_to_do_once(spaces: dict[str, ResolvedSpace], histories: int) -> None:
     encoders = Encoders(spaces)
 
     class HistoryHere(History):
@@ -600,7 +601,7 @@ def test_whatever_happens_a_run_does_what_is_left_to_do_once(spaces: dict[str, R
     run_state_machine_as_test(
         HistoryHere,
         settings=settings(
-            max_examples=15,
+            max_examples=histories,
             stateful_step_count=12,
             deadline=None,
             derandomize=True,

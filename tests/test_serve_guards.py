@@ -282,7 +282,7 @@ def test_a_port_that_is_taken_is_said_so(collection: Path) -> None:
     assert "address already in use; give another --port" in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_stop(collection: Path, tmp_path: Path, number: int) -> None:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     with socket.socket() as probe:

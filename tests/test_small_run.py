@@ -78,7 +78,7 @@ def test_with_ray_or_without_the_files_are_the_same(tmp_path: Path, corpus: Path
     assert live_rows(tmp_path / "ray").equals(live_rows(tmp_path / "plain"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_projected_by_threads_has_the_bits_of_rays_workers(tmp_path: Path, tiny_space: Path) -> None:
     for number in range(20):
         write_words(tmp_path / "s" / f"{number}.txt", number + 1)
@@ -139,7 +139,9 @@ def hanging(tmp_path: Path, space: Path, recipe: str) -> Iterator[subprocess.Pop
             run.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_read_that_hangs_holds_up_no_signal(
     tmp_path: Path, tiny_space: Path, number: signal.Signals, code: int
 ) -> None:

@@ -142,6 +142,7 @@ def test_the_tokenizer_is_given_each_stretch_a_few_times_whatever_the_text(text:
     assert longest <= 1 << 16
 
 
+@pytest.mark.long
 def test_ten_megabytes_take_the_memory_of_a_block() -> None:
     text = prose(500_000) * 20
     tracemalloc.start()

@@ -24,7 +24,7 @@ from batchproj.search import Collection
 from batchproj.space import Split, open_space, resolve
 from batchproj.train import TrainOptions, train
 
-pytestmark = pytest.mark.usefixtures("ray_here")
+pytestmark = pytest.mark.usefixtures("no_ray")
 
 QUICK = fit.Config(max_steps=20, checks=4)
 
