@@ -25,8 +25,10 @@ LIBRARIES = ("torch", "torchvision", "transformers", "timm", "ray", "lance", "la
 """Those that come apart: built for one another, for one CPU, or on a library of the system."""
 
 LEAST_MEMORY_GIB = 4.0
+"""Driver and worker of the builtin space take 1.2 to 2.6, Ray's processes the rest."""
+
 CGROUP = Path("/sys/fs/cgroup")
-"""Driver and worker of the builtin space take 1.2 to 2.6 (benchmarks/README.md), Ray's processes the rest."""
+"""Where the kernel says what a container is allowed, as one sees it from inside."""
 
 LEAST_DISK_GIB = 2.0
 """The largest model of a shipped space has 1.5 GB (`batchproj encoders`)."""
@@ -101,9 +103,9 @@ def _machine() -> Finding:
 
 
 def _memory_bytes() -> int:
-    """The machine's memory, or what its container is allowed: cgroup 2's and 1's files, as a container sees its own.
+    """The machine's memory, or what its container is allowed by cgroup 2 or 1; limits of groups above it are not seen.
 
-    That there is no limit they say by no number, or by one larger than any machine.
+    Where there is no limit, the one has no number there and the other one larger than any machine.
     """
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):

@@ -10,6 +10,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 _changing = threading.Lock()
 _deferring = threading.Lock()
@@ -42,19 +43,23 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def validators_when_used() -> Iterator[None]:
-    """pydantic's `defer_build`, for all classes and functions that are defined meanwhile.
+    """pydantic's `defer_build`, for classes and functions that are defined meanwhile, in any thread.
 
-    With lancedb comes the client of a catalogue over HTTP, some 150 classes and 370 functions; to make validators of
-    all of them takes a third of that import (`benchmarks/techniques.py lancedb`), and here nobody calls one.
+    For the client of a catalogue over HTTP that comes with lancedb, some 150 classes and 370 functions: to make
+    validators of all of them takes three tenths of that import (`benchmarks/techniques.py lancedb`), and here nobody
+    calls one.
     """
     import pydantic
 
     later = pydantic.ConfigDict(defer_build=True)
     with _deferring:
         config, decorator = pydantic.BaseModel.model_config, pydantic.validate_call
+
+        def validate_call(*function: Any, **options: Any) -> Any:
+            return decorator(*function, **options) if options else decorator(config=later)(*function)
+
         pydantic.BaseModel.model_config = {**config, **later}
-        # what it is without arguments, which is how it is called there
-        pydantic.validate_call = decorator(config=later)  # type: ignore[assignment]
+        pydantic.validate_call = validate_call
         try:
             yield
         finally:

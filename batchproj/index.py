@@ -6,8 +6,10 @@ shows until the tag moves. Parquet is the truth: the table can always be built a
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -275,7 +277,10 @@ def _configs(table: Any, settings: Index) -> Iterator[tuple[str, Any]]:
 
 def connect(folder: Folder) -> Any:
     """A LanceDB connection on the collection; S3 by the standard AWS variables."""
-    with importing(), validators_when_used():
+    with importing():
+        if "lancedb" not in sys.modules:
+            with validators_when_used(), contextlib.suppress(ImportError):
+                import lance_namespace  # noqa: F401
         import lancedb
 
     path = folder.uri.removeprefix("file://")

@@ -85,6 +85,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a failed task is raised here as well
     address = os.environ.get("RAY_ADDRESS") or "local"
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # inherited by Ray's processes: a terminal that is closed tells its whole group, and it is for us to end them
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     with warnings.catch_warnings():
         # Ray starts its servers by fork and exec at once; Lance and LanceDB warn of forks that go on
         warnings.filterwarnings("ignore", message="lancedb fork support")
@@ -107,6 +109,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
             signal.signal(signal.SIGTERM, on_sigterm)
             signal.raise_signal(signal.SIGTERM)
             raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     in_main = threading.current_thread() is threading.main_thread()
     if in_main:
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -144,7 +148,9 @@ def _undisturbed(close: Callable[[], None]) -> None:
     """
     came: set[int] = set()
     deadline = time.monotonic() + CLOSING_S
-    stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    stopping = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
+        stopping.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda late, _: came.add(late)) for number in stopping}
     aside = ThreadPoolExecutor(1)
     try:

@@ -88,7 +88,9 @@ _CREDENTIAL_CODES = frozenset(
     }
 )
 
-_budget_s = 180.0
+USUAL_BUDGET_S = 180.0
+
+_budget_s = USUAL_BUDGET_S
 _abandoned = False
 
 

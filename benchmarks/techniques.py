@@ -358,8 +358,8 @@ def imported(collecting: bool) -> Work:
 
 def imported_lancedb(is_plain: bool) -> Work:
     """A process that imports LanceDB as Python does, or as `index` has it done."""
-    around = "importing()" if is_plain else "importing(), validators_when_used()"
-    program = f"from batchproj.importing import *\nwith {around}:\n    import lancedb"
+    before = "" if is_plain else "    with validators_when_used():\n        import lance_namespace\n"
+    program = f"from batchproj.importing import *\nwith importing():\n{before}    import lancedb"
     return lambda: subprocess.run([sys.executable, "-c", program], check=True)
 
 

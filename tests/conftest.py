@@ -59,7 +59,7 @@ def _own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs and services set how long store calls of their whole process are retried: no test meets another's."""
     from batchproj import retry
 
-    monkeypatch.setattr(retry, "_budget_s", 180.0)
+    monkeypatch.setattr(retry, "_budget_s", retry.USUAL_BUDGET_S)
 
 
 @pytest.fixture(autouse=True)

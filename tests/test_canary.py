@@ -236,7 +236,7 @@ def test_a_row_with_a_signed_url_is_quarantined_without_it(tmp_path: Path) -> No
     assert reasons == ["bad_row" if "simplecache" not in url else "outside_roots" for url in ["", *URLS]]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_no_process_and_no_log_of_ray_has_a_secret(
     secrets: None, s3_bucket: str, tiny_space: Path, tmp_path: Path
 ) -> None:

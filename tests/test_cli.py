@@ -144,7 +144,9 @@ def test_what_a_run_did_is_told_without_zeros() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
+)
 def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
     number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:
@@ -162,11 +164,14 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
         tmp_path / "recipe.yaml",
     ]
     line = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
-    process = subprocess.Popen(
-        line, stderr=subprocess.PIPE, text=True, env={**os.environ, "BATCHPROJ_TEST_MARKER": marker}
-    )
+    # in a group of its own, as a shell would start it: a terminal that is closed tells all of the group
+    own = {"text": True, "process_group": 0, "env": {**os.environ, "BATCHPROJ_TEST_MARKER": marker}}
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, **own)
     wait_for(lambda: len(list((tmp_path / "c" / "units").glob("*/*/done.json"))) >= 3, process)
-    process.send_signal(number)
+    if number == signal.SIGHUP:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     _, said = process.communicate(timeout=20)  # what is promised
     assert process.returncode == code, said
     assert "run the same command again" in said
@@ -187,9 +192,16 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+    ("while_", "number", "code"),
+    [
+        ("ray starts", signal.SIGTERM, 143),
+        ("ray starts", signal.SIGINT, 130),
+        ("working without it", signal.SIGTERM, 143),
+        ("switching", signal.SIGTERM, 143),
+        pytest.param("working without it", signal.SIGINT, 130, marks=pytest.mark.long),
+        pytest.param("switching", signal.SIGINT, 130, marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize("while_", ["ray starts", "working without it", "switching"])
 def test_a_stop_is_a_stop_at_any_time(
     while_: str, number: signal.Signals, code: int, tmp_path: Path, tiny_space: Path
 ) -> None:

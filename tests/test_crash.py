@@ -85,7 +85,7 @@ def run_with(
 @pytest.mark.parametrize(
     "point",
     [
-        pytest.param(name, marks=[] if name in ("commit.added", "commit.recorded") else [pytest.mark.long])
+        pytest.param(name, marks=[] if name in ("commit.added", "commit.recorded", "commit.tagged") else [pytest.mark.long])
         for name in COMMIT_STEPS
     ],
 )
@@ -97,7 +97,10 @@ def test_killed_at_a_step_of_the_commit(point: str, story: Story, tiny_space: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "point",
-    [pytest.param(name, marks=[] if name == "commit.live" else [pytest.mark.long]) for name in COMMIT_STEPS],
+    [
+        pytest.param(name, marks=[] if name in ("commit.recorded", "commit.live") else [pytest.mark.long])
+        for name in COMMIT_STEPS
+    ],
 )
 def test_killed_at_a_step_of_the_commit_on_s3(
     point: str, story: Story, tiny_space: Path, s3_bucket: str, tmp_path: Path

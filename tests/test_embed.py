@@ -110,6 +110,7 @@ def test_second_run_reads_nothing_and_writes_nothing(
     assert second.encode_calls == {}
 
 
+@through_ray
 def test_only_what_changed_is_done(corpus: Path, tiny_space: Path, embedded: tuple[Path, Report]) -> None:
     collection, _ = embedded
     before = vectors(collection, corpus)

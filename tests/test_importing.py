@@ -46,7 +46,13 @@ def test_lancedb_comes_without_the_validators_of_a_client_nobody_calls_which_are
 
         before = dict(pydantic.BaseModel.model_config), pydantic.validate_call
         with validators_when_used():
-            import lancedb
+            import lance_namespace
+
+            @pydantic.validate_call(config={"strict": True})
+            def doubled(number: int) -> int:
+                return 2 * number
+
+        assert doubled(2) == 4
 
         assert (dict(pydantic.BaseModel.model_config), pydantic.validate_call) == before
 
@@ -65,7 +71,11 @@ def test_lancedb_comes_without_the_validators_of_a_client_nobody_calls_which_are
                 refused()
             except pydantic.ValidationError as error:
                 print(error.error_count())
+        try:
+            doubled("2")
+        except pydantic.ValidationError as error:
+            print(error.error_count())
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 2
+    assert len(done.stdout.split()) == 3

@@ -104,7 +104,7 @@ WORKLOADS = {
         Workload("text-long", _TEXT, 1_000, "texts of about 240 tokens", ".txt", _text(corpus.paragraph)),
         Workload("image-small", _IMAGE, 2_000, "PNG up to 300 px", ".png", _picture(corpus.icon)),
         Workload(
-            "image-camera", _IMAGE, 300, "JPEG of 1600 to 2400 px, a thousand of them distinct", ".jpg",
+            "image-camera", _IMAGE, 300, "JPEG of 1600 to 2400 px, at most a thousand distinct", ".jpg",
             _picture(corpus.photograph), distinct=1_000,
         ),
         Workload("audio-short", _AUDIO, 500, "sounds of 1 to 3 s", ".flac", _sound(corpus.short_seconds)),

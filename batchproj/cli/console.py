@@ -106,12 +106,14 @@ _stopping_line = "stopped; nothing half-done is visible, run the same command ag
 
 def answer_signals() -> None:
     """Interrupt, SIGTERM and a terminal that is closed stop the command, the last unless `nohup` has it ignored."""
+    has_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     for number in STOPPING:
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+        if not (has_nohup and number == signal.SIGHUP):
             signal.signal(number, on_signal)
 
 
 def ignore_signals() -> None:
+    """From now on: what ends must neither be cut off nor be ended twice."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
