@@ -85,7 +85,9 @@ def run_with(
 @pytest.mark.parametrize(
     "point",
     [
-        pytest.param(name, marks=[] if name in ("commit.added", "commit.recorded", "commit.tagged") else [pytest.mark.long])
+        pytest.param(
+            name, marks=[] if name in ("commit.added", "commit.recorded", "commit.tagged") else [pytest.mark.long]
+        )
         for name in COMMIT_STEPS
     ],
 )
