@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Cache = Literal["pooled", "tokens"]
 """What of an encoder's output is a feature: one vector a segment, or its tokens before they are pooled."""
@@ -95,6 +96,8 @@ is paused for them; they do count as bad when it is done."""
 
 def listing_schema() -> pa.Schema:
     """One row per listed item, as the source yields them."""
+    import pyarrow as pa
+
     return pa.schema(
         [
             pa.field("item", pa.string(), nullable=False),  # digest of the canonical URI, of rows that of their address
@@ -114,6 +117,8 @@ def vector_schema(dim: int) -> pa.Schema:
 
     `id` carries Lance's primary-key mark: without it two upserts of one new key leave two rows.
     """
+    import pyarrow as pa
+
     primary_key = {"lance-schema:unenforced-primary-key": "true"}
     return pa.schema(
         [
@@ -138,6 +143,8 @@ def vector_schema(dim: int) -> pa.Schema:
 
 def feature_schema(dim: int, cache: Cache = "pooled") -> pa.Schema:
     """Rows of the feature cache: a vector row before it was projected, feature (D,) or tokens (T, D), float16."""
+    import pyarrow as pa
+
     made_later = {"vector", "fingerprint", "run"}
     kept = [pa.field(f.name, f.type, f.nullable) for f in vector_schema(1) if f.name not in made_later]
     feature = pa.list_(pa.float16(), dim)
@@ -146,6 +153,8 @@ def feature_schema(dim: int, cache: Cache = "pooled") -> pa.Schema:
 
 def outcome_schema() -> pa.Schema:
     """What came of each item of a unit: embedded, quarantined, or deferred to another modality."""
+    import pyarrow as pa
+
     return pa.schema(
         [
             pa.field("item", pa.string(), nullable=False),
@@ -167,6 +176,8 @@ def quarantine_schema() -> pa.Schema:
     `attempts` counts the runs that tried this very version of the object and failed, this one and those before that
     became live; `run` is the last of them.
     """
+    import pyarrow as pa
+
     return pa.schema(
         [
             pa.field("item", pa.string()),

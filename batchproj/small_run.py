@@ -22,7 +22,7 @@ from batchproj.stages import Embedding, Job, Projecting, Reader
 from batchproj.unit_row import unit_row
 from batchproj.worker_environment import PATIENT_THREADS
 
-MOST_ITEMS = 200
+MOST_ITEMS = 400
 MOST_PROJECTED = 300_000
 """Items whose pooled features are projected again: 100,000 with 384 numbers take some three seconds on two cores."""
 

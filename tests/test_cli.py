@@ -138,6 +138,12 @@ def test_help_has_an_example_for_every_command() -> None:
         assert f"Example: batchproj {name}" in " ".join(command(name, "--help").stdout.split())
 
 
+def test_help_imports_no_library_of_work() -> None:
+    heavy = ("duckdb", "fsspec", "lancedb", "numpy", "pandas", "pyarrow", "ray", "torch", "transformers")
+    told = run_script(f"import sys, batchproj.cli; print([name for name in {heavy} if name in sys.modules])")
+    assert told.stdout == "[]\n", told.stderr
+
+
 def test_what_a_run_did_is_told_without_zeros() -> None:
     assert nonzero({"embedded": 0, "projected again": 1_234, "deleted": 2}) == "1,234 projected again, 2 deleted"
     assert nonzero({"embedded": 0}) == ""

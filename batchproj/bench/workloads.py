@@ -110,7 +110,7 @@ WORKLOADS = {
         Workload("audio-short", _AUDIO, 500, "sounds of 1 to 3 s", ".flac", _sound(corpus.short_seconds)),
         Workload("audio-long", _AUDIO, 12, "sounds of 1 to 6 minutes", ".flac", _sound(corpus.long_seconds)),
         Workload(
-            "small-objects", _TEXT, 20_000, "objects of 2 kB on S3", ".txt", _text(corpus.record), on_s3=True
+            "many-small-objects", _TEXT, 20_000, "objects of 2 kB on S3", ".txt", _text(corpus.record), on_s3=True
         ),
         Workload(
             "reproject", _TEXT, 100_000, "cached features, another projector", ".txt", _text(corpus.sentence),

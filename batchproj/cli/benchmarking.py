@@ -17,7 +17,8 @@ def bench(
     workloads: Annotated[
         list[str] | None,
         typer.Argument(
-            help="text-short, text-long, image-small, image-camera, audio-short, audio-long, small-objects, reproject",
+            help="text-short, text-long, image-small, image-camera, audio-short, audio-long, many-small-objects, "
+            "reproject",
             show_default="all of them",
         ),
     ] = None,
@@ -47,7 +48,7 @@ def bench(
     from batchproj.bench.picture import picture
 
     wanted = present.chosen(workloads or [])
-    taking_part = known.chosen(contenders.split(",") if contenders else [])
+    taking_part = known.chosen(contenders.split(",") if contenders is not None else [])
     require_writable(out)
     settings = Settings(rounds=rounds, items=items, price=price)
     stopping_line("stopped; no workload was done yet, nothing is kept")
@@ -70,6 +71,4 @@ def bench(
         say(f"  {line}")
     beside = "its picture beside it" if drawn else "for a picture: pip install 'batchproj[bench]'"
     print(f"All that was measured is in {file}, {beside}.")
-    print(
-        "Next: batchproj bench --rounds 9 on a machine with nothing else to do; ratios of two machines do not compare."
-    )
+    print("Next: the same with --rounds 9, where nothing else runs; ratios of two machines do not compare.")
