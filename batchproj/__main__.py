@@ -1,5 +1,19 @@
-"""`python -m batchproj`."""
+"""The command, and `python -m batchproj`: who stops it while it is being imported sees no traceback of that."""
 
-from batchproj.cli import main
+from __future__ import annotations
 
-main()
+import os
+import signal
+
+
+def main() -> None:
+    """Entry point; `batchproj.cli` puts its own handlers in the place of these."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, lambda number, _: os._exit(128 + number))
+    from batchproj import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

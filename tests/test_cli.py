@@ -239,6 +239,19 @@ def test_a_stop_is_a_stop_at_any_time(
     assert json.loads((tmp_path / "c/lock.json").read_text())["released"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_the_command_is_imported_shows_no_traceback(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "typer.py").write_text("import pathlib, time\npathlib.Path('imported').touch()\ntime.sleep(60)\n")
+    # the first place where it is looked for is the folder that the command is called in
+    line = [sys.executable, "-m", "batchproj", "--help"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "imported").exists(), process)
+    process.send_signal(number)
+    assert (process.communicate(timeout=20)[0], process.returncode) == ("", code)
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_is_closed_stops_a_run_unless_nohup_says_otherwise(
     ignored: bool, tmp_path: Path, tiny_space: Path
