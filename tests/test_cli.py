@@ -149,6 +149,12 @@ def test_what_a_run_did_is_told_without_zeros() -> None:
     assert nonzero({"embedded": 0}) == ""
 
 
+HEARS_HANGUP = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+"""Whoever runs the tests may have it ignored, and so would what they start."""
+
+BECOMES = "os.execvp(sys.argv[1], sys.argv[1:])"
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["INT", "TERM", "HUP"]
@@ -169,9 +175,7 @@ def test_a_stopped_run_leaves_no_process_and_is_finished_by_a_rerun(
         "--recipe",
         tmp_path / "recipe.yaml",
     ]
-    line = [sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
-    if signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("whoever runs the tests has it ignored")
+    line = [sys.executable, "-c", HEARS_HANGUP + BECOMES, sys.executable, "-m", "batchproj.cli", *map(str, arguments)]
     # in a group of its own, as a shell would start it: a terminal that is closed tells all of the group
     own = {"text": True, "process_group": 0, "env": {**os.environ, "BATCHPROJ_TEST_MARKER": marker}}
     process = subprocess.Popen(line, stderr=subprocess.PIPE, **own)
@@ -254,26 +258,39 @@ def test_a_stop_while_the_command_is_imported_shows_no_traceback(
     assert (process.communicate(timeout=20)[0], process.returncode) == ("", code)
 
 
+READS_SLOWLY = """if True:
+    import pathlib, sys, time
+    from batchproj import cli
+    from batchproj.source import reading
+
+    read = reading.read_pinned
+
+    def slowly(*given):
+        pathlib.Path("{there}").touch()
+        time.sleep({seconds})
+        return read(*given)
+
+    reading.read_pinned = slowly
+    cli.main()
+"""
+
+
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_is_closed_stops_a_run_unless_nohup_says_otherwise(
     ignored: bool, tmp_path: Path, tiny_space: Path
 ) -> None:
     write_words(tmp_path / "texts" / "one.txt", 1)
     line = ["embed", tmp_path / "texts", tmp_path / "c", "--space", tiny_space]
-    line = [*(["nohup"] if ignored else []), sys.executable, "-m", "batchproj.cli", *map(str, line)]
-    # what is ignored would go on for a minute and longer
-    environment = {**os.environ, VARIABLE: f"unit.begun:{10 if ignored else 60}s"}
-    own = "os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY); os.execvp(sys.argv[1], sys.argv[1:])"
-    # whoever runs the tests may have it ignored himself
-    own = f"import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL); {own}"
+    reading = READS_SLOWLY.format(there=str(tmp_path / "reading"), seconds=10 if ignored else 300)
+    line = [*(["nohup"] if ignored else []), sys.executable, "-c", reading, *map(str, line)]
+    own = f"{HEARS_HANGUP}import fcntl, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY); {BECOMES}"
     terminal, end = pty.openpty()
     line = [sys.executable, "-c", own, *line]
     # nohup leaves what is said in a file where it is called
-    process = subprocess.Popen(line, stdin=end, stdout=end, stderr=end, env=environment, cwd=tmp_path)
+    process = subprocess.Popen(line, stdin=end, stdout=end, stderr=end, cwd=tmp_path)
     os.close(end)
     try:
-        wait_for(lambda: list((tmp_path / "c/units").glob("*/*/inputs.parquet")) != [], process)
-        time.sleep(6)  # in the unit
+        wait_for(lambda: (tmp_path / "reading").exists(), process)
     finally:
         os.close(terminal)
     assert process.wait(60) == (0 if ignored else 128 + signal.SIGHUP)
